@@ -1,0 +1,40 @@
+# make demo, make test, make lint, make bench: each does all there is to do, from a fresh clone.
+PYTHON ?= python3
+# A CPU build of torch suffices here; TORCH=torch takes the newest CUDA build.
+TORCH ?= torch==2.13.0
+VENV ?= .venv
+# The concept that `make demo` moves the photographs' latents to.
+TARGET ?= castle
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+SOURCES := pyproject.toml setup.py Makefile $(shell find csrc -type f)
+
+.PHONY: demo test lint bench clean
+
+# Exit code 1 of the first line is a run with an image below target or failed, which the report shows.
+demo: $(STAMP)
+	$(BIN)/shade-fast poison tests/photographs --out build/demo --target $(TARGET) --view 256 --overwrite || [ $$? -eq 1 ]
+	$(BIN)/shade-fast report build/demo
+
+test: $(STAMP)
+	$(BIN)/python -m pytest
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(STAMP)
+	$(BIN)/python -m benchmarks run --csv build/bench.csv
+
+# Torch goes first, so that a range in another package's metadata cannot choose a different build of it;
+# lpips is read for its heads alone, and its own dependencies would bring torchvision.
+$(STAMP): $(SOURCES)
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(TORCH)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps lpips==0.1.4
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	touch $@
+
+clean:
+	rm -rf build $(VENV) *.egg-info shade_fast/*.so

@@ -1,0 +1,83 @@
+"""The registry: what a case and its sides are, and the list of all of them."""
+
+from __future__ import annotations
+
+import fnmatch
+import importlib
+import pkgutil
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+
+def _nothing() -> None:
+    """No preparation is needed between runs."""
+
+
+@dataclass(frozen=True)
+class Side:
+    """One backend's way to do a case's work.
+
+    `run` is timed; what it returns goes to `check`, which returns None or says what is wrong with it. `reset` is called
+    before each run, untimed. A side whose device works asynchronously waits for it inside `run`.
+    """
+
+    ran: str
+    run: Callable[[], Any]
+    check: Callable[[Any], str | None]
+    reset: Callable[[], None] = _nothing
+
+
+@dataclass(frozen=True)
+class Case:
+    """One piece of work at one size, that several backends do.
+
+    `prepare` makes the inputs and the right result once, and returns the function that makes a backend's side of them;
+    it raises ShadeFastError for a backend that is not there. `bytes_moved` and `operations` are the least that one run
+    takes, of memory traffic and of floating-point work; 0 where the figure means nothing.
+    """
+
+    name: str
+    purpose: str
+    shape: str
+    backends: tuple[str, ...]
+    prepare: Callable[[], Callable[[str], Side]]
+    images: int = 1
+    bytes_moved: int = 0
+    operations: int = 0
+
+
+_cases: dict[str, Case] = {}
+
+
+def register(case: Case) -> Case:
+    """Add a case; its name is unique, with dots between its parts, the largest group first."""
+    if case.name in _cases:
+        raise ValueError(f"the benchmark case {case.name} is registered twice")
+    _cases[case.name] = case
+    return case
+
+
+def all_cases() -> list[Case]:
+    """Every case of every module in benchmarks/cases, by name."""
+    from benchmarks import cases
+
+    for module in pkgutil.iter_modules(cases.__path__):
+        importlib.import_module(f"{cases.__name__}.{module.name}")
+    return sorted(_cases.values(), key=lambda case: case.name)
+
+
+def select(patterns: Iterable[str]) -> list[Case]:
+    """The cases that any pattern names: a case's name, the first parts of it, or a shell pattern; all without one.
+
+    Raises ValueError for a pattern that names none.
+    """
+    cases, wanted = all_cases(), list(patterns)
+    for pattern in wanted:
+        if not any(_matches(case, pattern) for case in cases):
+            raise ValueError(f"no benchmark case {pattern!r}; there are {', '.join(case.name for case in cases)}")
+    return [case for case in cases if not wanted or any(_matches(case, pattern) for pattern in wanted)]
+
+
+def _matches(case: Case, pattern: str) -> bool:
+    return case.name.startswith(f"{pattern}.") or fnmatch.fnmatchcase(case.name, pattern)

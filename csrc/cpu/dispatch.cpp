@@ -1,0 +1,182 @@
+// The CPU side of the interface: chooses the instruction set, cuts images into blocks, and hands blocks to threads.
+#include <atomic>
+#include <cstring>
+#include <new>
+#include <vector>
+
+#include "../shade_fast.h"
+#include "kernels.h"
+#include "threads.h"
+
+namespace shade_fast::cpu {
+namespace {
+
+struct Kernels {
+  const char* name;
+  bool (*runs_here)();
+  decltype(&portable::sum_absolute) sum_absolute;
+  decltype(&portable::update) update;
+  decltype(&portable::quantize) quantize;
+  decltype(&portable::blend_rows) blend_rows;
+  decltype(&portable::blend_columns) blend_columns;
+};
+
+// Widest first.
+const Kernels kBuilt[] = {
+#if defined(SHADE_FAST_X86)
+    {"avx512",
+     [] {
+       return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+              __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
+              __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+     },
+     avx512::sum_absolute, avx512::update, avx512::quantize, avx512::blend_rows, avx512::blend_columns},
+    {"avx2", [] { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }, avx2::sum_absolute,
+     avx2::update, avx2::quantize, avx2::blend_rows, avx2::blend_columns},
+#endif
+    {"portable", [] { return true; }, portable::sum_absolute, portable::update, portable::quantize,
+     portable::blend_rows, portable::blend_columns},
+};
+constexpr int kBuiltCount = static_cast<int>(sizeof(kBuilt) / sizeof(kBuilt[0]));
+
+const Kernels* widest() {
+  for (const Kernels& kernels : kBuilt) {
+    if (kernels.runs_here()) return &kernels;
+  }
+  return &kBuilt[kBuiltCount - 1];
+}
+
+std::atomic<const Kernels*>& selected() {
+  static std::atomic<const Kernels*> kernels{widest()};
+  return kernels;
+}
+
+// 64 KiB of float32: a block's share of an image stays in the second-level cache. The size is part of the result of a
+// sum, so it depends on nothing.
+constexpr std::int64_t kBlock = 16384;
+// A million values: with fewer for each, starting a thread takes longer than the work it takes over.
+constexpr std::int64_t kBlocksPerThread = 64;
+constexpr std::int64_t kValuesPerThread = kBlock * kBlocksPerThread;
+
+bool is_sound(const Band& band) {
+  return band.rows >= 1 && band.columns >= 1 && band.taps >= 1 && band.taps <= band.columns;
+}
+
+std::int64_t rows_per_thread(std::int64_t values_in_a_row) { return kValuesPerThread / values_in_a_row + 1; }
+
+struct Blocks {
+  std::int64_t elements;
+  std::int64_t per_image = (elements + kBlock - 1) / kBlock;
+
+  std::int64_t image(std::int64_t task) const { return task / per_image; }
+  std::int64_t within_image(std::int64_t task) const { return task % per_image * kBlock; }
+  std::int64_t begin(std::int64_t task) const { return image(task) * elements + within_image(task); }
+  std::int64_t count(std::int64_t task) const {
+    const std::int64_t left = elements - within_image(task);
+    return left < kBlock ? left : kBlock;
+  }
+};
+
+}  // namespace
+
+Status select_isa(const char* name) {
+  for (const Kernels& kernels : kBuilt) {
+    if (std::strcmp(kernels.name, name) != 0) continue;
+    if (!kernels.runs_here()) return Status::unsupported_isa;
+    selected().store(&kernels);
+    return Status::ok;
+  }
+  return Status::unknown_isa;
+}
+
+const char* selected_isa() { return selected().load()->name; }
+
+const char* built_isa(int index) { return index >= 0 && index < kBuiltCount ? kBuilt[index].name : nullptr; }
+
+Status optimizer_update(float* delta, float* momentum, const float* gradient, const std::uint8_t* clean,
+                        const float* step, float* mean, std::int64_t images, std::int64_t elements, float decay,
+                        float linf, int threads) try {
+  if (images < 0 || elements < 0 || threads < 1 || !(linf >= 0.0f)) return Status::bad_argument;
+  const Kernels& kernels = *selected().load();
+  const Blocks blocks{elements};
+  const std::int64_t tasks = images * blocks.per_image;
+
+  std::vector<double> sums(static_cast<std::size_t>(tasks));
+  std::vector<double> means(static_cast<std::size_t>(images));
+  parallel_for(tasks, kBlocksPerThread, threads, [&](std::int64_t task) {
+    sums[static_cast<std::size_t>(task)] = kernels.sum_absolute(gradient + blocks.begin(task), blocks.count(task));
+  });
+  for (std::int64_t image = 0; image < images; ++image) {
+    double sum = 0.0;
+    for (std::int64_t block = 0; block < blocks.per_image; ++block) {
+      sum += sums[static_cast<std::size_t>(image * blocks.per_image + block)];
+    }
+    means[static_cast<std::size_t>(image)] = elements > 0 ? sum / static_cast<double>(elements) : 0.0;
+    mean[image] = static_cast<float>(means[static_cast<std::size_t>(image)]);
+  }
+
+  parallel_for(tasks, kBlocksPerThread, threads, [&](std::int64_t task) {
+    const std::int64_t image = blocks.image(task);
+    const double image_mean = means[static_cast<std::size_t>(image)];
+    if (!is_finite(image_mean)) return;
+    const std::int64_t begin = blocks.begin(task);
+    kernels.update(delta + begin, momentum + begin, gradient + begin, clean + begin, blocks.count(task),
+                   {inverse_of_mean(image_mean), decay, step[image], linf});
+  });
+  return Status::ok;
+} catch (const std::bad_alloc&) {
+  return Status::out_of_memory;
+}
+
+Status quantize(const std::uint8_t* clean, const float* delta, const float* scale, std::uint8_t* result,
+                std::int64_t images, std::int64_t elements, int levels, int threads) try {
+  if (images < 0 || elements < 0 || threads < 1 || levels < 0 || levels > 255) return Status::bad_argument;
+  const Kernels& kernels = *selected().load();
+  const Blocks blocks{elements};
+  parallel_for(images * blocks.per_image, kBlocksPerThread, threads, [&](std::int64_t task) {
+    const std::int64_t begin = blocks.begin(task);
+    kernels.quantize(clean + begin, delta + begin, result + begin, blocks.count(task),
+                     255.0f * scale[blocks.image(task)], static_cast<float>(levels));
+  });
+  return Status::ok;
+} catch (const std::bad_alloc&) {
+  return Status::out_of_memory;
+}
+
+std::int64_t resize_scratch(std::int64_t planes, const Band& vertical, const Band& horizontal) {
+  if (planes < 0 || !is_sound(vertical) || !is_sound(horizontal)) return 0;
+  const bool shrinks = vertical.rows <= vertical.columns;
+  return planes * (shrinks ? vertical.rows * horizontal.columns : vertical.columns * horizontal.rows);
+}
+
+Status resize(const float* images, float* result, float* scratch, std::int64_t planes, Band vertical, Band horizontal,
+              int threads) try {
+  if (planes < 0 || threads < 1 || !is_sound(vertical) || !is_sound(horizontal)) return Status::bad_argument;
+  const Kernels& kernels = *selected().load();
+  const auto vertically = [&](const float* from, float* to, std::int64_t width) {
+    parallel_for(planes * vertical.rows, rows_per_thread(width * vertical.taps), threads, [&](std::int64_t task) {
+      const std::int64_t plane = task / vertical.rows, row = task % vertical.rows;
+      kernels.blend_rows(from + (plane * vertical.columns + vertical.start[row]) * width,
+                         vertical.weights + row * vertical.taps, vertical.taps, width, to + task * width);
+    });
+  };
+  const auto horizontally = [&](const float* from, float* to, std::int64_t height) {
+    const std::int64_t width = horizontal.rows;
+    parallel_for(planes * height, rows_per_thread(width * horizontal.taps), threads, [&](std::int64_t task) {
+      kernels.blend_columns(from + task * horizontal.columns, horizontal.start, horizontal.weights, horizontal.taps,
+                            width, to + task * width);
+    });
+  };
+  if (vertical.rows <= vertical.columns) {
+    vertically(images, scratch, horizontal.columns);
+    horizontally(scratch, result, vertical.rows);
+  } else {
+    horizontally(images, scratch, vertical.columns);
+    vertically(scratch, result, horizontal.rows);
+  }
+  return Status::ok;
+} catch (const std::bad_alloc&) {
+  return Status::out_of_memory;
+}
+
+}  // namespace shade_fast::cpu

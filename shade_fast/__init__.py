@@ -1,0 +1,29 @@
+"""shade_fast: bulk image protection. Nightshade perturbations (arXiv 2310.13828) as a high-performance engine."""
+
+from shade_fast.anchors import Anchor, AnchorLibrary, generate_anchors
+from shade_fast.budget import Budget
+from shade_fast.encoders import Encoder, load_encoder
+from shade_fast.errors import ShadeFastError
+from shade_fast.perceptual import load_perceptual
+from shade_fast.poison import poison_batch
+from shade_fast.report import write_report
+from shade_fast.results import PoisonedImage, PoisonResult
+from shade_fast.version import __version__
+from shade_fast.view import View
+
+__all__ = [
+    "Anchor",
+    "AnchorLibrary",
+    "Budget",
+    "Encoder",
+    "PoisonResult",
+    "PoisonedImage",
+    "ShadeFastError",
+    "View",
+    "__version__",
+    "generate_anchors",
+    "load_encoder",
+    "load_perceptual",
+    "poison_batch",
+    "write_report",
+]

@@ -1,0 +1,247 @@
+"""The command line: `shade-fast poison`, `report` and `info`."""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import sys
+from collections.abc import Sequence
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from shade_fast.anchors import AnchorLibrary
+from shade_fast.archive import MANIFEST_NAME, find_images, plan_files, poison_files
+from shade_fast.archive.manifest import Row
+from shade_fast.budget import Budget
+from shade_fast.engine import BACKENDS, OPTIMIZERS
+from shade_fast.errors import ShadeFastError
+from shade_fast.images import OUTPUT_FORMATS, Output
+from shade_fast.info import describe_machine, info_lines
+from shade_fast.poison import Poisoner
+from shade_fast.report import write_report
+from shade_fast.results import PoisonedImage, summarize
+from shade_fast.version import __version__
+from shade_fast.view import View
+
+EXIT_OK, EXIT_SOME, EXIT_NOTHING, EXIT_INTERRUPTED = 0, 1, 2, 130
+#: Rows that the closing table shows before it keeps to those that are not ok.
+LARGEST_TABLE = 40
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command. Exit codes: 0 all ok, 1 some below target or failed, 2 nothing could run, 130 interrupted."""
+    options = _parser().parse_args(arguments)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # A file's name may hold bytes that are no text, or text that the terminal's encoding lacks.
+        sys.stdout.reconfigure(errors="backslashreplace")
+    try:
+        return int(options.run(options))
+    except ShadeFastError as error:
+        print(f"shade-fast: {error}", file=sys.stderr)
+        return EXIT_NOTHING
+    except KeyboardInterrupt:
+        print("shade-fast: interrupted", file=sys.stderr)
+        return EXIT_INTERRUPTED
+
+
+def _poison(options: argparse.Namespace) -> int:
+    output = Output(options.format, options.quality)
+    budget = Budget(linf=options.linf, lpips=options.lpips)
+    view = View(size=options.view)
+    encoders = options.encoder or ["embedded"]
+    sources = find_images(options.sources, exclude=options.out)
+    poisoner = Poisoner(
+        encoder=encoders,
+        budget=budget,
+        view=view,
+        perceptual=None if options.perceptual == "none" else options.perceptual,
+        optimizer=options.optimizer,
+        steps=options.steps,
+        backend=options.backend,
+        devices=options.devices,
+        batch_size=options.batch_size,
+        seed=options.seed,
+        target_ratio=options.target_ratio,
+        anchors=None if options.anchors is None else AnchorLibrary.from_folder(options.anchors),
+    )
+    if options.dry_run:
+        return _dry_run(options, sources, poisoner, output)
+    chosen = {
+        "target": options.target,
+        "encoder": encoders,
+        "budget": {"linf": budget.linf, "lpips": budget.lpips},
+        "view": {"size": view.size},
+        "optimizer": options.optimizer,
+        "steps": options.steps,
+        "seed": options.seed,
+        "target_ratio": options.target_ratio,
+        "format": options.format,
+        "quality": options.quality,
+    }
+    outcomes: list[PoisonedImage] = []
+    with tqdm(total=len(sources), unit="image", disable=options.quiet or None, file=sys.stderr) as bar:
+
+        def on_image(row: Row) -> None:
+            outcomes.append(row.outcome)
+            bar.set_postfix_str(row.outcome.status, refresh=False)
+            bar.update()
+
+        record = poison_files(
+            sources,
+            options.out,
+            options.target,
+            poisoner,
+            output=output,
+            overwrite=options.overwrite,
+            options=chosen,
+            on_image=on_image,
+        )
+    if options.json:
+        print(json.dumps(record, indent=1))
+    else:
+        print(_table(record["images"]))
+        print(
+            summarize(
+                outcomes,
+                seconds=record["seconds"],
+                encoder=poisoner.encoder_name,
+                perceptual=record["perceptual"],
+                backend=record["backend"],
+            )
+        )
+        print(f"{Path(options.out) / MANIFEST_NAME} holds the record; shade-fast report {options.out} draws it")
+    return _exit_code([outcome.status for outcome in outcomes])
+
+
+def _dry_run(options: argparse.Namespace, sources: Any, poisoner: Poisoner, output: Output) -> int:
+    poisoner.anchor(options.target)
+    rows = plan_files(sources, options.out, poisoner, output=output, overwrite=options.overwrite)
+    if options.json:
+        print(json.dumps(rows, indent=1))
+    else:
+        for row in rows:
+            if row["error"]:
+                print(f"would fail: {row['error']}")
+            else:
+                height, width = row["view"]
+                print(f"{row['source']} ({row['width']}x{row['height']}, seen at {width}x{height}) -> {row['output']}")
+    return _exit_code(["failed" if row["error"] else "ok" for row in rows])
+
+
+def _report(options: argparse.Namespace) -> int:
+    print(write_report(options.directory, options.out))
+    return EXIT_OK
+
+
+def _info(options: argparse.Namespace) -> int:
+    facts = describe_machine()
+    print(json.dumps(facts, indent=1) if options.json else "\n".join(info_lines(facts)))
+    return EXIT_OK
+
+
+def _exit_code(statuses: Sequence[str]) -> int:
+    if all(status == "failed" for status in statuses):
+        return EXIT_NOTHING
+    return EXIT_OK if all(status == "ok" for status in statuses) else EXIT_SOME
+
+
+def _table(images: Sequence[dict[str, Any]]) -> str:
+    shown = [image for image in images if len(images) <= LARGEST_TABLE or image["status"] != "ok"]
+    if not shown:
+        return f"{len(images)} images, all ok"
+    width = max(len(Path(image["source"]).name) for image in shown)
+    lines = [f"{'image':<{width}}  {'size':>11}  {'status':<12}  {'linf':>6}  {'lpips':>6}  latent distance"]
+    for image in shown:
+        line = f"{Path(image['source']).name:<{width}}  {image['width']:>5}x{image['height']:<5}  {image['status']:<12}"
+        if image["distance_after"] is not None:
+            lpips = "-" if image["lpips"] is None else f"{image['lpips']:.4f}"
+            before, after = image["distance_before"], image["distance_after"]
+            left = f" ({after / before:.0%} left)" if before > 0 else ""
+            line += f"  {round(255 * image['linf']):>2}/255  {lpips:>6}  {before:.2f} -> {after:.2f}{left}"
+        lines.append(line.rstrip())
+    if len(shown) < len(images):
+        lines.append(f"and {len(images) - len(shown)} more, ok")
+    return "\n".join(lines)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="shade-fast", description="Protect images: perturbations inside a stated visual budget (arXiv 2310.13828)."
+    )
+    parser.add_argument("--version", action="version", version=__version__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    poison = commands.add_parser(
+        "poison",
+        help="protect image files",
+        description="Protect image files and folders of them. Exit code: 0 all ok, 1 some below target or failed, "
+        "2 nothing could run.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    poison.set_defaults(run=_poison)
+    add = poison.add_argument
+    add("sources", nargs="+", metavar="SRC", help="image files, or folders that are searched through")
+    add("--out", required=True, metavar="DIR", help="folder for the protected files and the run's record")
+    add("--target", required=True, metavar="NAME|PATH", help="target concept: an anchor's name, an image or a folder")
+    add("--encoder", action="append", metavar="NAME|PATH|ID", help="encoder; again for an ensemble (default: embedded)")
+    add("--linf", type=bound, default="16/255", help="largest change of a channel, in [0, 1] units, or 'none'")
+    add("--lpips", type=bound, default="0.07", help="largest LPIPS distance, or 'none'")
+    add("--view", type=_size, default="512", metavar="SIZE", help="shorter side that a trainer resizes to, or 'none'")
+    add("--perceptual", default="auto", help="LPIPS network: auto, vgg, st-vgg, alex, st-alex, squeeze, or 'none'")
+    add("--optimizer", default="momentum", choices=OPTIMIZERS, help="momentum, or one of the published loops")
+    add("--steps", type=int, default=60, help="optimiser steps")
+    add("--backend", default="auto", choices=BACKENDS, help="what executes the networks and the optimiser")
+    add("--devices", default="auto", help="auto, cpu, cuda:0")
+    add("--batch-size", type=_batch_size, default="auto", help="images of one size optimised together, or 'auto'")
+    add("--seed", type=int, default=0, help="recorded with the run")
+    add("--target-ratio", type=float, default=0.9, help="share of the latent distance that may be left for 'ok'")
+    add("--anchors", metavar="DIR", help="library of anchors: a folder with a subfolder of images for each concept")
+    add("--format", default="png", choices=["same", *OUTPUT_FORMATS], help="format of the files written")
+    add("--quality", type=int, default=95, help="JPEG quality")
+    add("--overwrite", action="store_true", help="write over an earlier run's files")
+    add("--dry-run", action="store_true", help="say what would be done with each file, and do nothing")
+    add("--json", action="store_true", help="print the run's record as JSON")
+    add("--quiet", action="store_true", help="no progress bar")
+
+    report = commands.add_parser("report", help="draw a run's record as one HTML page")
+    report.set_defaults(run=_report)
+    report.add_argument("directory", metavar="DIR", help="a run's folder")
+    report.add_argument("--out", metavar="FILE", help="the page (default: DIR/report.html)")
+
+    info = commands.add_parser("info", help="devices, backends, weights found, versions")
+    info.set_defaults(run=_info)
+    info.add_argument("--json", action="store_true", help="print as JSON")
+    return parser
+
+
+def bound(text: str) -> float | None:
+    if text.lower() == "none":
+        return None
+    try:
+        return float(Fraction(text))
+    except (ValueError, ArithmeticError):
+        raise argparse.ArgumentTypeError(f"{text!r}: give a number, a fraction such as 16/255, or 'none'") from None
+
+
+def _size(text: str) -> int | None:
+    if text.lower() == "none":
+        return None
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r}: give a whole number of pixels, or 'none'") from None
+
+
+def _batch_size(text: str) -> int | str:
+    try:
+        return text if text == "auto" else int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r}: give a whole number, or 'auto'") from None
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,19 @@
+"""The optimisation: tensors in, tensors out, no files."""
+
+from shade_fast.engine.devices import BACKENDS, resolve_backend, resolve_device
+from shade_fast.engine.optimizers import OPTIMIZERS, check_optimizer, optimize
+from shade_fast.engine.problem import Problem
+from shade_fast.engine.projection import Codec, Projected, project
+
+__all__ = [
+    "BACKENDS",
+    "OPTIMIZERS",
+    "Codec",
+    "Problem",
+    "Projected",
+    "optimize",
+    "check_optimizer",
+    "project",
+    "resolve_backend",
+    "resolve_device",
+]

@@ -1,0 +1,68 @@
+"""Where the engine runs: devices by name, and the backend that executes on them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from shade_fast.errors import ShadeFastError
+from shade_fast.ops import native
+
+#: `auto`, and what it chooses from.
+BACKENDS = ("auto", "reference", "native", "cuda")
+
+
+def resolve_device(devices: str | Sequence[str]) -> torch.device:
+    """The device of a run. `auto` is the first CUDA device where there is one, else the CPU.
+
+    Raises ShadeFastError for an unknown or absent device, and for more than one.
+    """
+    names = [devices] if isinstance(devices, str) else list(devices)
+    if len(names) != 1:
+        raise ShadeFastError(f"devices={names}: give one device; several are used by one process each")
+    if names[0] == "auto":
+        return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(names[0])
+    except RuntimeError as error:
+        raise ShadeFastError(f"devices={names[0]!r}: not a device; give 'auto', 'cpu' or 'cuda:0'") from error
+    if device.type not in ("cpu", "cuda"):
+        raise ShadeFastError(f"devices={names[0]!r}: give 'auto', 'cpu' or 'cuda:0'")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ShadeFastError(
+            f"devices={names[0]!r}: torch {torch.__version__} finds {torch.cuda.device_count()} CUDA devices here; "
+            "install a CUDA build of torch and the driver, or use devices='cpu'"
+        )
+    return device
+
+
+def resolve_backend(backend: str, device: torch.device) -> str:
+    """The backend that really runs on a device. `auto` takes the compiled one where it is built, else `reference`.
+
+    Raises ShadeFastError for an unknown backend, and for one that was asked for and is not there.
+    """
+    if backend not in BACKENDS:
+        raise ShadeFastError(f"backend {backend!r}: give one of {', '.join(BACKENDS)}")
+    compiled = "cuda" if device.type == "cuda" else "native"
+    built = native.cuda_available() if device.type == "cuda" else native.cpu_available()
+    if backend == "auto":
+        return compiled if built else "reference"
+    if backend == "reference":
+        return backend
+    if backend != compiled:
+        if backend == "cuda":
+            raise ShadeFastError("backend 'cuda': no CUDA device is in use; give devices='cuda:0', or backend='native'")
+        raise ShadeFastError(f"backend {backend!r}: runs on the CPU, and {device} is in use; give backend='cuda'")
+    if not built:
+        mend = "with nvcc on the PATH and SHADE_FAST_CUDA=1" if compiled == "cuda" else "where a C++ compiler is"
+        raise ShadeFastError(
+            f"backend {backend!r}: the compiled module is not there; reinstall shade_fast {mend}, "
+            "or use backend='reference'"
+        )
+    return backend
+
+
+def kernels(backend: str) -> str:
+    """The ops' own name for what a backend runs: `reference`, or `native`, the compiled kernels of the device."""
+    return "reference" if backend == "reference" else "native"

@@ -1,0 +1,103 @@
+"""From a perturbation to the pixels of a file that holds both bounds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from shade_fast.budget import Budget
+from shade_fast.engine.devices import kernels
+from shade_fast.engine.problem import Problem
+from shade_fast.ops import quantize
+
+#: What a file's codec makes of an image: uint8 [3, H, W] -> uint8 [3, H, W], decoded again.
+Codec = Callable[[torch.Tensor], torch.Tensor]
+
+#: LPIPS is held to this share of its bound, so that another machine's arithmetic finds it held as well.
+LPIPS_MARGIN = 1 - 1e-4
+#: Halvings of the interval that the scale is known to lie in.
+BISECTIONS = 6
+
+
+@dataclass(frozen=True)
+class Projected:
+    """Pixels and what was measured on them, for a batch.
+
+    stored: uint8 [B, 3, H, W], what the codec is given. pixels: what it makes of them (the same without one).
+    levels: largest change of a uint8 value, [B]. distance, lpips (None without a network), scale
+    (the share of the perturbation that was kept): float [B]. held: bool [B], whether the budget is held.
+    """
+
+    stored: torch.Tensor
+    pixels: torch.Tensor
+    levels: torch.Tensor
+    distance: torch.Tensor
+    lpips: torch.Tensor | None
+    scale: torch.Tensor
+    held: torch.Tensor
+
+
+@torch.no_grad()
+def project(
+    problem: Problem,
+    delta: torch.Tensor,
+    budget: Budget,
+    codecs: Sequence[Codec | None] | None = None,
+) -> Projected:
+    """Round clean + scale·delta to uint8, with the largest scale in [0, 1] (by bisection) that holds the budget.
+
+    Both bounds are judged on what the file will show: the rounded pixels, after the image's codec where it has one.
+    `held` is False only where a codec breaks a bound by itself; the pixels are then the codec's of the clean image.
+    """
+
+    def attempt(scale: torch.Tensor) -> Projected:
+        stored = pixels = quantize(problem.clean, delta, scale, levels=budget.levels, backend=kernels(problem.backend))
+        if codecs is not None:
+            pixels = torch.stack(
+                [codec(image) if codec else image for codec, image in zip(codecs, stored, strict=True)]
+            )
+        change = (pixels.to(torch.int16) - problem.clean.to(torch.int16)).abs()
+        levels = change.flatten(1).amax(dim=1)
+        distance, lpips = problem.measure(pixels)
+        held = levels <= budget.levels
+        if budget.lpips is not None and lpips is not None:
+            held = held & (lpips <= budget.lpips * LPIPS_MARGIN)
+        return Projected(stored, pixels, levels, distance, lpips, scale, held)
+
+    best = attempt(torch.ones(len(delta), device=delta.device))
+    if bool(best.held.all()):
+        return best
+    low, high = torch.zeros_like(best.scale), torch.ones_like(best.scale)
+    # LPIPS grows at least in proportion to the scale near its bound: a scale of bound/LPIPS starts close below it.
+    guess = torch.full_like(low, 0.5)
+    if budget.lpips is not None and best.lpips is not None:
+        guess = torch.where(best.lpips > budget.lpips, budget.lpips / best.lpips, guess)
+    done = best.held
+    best = _choose(done, best, attempt(torch.where(done, 1.0, low)))
+    for _ in range(BISECTIONS + 1):
+        middle = attempt(torch.where(done, 1.0, guess))
+        better = middle.held & ~done
+        best = _choose(better, middle, best)
+        low = torch.where(better, guess, low)
+        high = torch.where(better | done, high, guess)
+        guess = (low + high) / 2
+    return best
+
+
+def _choose(mask: torch.Tensor, chosen: Projected, other: Projected) -> Projected:
+    """The images of `chosen` where mask [B] is true, of `other` elsewhere."""
+
+    def pick(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        return torch.where(mask.view(-1, *[1] * (a.ndim - 1)), a, b)
+
+    return Projected(
+        stored=pick(chosen.stored, other.stored),
+        pixels=pick(chosen.pixels, other.pixels),
+        levels=pick(chosen.levels, other.levels),
+        distance=pick(chosen.distance, other.distance),
+        lpips=None if chosen.lpips is None or other.lpips is None else pick(chosen.lpips, other.lpips),
+        scale=pick(chosen.scale, other.scale),
+        held=pick(chosen.held, other.held),
+    )

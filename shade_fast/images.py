@@ -1,0 +1,308 @@
+"""Image files to arrays and back: decoding that refuses by name what it would have to flatten, encoding that keeps
+EXIF, an RGB ICC profile, orientation, resolution and alpha."""
+
+from __future__ import annotations
+
+import io
+import math
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import ExifTags, Image, PngImagePlugin, UnidentifiedImageError
+
+from shade_fast.errors import ShadeFastError
+
+UInt8Array = npt.NDArray[np.uint8]
+
+#: More pixels than this are refused as a decompression bomb; the engine holds about 60 bytes a pixel.
+MAX_PIXELS = 100_000_000
+#: What is read, in Pillow's names of formats.
+INPUT_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+#: What is written, with the ending of the file's name.
+OUTPUT_FORMATS = {"png": ".png", "jpeg": ".jpg", "webp": ".webp"}
+#: Endings of files that a folder is searched for.
+INPUT_SUFFIXES = (".bmp", ".gif", ".jpg", ".jpeg", ".png", ".ppm", ".tif", ".tiff", ".webp")
+
+_LARGEST_SIDES = {"jpeg": 65500, "webp": 16383}
+_PLAIN_MODES = ("1", "L", "P", "RGB")
+_ALPHA_MODES = ("LA", "PA", "RGBA", "RGBa")
+_MODE_MENDS = {
+    "CMYK": "a CMYK image; convert it to RGB with its own colour profile first",
+    "YCbCr": "a YCbCr image; convert it to RGB first",
+    "LAB": "a Lab image; convert it to RGB first",
+    "HSV": "an HSV image; convert it to RGB first",
+}
+#: EXIF orientation -> how the stored pixels are turned upright, and how upright ones are turned back.
+_UPRIGHT = {
+    2: (Image.Transpose.FLIP_LEFT_RIGHT, Image.Transpose.FLIP_LEFT_RIGHT),
+    3: (Image.Transpose.ROTATE_180, Image.Transpose.ROTATE_180),
+    4: (Image.Transpose.FLIP_TOP_BOTTOM, Image.Transpose.FLIP_TOP_BOTTOM),
+    5: (Image.Transpose.TRANSPOSE, Image.Transpose.TRANSPOSE),
+    6: (Image.Transpose.ROTATE_270, Image.Transpose.ROTATE_90),
+    7: (Image.Transpose.TRANSVERSE, Image.Transpose.TRANSVERSE),
+    8: (Image.Transpose.ROTATE_90, Image.Transpose.ROTATE_270),
+}
+_EXIF_PREFIX = b"Exif\0\0"
+#: Kept of a TIFF's directory, whose other tags say how that one file is laid out.
+_DESCRIPTIVE_TAGS = (
+    ExifTags.Base.ImageDescription,
+    ExifTags.Base.Make,
+    ExifTags.Base.Model,
+    ExifTags.Base.Orientation,
+    ExifTags.Base.Software,
+    ExifTags.Base.DateTime,
+    ExifTags.Base.Artist,
+    ExifTags.Base.Copyright,
+)
+
+
+@dataclass(frozen=True, eq=False)
+class DecodedImage:
+    """A decoded image: upright RGB pixels, and what has to be written back beside them.
+
+    pixels: uint8 [H, W, 3], upright. alpha: uint8 [H, W], upright, or None. orientation: the EXIF tag, 1 to 8.
+    format: Pillow's name of the file's format, None for an image that came from memory.
+    """
+
+    name: str
+    pixels: UInt8Array
+    alpha: UInt8Array | None = None
+    orientation: int = 1
+    format: str | None = None
+    exif: bytes | None = None
+    icc_profile: bytes | None = None
+    xmp: bytes | None = None
+    dpi: tuple[float, float] | None = None
+
+    def with_alpha(self, pixels: UInt8Array) -> UInt8Array:
+        """`pixels` [H, W, 3] with this image's alpha as a fourth channel, where it has one."""
+        return pixels if self.alpha is None else np.dstack([pixels, self.alpha])
+
+
+def decode(source: str | Path | bytes | Image.Image | UInt8Array, name: str | None = None) -> DecodedImage:
+    """Decode a path, an encoded file's bytes, a PIL image or a uint8 array [H, W], [H, W, 1], [H, W, 3] or [H, W, 4].
+
+    Grey and palette images become RGB. Refused with a ShadeFastError that names the image, what it is and the mend:
+    what cannot be read, animations, 16-bit and float images, CMYK and other colour spaces, and more than MAX_PIXELS.
+    """
+    if isinstance(source, np.ndarray):
+        return _from_array(source, name or "array")
+    if isinstance(source, Image.Image):
+        return _from_pil(source, name or getattr(source, "filename", "") or "PIL image")
+    if isinstance(source, bytes):
+        return _from_bytes(source, name or "bytes")
+    if isinstance(source, str | Path):
+        path = Path(source)
+        try:
+            data = path.read_bytes()
+        except (OSError, ValueError) as error:  # ValueError: a path that cannot be one
+            raise ShadeFastError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
+        return _from_bytes(data, name or str(path))
+    raise ShadeFastError(f"an image is a path, bytes, a PIL image or a uint8 array; got {type(source).__name__}")
+
+
+@dataclass(frozen=True)
+class Output:
+    """How files are written. format: `png` and `webp` (lossless), `jpeg`, or `same` (the source's, where it is one of
+    these, else png). quality: JPEG's, 1 to 100; chroma is never subsampled.
+
+    Raises ShadeFastError for an unknown format or a quality outside its range.
+    """
+
+    format: str = "png"
+    quality: int = 95
+
+    def __post_init__(self) -> None:
+        if self.format != "same" and self.format not in OUTPUT_FORMATS:
+            raise ShadeFastError(f"output format {self.format!r}: give one of same, {', '.join(OUTPUT_FORMATS)}")
+        if isinstance(self.quality, bool) or not isinstance(self.quality, int) or not 1 <= self.quality <= 100:
+            raise ShadeFastError(f"quality={self.quality!r}: give a whole number from 1 to 100")
+
+    def format_of(self, source_format: str | None) -> str:
+        """The format written for a source in `source_format` (Pillow's name)."""
+        if self.format != "same":
+            return self.format
+        same = (source_format or "").lower()
+        return same if same in OUTPUT_FORMATS else "png"
+
+    def is_lossy(self, image: DecodedImage) -> bool:
+        return self.format_of(image.format) == "jpeg"
+
+    def check(self, image: DecodedImage) -> None:
+        """Raise ShadeFastError where the format cannot hold what the image has."""
+        if image.alpha is not None and self.is_lossy(image):
+            raise ShadeFastError(f"{image.name}: has alpha, which JPEG cannot hold; write png or webp")
+        written = self.format_of(image.format)
+        height, width = image.pixels.shape[:2]
+        largest = _LARGEST_SIDES.get(written)
+        if largest is not None and max(height, width) > largest:
+            raise ShadeFastError(f"{image.name}: {width}x{height}; {written} holds at most {largest} a side; write png")
+
+    def encode(self, image: DecodedImage, pixels: UInt8Array) -> bytes:
+        """The bytes of a file that shows `pixels` (uint8 [H, W, 3], upright) and keeps the rest of `image`.
+
+        The pixels are stored turned as the source's were, beside its orientation tag.
+        """
+        self.check(image)
+        picture = Image.fromarray(image.with_alpha(pixels))
+        if image.orientation in _UPRIGHT:
+            picture = picture.transpose(_UPRIGHT[image.orientation][1])
+        formats: dict[str, dict[str, Any]] = {
+            "png": {"format": "PNG"},
+            "webp": {"format": "WEBP", "lossless": True, "exact": True},
+            "jpeg": {"format": "JPEG", "quality": self.quality, "subsampling": 0},
+        }
+        options = formats[self.format_of(image.format)]
+        if image.exif is not None:
+            options["exif"] = image.exif
+        if image.icc_profile is not None:
+            options["icc_profile"] = image.icc_profile
+        if image.dpi is not None and options["format"] != "WEBP":
+            options["dpi"] = image.dpi
+        if image.xmp is not None and options["format"] == "PNG":
+            options["pnginfo"] = PngImagePlugin.PngInfo()
+            options["pnginfo"].add_itxt("XML:com.adobe.xmp", image.xmp.decode("utf-8", "replace"))
+        elif image.xmp is not None:
+            options["xmp"] = image.xmp
+        buffer = io.BytesIO()
+        try:
+            picture.save(buffer, **options)
+        except Exception as error:  # Pillow's encoders raise whatever they stumble over: EXIF too long for JPEG, ...
+            raise ShadeFastError(
+                f"{image.name}: cannot be written as {options['format']}: {error}; write png"
+            ) from error
+        return buffer.getvalue()
+
+
+def _from_bytes(data: bytes, name: str) -> DecodedImage:
+    if not data:
+        raise ShadeFastError(f"{name}: the file is empty; fetch it again")
+    try:
+        with warnings.catch_warnings():
+            # Size is judged by `_refuse` alone, in one place and with one limit.
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            picture = Image.open(io.BytesIO(data), formats=INPUT_FORMATS)
+    except Image.DecompressionBombError as error:
+        raise ShadeFastError(f"{name}: refused as a decompression bomb: {error}") from error
+    except Exception as error:
+        found = "" if isinstance(error, UnidentifiedImageError) else f" ({error})"
+        raise ShadeFastError(
+            f"{name}: damaged, or not an image that can be read{found}; give one of {', '.join(INPUT_FORMATS)}"
+        ) from error
+    _refuse(picture, name)
+    if _bits_per_sample(picture, data) > 8:
+        raise ShadeFastError(f"{name}: a 16-bit image; convert it to 8 bits a channel first")
+    return _from_pil(picture, name)
+
+
+def _from_pil(picture: Image.Image, name: str) -> DecodedImage:
+    _refuse(picture, name)
+    try:
+        # Before the orientation is read: Pillow turns a TIFF upright as it loads it, and takes the tag away.
+        picture.load()
+    except Exception as error:  # Pillow's decoders raise whatever their parser stumbles over.
+        raise ShadeFastError(f"{name}: the image is truncated or damaged ({error}); fetch it again") from error
+    orientation, exif = _exif(picture)
+    has_alpha = picture.mode in _ALPHA_MODES or "transparency" in picture.info
+    upright = picture.convert("RGBA" if has_alpha else "RGB")
+    if orientation in _UPRIGHT:
+        upright = upright.transpose(_UPRIGHT[orientation][0])
+    pixels = np.array(upright, dtype=np.uint8)
+    icc_profile = picture.info.get("icc_profile")
+    return DecodedImage(
+        name=name,
+        pixels=np.ascontiguousarray(pixels[..., :3]),
+        alpha=np.ascontiguousarray(pixels[..., 3]) if has_alpha else None,
+        orientation=orientation if orientation in _UPRIGHT else 1,
+        format="JPEG" if picture.format == "MPO" else picture.format,
+        exif=exif,
+        icc_profile=icc_profile if icc_profile and icc_profile[16:20] == b"RGB " else None,
+        xmp=picture.info.get("xmp"),
+        dpi=_dpi(picture),
+    )
+
+
+def _exif(picture: Image.Image) -> tuple[int, bytes | None]:
+    try:
+        exif = picture.getexif()
+        orientation = exif.get(ExifTags.Base.Orientation, 1)
+        if "exif" in picture.info:
+            stored: bytes = picture.info["exif"]
+            # WebP files hold EXIF without the prefix that JPEG's need.
+            return orientation, stored if stored.startswith(_EXIF_PREFIX) else _EXIF_PREFIX + stored
+        # Pillow reads an orientation from XMP too; it goes with the XMP, and other programs may not heed it there.
+        from_xmp = "xmp" in picture.info and "Raw profile type exif" not in picture.info
+        kept = Image.Exif()
+        for tag in _DESCRIPTIVE_TAGS:
+            if tag in exif and not (from_xmp and tag == ExifTags.Base.Orientation):
+                kept[tag] = exif[tag]
+        return orientation, kept.tobytes() if len(kept) else None
+    except Exception:  # A damaged EXIF block is no reason to leave the image unprotected; it cannot be carried over.
+        return 1, None
+
+
+def _dpi(picture: Image.Image) -> tuple[float, float] | None:
+    try:
+        horizontal, vertical = (float(value) for value in picture.info["dpi"])
+    except (KeyError, TypeError, ValueError, ZeroDivisionError):
+        return None
+    sound = all(math.isfinite(value) and 0 < value < 65536 for value in (horizontal, vertical))
+    return (horizontal, vertical) if sound else None
+
+
+def _from_array(array: UInt8Array, name: str) -> DecodedImage:
+    if array.dtype != np.uint8:
+        raise ShadeFastError(f"{name}: dtype {array.dtype}; give uint8 values (0 to 255)")
+    shape = array.shape
+    if array.ndim == 2:
+        array = array[..., None]
+    if array.ndim != 3 or array.shape[2] not in (1, 3, 4) or array.size == 0:
+        raise ShadeFastError(f"{name}: shape {shape}; give [H, W], [H, W, 1], [H, W, 3] or [H, W, 4]")
+    if array.shape[0] * array.shape[1] > MAX_PIXELS:
+        raise ShadeFastError(f"{name}: {array.shape[1]}x{array.shape[0]} pixels; at most {MAX_PIXELS:,} are handled")
+    alpha = np.array(array[..., 3], order="C") if array.shape[2] == 4 else None
+    pixels = np.repeat(array, 3, axis=2) if array.shape[2] == 1 else array[..., :3]
+    return DecodedImage(name=name, pixels=np.array(pixels, order="C"), alpha=alpha)
+
+
+def _refuse(picture: Image.Image, name: str) -> None:
+    if picture.width * picture.height > MAX_PIXELS:
+        raise ShadeFastError(
+            f"{name}: {picture.width}x{picture.height} pixels, refused as a decompression bomb; "
+            f"at most {MAX_PIXELS:,} pixels are handled"
+        )
+    if picture.width * picture.height == 0:
+        raise ShadeFastError(f"{name}: {picture.width}x{picture.height} pixels; leave this image out")
+    try:
+        # A phone's MPO is a JPEG with a depth or gain map behind it, which is left out.
+        frames = 1 if picture.format == "MPO" else getattr(picture, "n_frames", 1)
+    except Exception as error:  # Pillow counts by reading all of the file, and raises whatever it stumbles over.
+        raise ShadeFastError(f"{name}: the image is truncated or damaged ({error}); fetch it again") from error
+    if frames > 1:
+        raise ShadeFastError(f"{name}: an animation of {frames} frames; extract the frames to be protected")
+    if picture.mode.startswith(("I", "F")):
+        raise ShadeFastError(
+            f"{name}: a 16-bit or float image (mode {picture.mode}); convert it to 8 bits a channel first"
+        )
+    if picture.mode not in _PLAIN_MODES + _ALPHA_MODES:
+        raise ShadeFastError(
+            f"{name}: {_MODE_MENDS.get(picture.mode, f'mode {picture.mode}; convert it to RGB first')}"
+        )
+
+
+def _bits_per_sample(picture: Image.Image, data: bytes) -> int:
+    """Bits a channel as stored; Pillow shows 16-bit RGB files as 8-bit ones, without a word."""
+    if picture.format == "PNG":
+        return data[24]
+    if picture.format == "TIFF":
+        bits = picture.tag_v2.get(258, (8,))  # type: ignore[attr-defined]
+        return max(bits, default=8) if isinstance(bits, tuple) else int(bits)
+    if picture.format == "PPM":
+        # (raw mode, largest value) where the values are not plain bytes
+        arguments = picture.tile[0].args  # type: ignore[attr-defined]
+        return 16 if isinstance(arguments, tuple) and arguments[-1] > 255 else 8
+    return 8

@@ -1,0 +1,146 @@
+"""Antialiased resize, and its adjoint: the view's part that runs at the file's own resolution."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from shade_fast.errors import ShadeFastError
+from shade_fast.ops import native
+
+
+def resize(images: Tensor, size: tuple[int, int], *, backend: str = "native") -> Tensor:
+    """Shrink or enlarge images with a triangle filter, as wide as one output pixel where that is more than an input's.
+
+        result = V · image · Hᵀ for each channel, with V[i, j] ∝ max(0, 1 - |j + 1/2 - s·(i + 1/2)| / max(s, 1)),
+        s = input size / output size, each row of V and H summing to 1
+
+    the same as Pillow's BILINEAR resize before its rounding. Linear; the gradient is Vᵀ · g · H.
+
+    Args:
+        images: float [B, C, H, W].
+        size: height and width of the result, at least 1.
+        backend: "native" runs the compiled kernels for float32 on the CPU; on CUDA, and for other dtypes, plain torch
+            is the implementation. "reference" runs plain torch everywhere.
+
+    Returns:
+        [B, C, *size], same dtype; differentiable.
+
+    Raises:
+        ShadeFastError: the shape or size does not fit, or the compiled module is missing.
+    """
+    if images.ndim != 4 or 0 in images.shape[2:] or not images.is_floating_point():
+        raise ShadeFastError(f"images is {images.dtype} {list(images.shape)}: give float [B, C, H, W]")
+    if min(size) < 1:
+        raise ShadeFastError(f"size={size}: height and width are at least 1")
+    if backend == "reference":
+        return reference(images, size)
+    if backend != "native" or images.device.type not in ("cpu", "cuda"):
+        raise native.missing_backend(backend, images.device)
+    if images.device.type == "cuda" or images.dtype != torch.float32:
+        return reference(images, size)
+    result: Tensor = _operator(images, *size)
+    return result
+
+
+def reference(images: Tensor, size: tuple[int, int]) -> Tensor:
+    """The specification, in plain torch; arguments as in `resize`."""
+    if images.shape[0] == 0:
+        return images.new_empty(*images.shape[:2], *size)
+    return functional.interpolate(images, size=size, mode="bilinear", align_corners=False, antialias=True)
+
+
+@torch.library.custom_op("shade_fast::resize", mutates_args=(), device_types="cpu")
+def _operator(images: Tensor, height: int, width: int) -> Tensor:
+    return _apply(images, band(images.shape[2], height), band(images.shape[3], width))
+
+
+@torch.library.custom_op("shade_fast::resize_adjoint", mutates_args=(), device_types="cpu")
+def _adjoint(gradient: Tensor, height: int, width: int) -> Tensor:
+    return _apply(gradient, transposed(band(height, gradient.shape[2])), transposed(band(width, gradient.shape[3])))
+
+
+@_operator.register_fake
+@_adjoint.register_fake
+def _(images: Tensor, height: int, width: int) -> Tensor:
+    return images.new_empty(*images.shape[:2], height, width)
+
+
+def _keep_size(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.size = inputs[0].shape[2:]
+
+
+_operator.register_autograd(lambda ctx, g: (_adjoint(g, *ctx.size), None, None), setup_context=_keep_size)
+_adjoint.register_autograd(lambda ctx, g: (_operator(g, *ctx.size), None, None), setup_context=_keep_size)
+
+
+class Band(NamedTuple):
+    """A banded matrix: row i holds weights[i] for the columns from start[i] on. int32 [rows], float32 [rows, taps]."""
+
+    start: Tensor
+    weights: Tensor
+    columns: int
+
+
+@functools.lru_cache(maxsize=256)
+def band(inputs: int, outputs: int) -> Band:
+    """The matrix [outputs, inputs] of one axis of a resize."""
+    ratio = inputs / outputs
+    reach = max(ratio, 1.0)
+    centre = ratio * (np.arange(outputs) + 0.5)
+    first = np.maximum((centre - reach + 0.5).astype(np.int64), 0)
+    last = np.minimum((centre + reach + 0.5).astype(np.int64), inputs)
+    columns = first[:, None] + np.arange(int((last - first).max()))
+    weights = np.maximum(0, 1 - np.abs(columns + 0.5 - centre[:, None]) / reach) * (columns < last[:, None])
+    return _band(first, weights / weights.sum(axis=1, keepdims=True), inputs)
+
+
+@functools.lru_cache(maxsize=256)
+def _transposed(inputs: int, outputs: int) -> Band:
+    matrix = band(inputs, outputs)
+    start, weights = matrix.start.numpy(), matrix.weights.numpy()
+    rows, taps = np.nonzero(weights)
+    columns = start[rows] + taps
+    first = np.full(inputs, outputs, dtype=np.int64)
+    np.minimum.at(first, columns, rows)
+    first[first == outputs] = 0  # a column that no row touches
+    transposed = np.zeros((inputs, int((rows - first[columns]).max()) + 1))
+    transposed[columns, rows - first[columns]] = weights[rows, taps]
+    return _band(first, transposed, outputs)
+
+
+def transposed(matrix: Band) -> Band:
+    """The transpose of one axis' matrix, a banded matrix too."""
+    return _transposed(matrix.columns, len(matrix.start))
+
+
+def _band(first: np.ndarray[Any, Any], weights: np.ndarray[Any, Any], columns: int) -> Band:
+    """A band whose rows all end inside the matrix: those that would not begin earlier, with zeros in front."""
+    taps = min(weights.shape[1], columns)
+    start = np.minimum(first, columns - taps)
+    moved = np.zeros((len(first), taps))
+    shift = (first - start)[:, None] + np.arange(weights.shape[1])
+    rows, used = np.nonzero(weights)
+    moved[rows, shift[rows, used]] = weights[rows, used]
+    return Band(torch.from_numpy(start.astype(np.int32)), torch.from_numpy(moved.astype(np.float32)), columns)
+
+
+def _apply(images: Tensor, vertical: Band, horizontal: Band) -> Tensor:
+    module = native.cpu()
+    images = images.contiguous()
+    planes = images.shape[0] * images.shape[1]
+    result = images.new_empty(*images.shape[:2], len(vertical.start), len(horizontal.start))
+    across = horizontal.weights.t().contiguous()
+    bands = [
+        (matrix.start.data_ptr(), weights.data_ptr(), len(matrix.start), matrix.columns, matrix.weights.shape[1])
+        for matrix, weights in ((vertical, vertical.weights), (horizontal, across))
+    ]
+    scratch = images.new_empty(module.resize_scratch(planes, *bands))
+    pointers = [tensor.data_ptr() for tensor in (images, result, scratch)]
+    native.check(module, module.resize(*pointers, planes, *bands, torch.get_num_threads()))
+    return result

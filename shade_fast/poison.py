@@ -1,0 +1,371 @@
+"""The front door: `poison_batch` for images in memory, and the `Poisoner` that it and the file commands run."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, cast
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from shade_fast.anchors import Anchor, AnchorLibrary, ImageLike, Target, resolve_anchor
+from shade_fast.budget import Budget
+from shade_fast.encoders import load_encoder
+from shade_fast.engine import (
+    Codec,
+    Problem,
+    check_optimizer,
+    optimize,
+    project,
+    resolve_backend,
+    resolve_device,
+)
+from shade_fast.errors import ShadeFastError
+from shade_fast.images import DecodedImage, Output, UInt8Array, decode
+from shade_fast.perceptual import Perceptual, available, load_perceptual
+from shade_fast.results import PoisonedImage, PoisonResult, Status
+from shade_fast.view import View
+
+#: progress(done, total) after each image, or True for a progress bar.
+Progress = Callable[[int, int], None] | bool | None
+
+
+def poison_batch(
+    images: Sequence[ImageLike] | torch.Tensor,
+    target: Target | Anchor | Sequence[Target | Anchor],
+    *,
+    encoder: Any = "embedded",
+    budget: Budget = Budget(linf=16 / 255, lpips=0.07),
+    view: View = View(size=512),
+    perceptual: str | Perceptual | None = "auto",
+    optimizer: str = "momentum",
+    steps: int = 60,
+    backend: str = "auto",
+    devices: str | Sequence[str] = "auto",
+    batch_size: int | Literal["auto"] = "auto",
+    seed: int = 0,
+    target_ratio: float = 0.9,
+    anchors: AnchorLibrary | None = None,
+    progress: Progress = None,
+) -> PoisonResult:
+    """Protect images: move each one's latent towards an anchor's with a perturbation that stays inside the budget.
+
+    images: a sequence of paths, PIL images and uint8 arrays [H, W, C], of mixed sizes; or a uint8 tensor [N, 3, H, W].
+    target: one anchor, or a list of one per image. An anchor is a name from `anchors`, a path (an image, or a folder of
+        images), a PIL image, a uint8 array [H, W, C] or a latent tensor [C, h, w] or [1, C, h, w]; of several images
+        each protected image is given the nearest in latent distance.
+    encoder: what `load_encoder` takes (a name, path, hub id, module or callable), or a list of these: an ensemble.
+    budget: how far a file may be changed. view: what a trainer's loader does to it before the encoder sees it.
+    perceptual: the LPIPS network, by name; `auto` takes the strongest whose weights are on this machine.
+    optimizer: `momentum`, or the published loops `release` and `paper`. steps: its steps, at least 1.
+    backend, devices: what executes, and where; `auto` chooses, and the result's `.backend` and `.device` say what.
+    batch_size: neighbouring images of one size that are optimised together; `auto` is 1 on a CPU, 8 on a GPU.
+    seed: recorded with the run; today's optimisers draw nothing at random.
+    target_ratio: `ok` is a latent distance of at most this share of its start; anything above is `below_target`.
+    anchors: the library that names are looked up in, default the embedded one.
+    progress: True for a bar, or a function called with (done, total) after each image.
+
+    Returns a `PoisonResult`. An image that cannot be handled is in it as `failed`, with the reason; the others go on.
+    Raises ShadeFastError for what concerns the run as a whole: no images, an unknown option, a missing network.
+    Source: arXiv 2310.13828.
+    """
+    if isinstance(images, torch.Tensor):
+        images = _arrays(images)
+    if isinstance(images, str | bytes) or not isinstance(images, Sequence):
+        raise ShadeFastError(
+            f"images: give a sequence of images or a uint8 tensor [N, 3, H, W]; got {type(images).__name__}"
+        )
+    if not images:
+        raise ShadeFastError("images: none were given; give at least one")
+    poisoner = Poisoner(
+        encoder=encoder,
+        budget=budget,
+        view=view,
+        perceptual=perceptual,
+        optimizer=optimizer,
+        steps=steps,
+        backend=backend,
+        devices=devices,
+        batch_size=batch_size,
+        seed=seed,
+        target_ratio=target_ratio,
+        anchors=anchors,
+    )
+    if isinstance(target, list | tuple):
+        if len(target) != len(images):
+            raise ShadeFastError(
+                f"target: a list of {len(target)} for {len(images)} images; give one anchor, or one per image"
+            )
+        targets = [poisoner.anchor(one) for one in target]
+    else:
+        targets = [poisoner.anchor(cast("Target | Anchor", target))] * len(images)
+    started = time.perf_counter()
+    results = []
+    with tqdm(total=len(images), unit="image", disable=progress is not True) as bar:
+        for protected in poisoner.protect(zip(images, targets, strict=True)):
+            results.append(protected.outcome)
+            bar.update()
+            if callable(progress):
+                progress(len(results), len(images))
+    return PoisonResult(
+        images=tuple(results),
+        backend=poisoner.backend,
+        encoder=poisoner.encoder_name,
+        perceptual=None if poisoner.perceptual is None else poisoner.perceptual.name,
+        device=str(poisoner.device),
+        seconds=time.perf_counter() - started,
+    )
+
+
+class Poisoner:
+    """One configuration with its networks loaded, for any number of images. Options are those of `poison_batch`."""
+
+    def __init__(
+        self,
+        *,
+        encoder: Any = "embedded",
+        budget: Budget = Budget(linf=16 / 255, lpips=0.07),
+        view: View = View(size=512),
+        perceptual: str | Perceptual | None = "auto",
+        optimizer: str = "momentum",
+        steps: int = 60,
+        backend: str = "auto",
+        devices: str | Sequence[str] = "auto",
+        batch_size: int | Literal["auto"] = "auto",
+        seed: int = 0,
+        target_ratio: float = 0.9,
+        anchors: AnchorLibrary | None = None,
+    ) -> None:
+        self.budget = budget
+        self.view = view
+        self.optimizer = optimizer
+        self.steps = _whole("steps", steps)
+        self.seed = _whole("seed", seed, least=0)
+        if not 0 < target_ratio <= 1:
+            raise ShadeFastError(f"target_ratio={target_ratio}: give a share above 0, at most 1")
+        self.target_ratio = target_ratio
+        self.device = resolve_device(devices)
+        self.backend = resolve_backend(backend, self.device)
+        if batch_size == "auto":
+            self.batch_size = 8 if self.device.type == "cuda" else 1
+        else:
+            self.batch_size = _whole("batch_size", batch_size)
+        self.perceptual = _load_perceptual(perceptual, self.budget, self.device)
+        specs = encoder if isinstance(encoder, list | tuple) else [encoder]
+        if not specs:
+            raise ShadeFastError("encoder: an empty list; give at least one")
+        self.encoders = tuple(load_encoder(spec, self.device).to(self.device) for spec in specs)
+        check_optimizer(optimizer, budget, len(self.encoders))
+        self.anchors = AnchorLibrary.embedded() if anchors is None else anchors
+
+    @property
+    def factor(self) -> int:
+        """Pixels that the view's sides are multiples of: what every encoder's latents divide."""
+        return math.lcm(*(encoder.factor for encoder in self.encoders))
+
+    @property
+    def encoder_name(self) -> str:
+        return " + ".join(encoder.name for encoder in self.encoders)
+
+    def anchor(self, target: Target | Anchor) -> Anchor:
+        """The anchor that `target` means, checked against the encoders. Raises ShadeFastError."""
+        anchor = resolve_anchor(target, self.anchors)
+        if anchor.is_latent:
+            for encoder in self.encoders:
+                anchor.latents(encoder, (self.factor, self.factor))
+        return anchor
+
+    def protect(
+        self, images: Iterable[tuple[ImageLike | DecodedImage | ShadeFastError, Anchor]], output: Output | None = None
+    ) -> Iterator[Protected]:
+        """Protect (image, anchor) pairs; yields in order, as they become ready; at most `batch_size` images are held.
+
+        An image that could not be had is given as the error that says why, and yielded as failed in its place.
+        output: how the images will be written; figures are then those of the bytes, decoded again.
+        """
+        waiting: list[_Work] = []
+        for image, anchor in images:
+            decoded = None
+            try:
+                if isinstance(image, ShadeFastError):
+                    raise image
+                decoded = image if isinstance(image, DecodedImage) else decode(image)
+                if output is not None:
+                    output.check(decoded)
+            except ShadeFastError as error:
+                yield from self._run(waiting, output)
+                waiting = []
+                yield Protected(decoded, _failed(error, image), None)
+                continue
+            if waiting and decoded.pixels.shape != waiting[0].image.pixels.shape:
+                yield from self._run(waiting, output)
+                waiting = []
+            waiting.append(_Work(decoded, anchor))
+            if len(waiting) == self.batch_size:
+                yield from self._run(waiting, output)
+                waiting = []
+        yield from self._run(waiting, output)
+
+    def _run(self, batch: list[_Work], output: Output | None) -> Iterator[Protected]:
+        """One batch; what fails together is tried again one by one, so that a bad image fails alone."""
+        if not batch:
+            return
+        try:
+            yield from self._optimize(batch, output)
+        except Exception as error:  # whatever an encoder of the caller's raises, it ends one image, not the run
+            if len(batch) == 1:
+                yield Protected(batch[0].image, _failed(error, batch[0].image), None)
+                return
+            for work in batch:
+                yield from self._run([work], output)
+
+    def _optimize(self, batch: list[_Work], output: Output | None) -> list[Protected]:
+        started = time.perf_counter()
+        clean = torch.stack([torch.tensor(work.image.pixels).permute(2, 0, 1) for work in batch])
+        clean = clean.contiguous().to(self.device)
+        plan = self.view.plan(clean.shape[2], clean.shape[3], self.factor)
+        with torch.no_grad():
+            view = plan.apply(clean / 255)
+        picks, anchor_latents = [], []
+        for index, work in enumerate(batch):
+            pick, latents = self._nearest(work.anchor, view[index : index + 1], plan.crop)
+            picks.append(pick)
+            anchor_latents.append(latents)
+        problem = Problem(
+            clean,
+            plan,
+            self.encoders,
+            [torch.cat(latents) for latents in zip(*anchor_latents, strict=True)],
+            self.perceptual,
+            self.backend,
+        )
+        if not bool(torch.isfinite(problem.start).all()):
+            raise ShadeFastError(f"the latent is not finite under encoder {self.encoder_name}; check its weights")
+        delta, history = optimize(problem, self.optimizer, self.budget, self.steps)
+        codecs = [_codec(work.image, output) for work in batch]
+        projected = project(problem, delta, self.budget, codecs if any(codecs) else None)
+        seconds = (time.perf_counter() - started) / len(batch)
+        results = []
+        for index, work in enumerate(batch):
+            pixels = _array(projected.pixels[index])
+            before, after = float(problem.start[index]), float(projected.distance[index])
+            levels = int(projected.levels[index])
+            status, error = self._judge(before, after, bool(projected.held[index]), levels)
+            outcome = PoisonedImage(
+                image=None if status == "failed" else work.image.with_alpha(pixels),
+                status=status,
+                linf=levels / 255,
+                lpips=None if projected.lpips is None else float(projected.lpips[index]),
+                distance_before=before,
+                distance_after=after,
+                steps=self.steps,
+                error=None if error is None else f"{work.image.name}: {error}",
+                name=work.image.name,
+                anchor=work.anchor.paths[picks[index]] if work.anchor.paths else work.anchor.name,
+                history=tuple(history[:, index].tolist()),
+                seconds=seconds,
+            )
+            data = None
+            if output is not None and status != "failed":
+                data = output.encode(work.image, _array(projected.stored[index]))
+                if not np.array_equal(decode(data, work.image.name).pixels, pixels):
+                    raise ShadeFastError(f"{work.image.name}: the encoded file does not decode to the pixels measured")
+            results.append(Protected(work.image, outcome, data))
+        return results
+
+    @torch.no_grad()
+    def _nearest(self, anchor: Anchor, view: torch.Tensor, size: tuple[int, int]) -> tuple[int, list[torch.Tensor]]:
+        """Which of an anchor's candidates is nearest to one image's view, and its latent [1, C, h, w] per encoder."""
+        candidates = [anchor.latents(encoder, size) for encoder in self.encoders]
+        pick = 0
+        if len(candidates[0]) > 1:
+            total = torch.zeros(len(candidates[0]), device=view.device)
+            for encoder, latents in zip(self.encoders, candidates, strict=True):
+                distances = (latents - encoder.encode(view)).flatten(1).norm(dim=1)
+                total += distances / distances.mean()
+            pick = int(total.argmin())
+        return pick, [latents[pick : pick + 1] for latents in candidates]
+
+    def _judge(self, before: float, after: float, held: bool, levels: int) -> tuple[Status, str | None]:
+        if not np.isfinite(after):
+            return "failed", f"the latent is not finite under encoder {self.encoder_name}; check its weights"
+        if not held:
+            return "failed", (
+                f"the file's codec changes pixels by {levels}/255 and breaks the budget by itself; "
+                "raise the quality, or write png or webp"
+            )
+        return ("ok" if after <= self.target_ratio * before else "below_target"), None
+
+
+@dataclass(frozen=True, eq=False)
+class Protected:
+    """An image as decoded (None where it could not be), its outcome, and the bytes of its file where one is wanted."""
+
+    image: DecodedImage | None
+    outcome: PoisonedImage
+    data: bytes | None
+
+
+@dataclass(frozen=True, eq=False)
+class _Work:
+    image: DecodedImage
+    anchor: Anchor
+
+
+def _codec(image: DecodedImage, output: Output | None) -> Codec | None:
+    if output is None or not output.is_lossy(image):
+        return None
+
+    def through_the_file(pixels: torch.Tensor) -> torch.Tensor:
+        shown = decode(output.encode(image, _array(pixels)), image.name).pixels
+        return torch.tensor(shown).permute(2, 0, 1).to(pixels.device)
+
+    return through_the_file
+
+
+def _array(pixels: torch.Tensor) -> UInt8Array:
+    """uint8 [3, H, W] on any device -> [H, W, 3]."""
+    return np.ascontiguousarray(pixels.permute(1, 2, 0).cpu().numpy())
+
+
+def _failed(error: Exception, image: ImageLike | DecodedImage | ShadeFastError) -> PoisonedImage:
+    if isinstance(image, ShadeFastError):
+        name = ""
+    elif isinstance(image, DecodedImage):
+        name = image.name
+    else:
+        name = str(image) if isinstance(image, str) or hasattr(image, "__fspath__") else type(image).__name__
+    message = str(error)
+    return PoisonedImage(
+        image=None, status="failed", error=message if name in message else f"{name}: {message}", name=name
+    )
+
+
+def _load_perceptual(perceptual: str | Perceptual | None, budget: Budget, device: torch.device) -> Perceptual | None:
+    if isinstance(perceptual, Perceptual):
+        return perceptual.to(device)
+    if perceptual is None:
+        if budget.lpips is not None:
+            raise ShadeFastError(f"budget lpips={budget.lpips} needs a perceptual network; give one, or lpips=None")
+        return None
+    if perceptual == "auto" and budget.lpips is None and not any(network.found for network in available()):
+        return None
+    return load_perceptual(perceptual, device)
+
+
+def _arrays(images: torch.Tensor) -> list[UInt8Array]:
+    if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
+        raise ShadeFastError(
+            f"images: a {images.dtype} tensor of shape {tuple(images.shape)}; give uint8 [N, 3, H, W], 0 to 255"
+        )
+    return list(images.permute(0, 2, 3, 1).cpu().numpy())
+
+
+def _whole(name: str, value: Any, least: int = 1) -> int:
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
+        raise ShadeFastError(f"{name}={value!r}: give a whole number, at least {least}")
+    return int(value)

@@ -1,0 +1,6 @@
+"""The published loops in plain PyTorch: ground truth and baseline, never tuned."""
+
+from shade_fast.reference.paper import paper_loop
+from shade_fast.reference.release import release_loop
+
+__all__ = ["paper_loop", "release_loop"]

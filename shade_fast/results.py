@@ -1,0 +1,107 @@
+"""What comes back: one image's outcome, and a run's."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from statistics import fmean
+from typing import Literal, overload
+
+from shade_fast.images import UInt8Array
+
+Status = Literal["ok", "below_target", "failed"]
+
+
+@dataclass(frozen=True, eq=False)
+class PoisonedImage:
+    """One image's outcome. All figures are measured on the rounded pixels in `image`.
+
+    image: uint8 [H, W, 3], upright, or [H, W, 4] where the input has alpha (untouched); None where it failed.
+    status: `ok`; `below_target`, inside the budget, but the latent moved too little; `failed`, the reason in `error`.
+    linf: largest change of a channel, in [0, 1] units. lpips: distance between the views of the clean and the
+    perturbed image, None where no network is loaded.
+    distance_before, distance_after: latent distance to the anchor, ‖E(x) - anchor_latent‖₂ through the view; for an
+    ensemble the mean over the encoders of each one's distance over its own start (1.0 before).
+    steps: optimiser steps taken. history: the distance before each step. anchor: the anchor's path, or its name.
+    seconds: the image's share of the time that its batch took.
+    """
+
+    image: UInt8Array | None
+    status: Status
+    linf: float | None = None
+    lpips: float | None = None
+    distance_before: float | None = None
+    distance_after: float | None = None
+    steps: int = 0
+    error: str | None = None
+    name: str = ""
+    anchor: str | None = None
+    history: tuple[float, ...] = field(default=(), repr=False)
+    seconds: float = 0.0
+
+    @property
+    def ratio(self) -> float | None:
+        """distance_after over distance_before: the share of the way that is left; None where the image failed."""
+        if self.distance_before is None or self.distance_after is None:
+            return None
+        return self.distance_after / self.distance_before if self.distance_before > 0 else 1.0
+
+
+@dataclass(frozen=True, eq=False)
+class PoisonResult(Sequence[PoisonedImage]):
+    """A run's outcomes, in the order of the input.
+
+    backend: what executed. encoder, perceptual: the networks' names. device: where. seconds: wall clock of the run,
+    loading of networks excluded.
+    """
+
+    images: tuple[PoisonedImage, ...]
+    backend: str
+    encoder: str
+    perceptual: str | None
+    device: str
+    seconds: float
+
+    @overload
+    def __getitem__(self, index: int) -> PoisonedImage: ...
+    @overload
+    def __getitem__(self, index: slice) -> tuple[PoisonedImage, ...]: ...
+    def __getitem__(self, index: int | slice) -> PoisonedImage | tuple[PoisonedImage, ...]:
+        return self.images[index]
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    @property
+    def images_per_second(self) -> float:
+        """Images over seconds, failed ones included."""
+        return len(self.images) / self.seconds if self.seconds > 0 else 0.0
+
+    def summary(self) -> str:
+        """A few lines of text: how many ended how, the figures at their worst, the speed, and every failure."""
+        return summarize(
+            self.images, seconds=self.seconds, encoder=self.encoder, perceptual=self.perceptual, backend=self.backend
+        )
+
+
+def summarize(
+    images: Sequence[PoisonedImage], *, seconds: float, encoder: str, perceptual: str | None, backend: str
+) -> str:
+    """`PoisonResult.summary` for outcomes whose pixels need not be at hand."""
+    counts = Counter(image.status for image in images)
+    lines = [
+        f"{len(images)} images: {counts['ok']} ok, {counts['below_target']} below target, {counts['failed']} failed",
+        f"encoder {encoder}, perceptual {perceptual or 'none'}, backend {backend}",
+    ]
+    ratios = [image.ratio for image in images if image.ratio is not None]
+    if ratios:
+        lines.append(f"latent distance left: mean {fmean(ratios):.1%}, from {min(ratios):.1%} to {max(ratios):.1%}")
+        worst = max(image.linf for image in images if image.linf is not None)
+        line = f"largest linf {round(255 * worst)}/255"
+        lpips = [image.lpips for image in images if image.lpips is not None]
+        lines.append(line + (f", largest lpips {max(lpips):.4f}" if lpips else ""))
+    if seconds > 0:
+        lines.append(f"{seconds:.1f} s, {len(images) / seconds:.3f} images/s")
+    lines += [f"failed: {image.error}" for image in images if image.status == "failed"]
+    return "\n".join(lines)

@@ -1,0 +1,62 @@
+"""The view: what a trainer's loader does to a file before the encoder sees it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from shade_fast.errors import ShadeFastError
+from shade_fast.ops import resize
+
+
+@dataclass(frozen=True)
+class View:
+    """A trainer's loader: shorter side to `size` with antialiasing, aspect kept, centre crop to the encoder's factor.
+
+    size: pixels of the shorter side, never enlarged to it; None leaves the file's own resolution.
+    Raises ShadeFastError for a size below 1.
+    """
+
+    size: int | None = 512
+
+    def __post_init__(self) -> None:
+        if self.size is not None and (isinstance(self.size, bool) or not isinstance(self.size, int) or self.size < 1):
+            raise ShadeFastError(f"view size={self.size!r}: give a whole number of pixels, or None for no resize")
+
+    def plan(self, height: int, width: int, factor: int) -> ViewPlan:
+        """The view of images of one size: height, width in pixels; factor is the encoder's pixels per latent.
+
+        Raises ShadeFastError where nothing is left for the encoder to see.
+        """
+        resized = (height, width)
+        shorter = min(height, width)
+        if self.size is not None and self.size < shorter:
+            longer = int(self.size * max(height, width) / shorter)
+            resized = (self.size, longer) if height <= width else (longer, self.size)
+        crop = (resized[0] // factor * factor, resized[1] // factor * factor)
+        if 0 in crop:
+            raise ShadeFastError(
+                f"{width}x{height} pixels: the encoder sees multiples of {factor}, and no trainer's loader gives it "
+                f"less than {factor}x{factor}; leave this image out, or enlarge it or the view"
+            )
+        return ViewPlan(source=(height, width), resized=resized, crop=crop)
+
+
+@dataclass(frozen=True)
+class ViewPlan:
+    """A view of images of one size. All sizes are (height, width) in pixels."""
+
+    source: tuple[int, int]
+    resized: tuple[int, int]
+    crop: tuple[int, int]
+
+    def apply(self, images: torch.Tensor, *, backend: str = "reference") -> torch.Tensor:
+        """What the encoder sees: [B, 3, *source] in [0, 1] -> [B, 3, *crop] in [0, 1]; linear and differentiable.
+
+        backend: `reference` or `native`, as of the op `resize`.
+        """
+        if self.resized != self.source:
+            images = resize(images, self.resized, backend=backend)
+        top, left = ((self.resized[axis] - self.crop[axis]) // 2 for axis in (0, 1))
+        return images[..., top : top + self.crop[0], left : left + self.crop[1]]

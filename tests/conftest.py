@@ -1,0 +1,62 @@
+"""Fixtures that several rooms' tests share: photographs drawn from a seed, and encoders small enough to run at once."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+# Read when the hub's client is imported: a name that is no file must not be waited for.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+Draw = Callable[..., npt.NDArray[np.uint8]]
+
+
+@pytest.fixture(scope="session")
+def draw() -> Draw:
+    """`draw(height, width, seed=0)`: a smooth picture with texture, uint8 [H, W, 3]."""
+
+    def build(height: int, width: int, seed: int = 0) -> npt.NDArray[np.uint8]:
+        random = np.random.default_rng(seed)
+        coarse = Image.fromarray(random.integers(0, 256, (5, 5, 3), dtype=np.uint8))
+        smooth = np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC)).astype(int)
+        return np.clip(smooth + random.integers(-12, 13, (height, width, 1)), 0, 255).astype(np.uint8)
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def tiny_module() -> nn.Module:
+    """An encoder of factor 8 and 4 channels with random weights."""
+    generator = torch.Generator().manual_seed(0)
+    module = nn.Sequential(nn.Conv2d(3, 16, 4, 4), nn.SiLU(), nn.Conv2d(16, 4, 3, 2, 1))
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.normal_(0, 0.3, generator=generator)
+    return module.requires_grad_(False)
+
+
+@pytest.fixture(scope="session")
+def encoder_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A diffusers folder with a tiny AutoencoderKL of factor 8 and 4 channels, random weights."""
+    from diffusers import AutoencoderKL
+
+    folder = tmp_path_factory.mktemp("encoder") / "vae"
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        AutoencoderKL(
+            block_out_channels=(4, 4, 4, 4),
+            down_block_types=("DownEncoderBlock2D",) * 4,
+            up_block_types=("UpDecoderBlock2D",) * 4,
+            layers_per_block=1,
+            norm_num_groups=2,
+            latent_channels=4,
+        ).save_pretrained(folder)
+    return folder

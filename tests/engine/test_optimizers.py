@@ -1,0 +1,84 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from shade_fast import Budget, ShadeFastError
+from shade_fast.engine import OPTIMIZERS, Problem, optimize
+from shade_fast.reference import release_loop
+
+MakeProblem = Callable[..., Problem]
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_every_optimizer_moves_the_latent_and_tells_its_history(optimizer: str, make_problem: MakeProblem) -> None:
+    problem = make_problem(2, 64, 48)
+    delta, history = optimize(problem, optimizer, Budget(), 20)
+    assert delta.shape == problem.clean.shape
+    assert history.shape == (20, 2)
+    torch.testing.assert_close(history[0], problem.start)
+    assert bool((history[-1] < 0.9 * history[0]).all())
+    perturbed = problem.clean / 255 + delta
+    assert float(perturbed.min()) >= -1e-6
+    assert float(perturbed.max()) <= 1 + 1e-6
+
+
+@pytest.mark.parametrize("optimizer", ["momentum", "release"])
+def test_the_box_is_kept(optimizer: str, make_problem: MakeProblem) -> None:
+    delta, _ = optimize(make_problem(1, 48, 64, lpips=False), optimizer, Budget(linf=10 / 255, lpips=None), 12)
+    assert float(delta.abs().max()) <= 10 / 255 + 1e-7
+
+
+def test_momentum_keeps_lpips_near_its_bound_where_the_box_alone_would_break_it(make_problem: MakeProblem) -> None:
+    problem, bound = make_problem(2, 64, 64), 0.01
+    free, _ = optimize(problem, "momentum", Budget(linf=32 / 255, lpips=None), 40)
+    held, _ = optimize(problem, "momentum", Budget(linf=32 / 255, lpips=bound), 40)
+
+    def lpips(delta: torch.Tensor) -> torch.Tensor:
+        value = problem.lpips(problem.plan.apply(problem.clean / 255 + delta))
+        assert value is not None
+        return value
+
+    assert bool((lpips(free) > 2 * bound).all())
+    assert bool((lpips(held) < lpips(free) / 2).all())
+
+
+def test_momentum_without_a_box_is_bounded_by_lpips_alone(make_problem: MakeProblem) -> None:
+    delta, _ = optimize(make_problem(1, 48, 48), "momentum", Budget(linf=None, lpips=0.05), 25)
+    assert float(delta.abs().max()) > 16 / 255
+
+
+def test_momentum_runs_alike_on_native_and_reference_kernels(make_problem: MakeProblem) -> None:
+    results = [
+        optimize(make_problem(1, 64, 48, backend=backend), "momentum", Budget(), 10)[0]
+        for backend in ("native", "reference")
+    ]
+    assert float(((results[0] - results[1]).abs() > 1e-6).float().mean()) < 1e-3
+
+
+def test_release_is_the_reference_loop_through_the_view(make_problem: MakeProblem) -> None:
+    problem = make_problem(1, 80, 64, size=40, lpips=False)
+    delta, _ = optimize(problem, "release", Budget(linf=0.05, lpips=None), 6)
+    clean = problem.clean / 255
+    perturbed = release_loop(
+        lambda images: problem.encoders[0].encode(problem.plan.apply(images)), clean, problem.anchor_latents[0], 0.05, 6
+    )
+    torch.testing.assert_close(clean + delta, perturbed)
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "budget", "encoders", "named"),
+    [
+        ("release", Budget(linf=None), 1, "sized by linf"),
+        ("paper", Budget(lpips=None), 1, "lpips bound"),
+        ("release", Budget(), 2, "one encoder"),
+        ("paper", Budget(), 2, "one encoder"),
+    ],
+)
+def test_what_a_published_loop_cannot_do_is_refused(
+    optimizer: str, budget: Budget, encoders: int, named: str, make_problem: MakeProblem
+) -> None:
+    with pytest.raises(ShadeFastError, match=named):
+        optimize(make_problem(1, 48, 48, encoders=encoders), optimizer, budget, 2)

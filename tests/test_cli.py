@@ -1,0 +1,409 @@
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import struct
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from shade_fast import Budget, __version__, cli
+from shade_fast.archive import MANIFEST_NAME
+from shade_fast.images import decode
+from shade_fast.poison import Poisoner
+
+Poison = Callable[..., list[str]]
+
+
+@pytest.fixture
+def photos(tmp_path: Path, draw: Any) -> Path:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for seed, (name, height, width) in enumerate([("a.png", 32, 40), ("b.jpg", 40, 32)]):
+        Image.fromarray(draw(height, width, seed)).save(folder / name)
+    return folder
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    return tmp_path / "out"
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory: pytest.TempPathFactory, draw: Any) -> Path:
+    folder = tmp_path_factory.mktemp("anchors")
+    for seed, name in enumerate(["cat", "dog"], start=10):
+        (folder / name).mkdir()
+        Image.fromarray(draw(48, 48, seed)).save(folder / name / "1.png")
+    return folder
+
+
+@pytest.fixture
+def poison(photos: Path, out: Path, encoder_folder: Path, library: Path) -> Poison:
+    """`poison(*more)`: arguments of a run over the photographs that is all ok; a later option wins."""
+
+    def build(*more: str | Path, sources: tuple[Path, ...] = (photos,), perceptual: str = "none") -> list[str]:
+        options = {"--out": out, "--target": "cat", "--anchors": library, "--encoder": encoder_folder, "--view": 32}
+        options |= {"--steps": 2, "--target-ratio": 1, "--perceptual": perceptual}
+        if perceptual == "none":
+            options["--lpips"] = "none"
+        flat = [str(part) for option in options.items() for part in option]
+        return ["poison", *map(str, sources), *flat, *map(str, more)]
+
+    return build
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_run_of_files(poison: Poison, photos: Path, out: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = contents(photos)
+    assert cli.main(poison(perceptual="st-alex")) == cli.EXIT_OK
+    assert contents(photos) == before
+    assert sorted(contents(out)) == ["a.png", "b.png", MANIFEST_NAME]
+    printed, errors = capsys.readouterr()
+    lines = printed.splitlines()
+    assert lines[0].split() == ["image", "size", "status", "linf", "lpips", "latent", "distance"]
+    assert [line.split()[:3] for line in lines[1:3]] == [["a.png", "40x32", "ok"], ["b.jpg", "32x40", "ok"]]
+    assert lines[3] == "2 images: 2 ok, 0 below target, 0 failed"
+    assert "perceptual st-alex" in printed
+    assert f"shade-fast report {out} draws it" in lines[-1]
+    assert "Traceback" not in errors
+
+
+def test_the_record_holds_the_options(poison: Poison, out: Path, encoder_folder: Path) -> None:
+    assert cli.main(poison("--linf", "8/255", "--seed", "7", "--format", "webp")) == cli.EXIT_OK
+    record = json.loads((out / MANIFEST_NAME).read_text())
+    options = record["options"]
+    assert options["budget"] == {"linf": 8 / 255, "lpips": None}
+    assert options["view"] == {"size": 32}
+    assert (options["target"], options["steps"], options["seed"]) == ("cat", 2, 7)
+    assert (options["optimizer"], options["format"], options["target_ratio"]) == ("momentum", "webp", 1.0)
+    assert record["encoder"]["spec"] == str(encoder_folder)
+    assert record["version"] == __version__
+    for row in record["images"]:
+        change = decode(out / row["output"]).pixels.astype(int) - decode(out / row["source"]).pixels
+        assert np.abs(change).max() <= 8
+
+
+def test_json_is_all_that_is_printed(poison: Poison, out: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(poison("--json")) == cli.EXIT_OK
+    assert json.loads(capsys.readouterr().out) == json.loads((out / MANIFEST_NAME).read_text())
+
+
+def test_some_below_target_is_code_1(poison: Poison, out: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(poison("--target-ratio", "0.001")) == cli.EXIT_SOME
+    record = json.loads((out / MANIFEST_NAME).read_text())
+    assert [row["status"] for row in record["images"]] == ["below_target"] * 2
+    assert all((out / row["output"]).is_file() for row in record["images"])
+    assert "0 ok, 2 below target, 0 failed" in capsys.readouterr().out
+
+
+def test_some_failed_is_code_1_and_says_why(
+    poison: Poison, photos: Path, out: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (photos / "c.jpg").write_text("no image")
+    assert cli.main(poison()) == cli.EXIT_SOME
+    printed = capsys.readouterr().out
+    assert f"failed: {photos / 'c.jpg'}: damaged, or not an image that can be read" in printed
+    assert sorted(contents(out)) == ["a.png", "b.png", MANIFEST_NAME]
+
+
+def test_all_failed_is_code_2(poison: Poison, photos: Path, out: Path) -> None:
+    (photos / "a.png").write_text("no image")
+    assert cli.main(poison(sources=(photos / "a.png",))) == cli.EXIT_NOTHING
+    assert json.loads((out / MANIFEST_NAME).read_text())["images"][0]["status"] == "failed"
+
+
+def test_an_interrupted_run(
+    poison: Poison, out: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    optimize = Poisoner._optimize
+
+    def interrupted(self: Poisoner, batch: Any, output: Any) -> Any:
+        if batch[0].image.name.endswith("b.jpg"):
+            raise KeyboardInterrupt
+        return optimize(self, batch, output)
+
+    monkeypatch.setattr(Poisoner, "_optimize", interrupted)
+    assert cli.main(poison()) == cli.EXIT_INTERRUPTED
+    assert "shade-fast: interrupted" in capsys.readouterr().err
+    record = json.loads((out / MANIFEST_NAME).read_text())
+    assert [row["output"] for row in record["images"]] == ["a.png"]
+
+
+def test_a_second_run_needs_overwrite(poison: Poison, out: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(poison()) == cli.EXIT_OK
+    before = contents(out)
+    for more in ((), ("--dry-run",)):
+        assert cli.main(poison("--linf", "4/255", *more)) == cli.EXIT_NOTHING
+        assert "out: holds an earlier run; give another folder, or --overwrite" in capsys.readouterr().err
+        assert contents(out) == before
+    assert cli.main(poison("--linf", "4/255", "--overwrite")) == cli.EXIT_OK
+    assert contents(out)["a.png"] != before["a.png"]
+
+
+def test_a_dry_run_writes_nothing(poison: Poison, photos: Path, out: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = contents(photos)
+    assert cli.main(poison("--dry-run")) == cli.EXIT_OK
+    assert capsys.readouterr().out.splitlines() == [
+        f"{photos / 'a.png'} (40x32, seen at 40x32) -> a.png",
+        f"{photos / 'b.jpg'} (32x40, seen at 32x40) -> b.png",
+    ]
+    (photos / "c.jpg").write_text("no image")
+    assert cli.main(poison("--dry-run", "--json")) == cli.EXIT_SOME
+    rows = json.loads(capsys.readouterr().out)
+    assert [row["output"] for row in rows] == ["a.png", "b.png", "c.png"]
+    assert [row["error"] is None for row in rows] == [True, True, False]
+    assert cli.main(poison("--dry-run", "--target", "cta")) == cli.EXIT_NOTHING
+    assert not out.exists()
+    assert before.items() <= contents(photos).items()
+
+
+def test_outputs_beside_and_above_the_sources(poison: Poison, photos: Path, tmp_path: Path) -> None:
+    assert cli.main(poison("--out", tmp_path / "photos", "--format", "webp")) == cli.EXIT_OK
+    assert sorted(contents(photos)) == ["a.png", "a.webp", "b.jpg", "b.webp", MANIFEST_NAME]
+    assert cli.main(poison("--out", tmp_path, sources=(photos / "b.jpg",))) == cli.EXIT_OK
+    assert (tmp_path / "b.png").is_file()
+    assert cli.main(poison("--out", tmp_path, "--dry-run", "--overwrite")) == cli.EXIT_SOME
+
+
+def test_names_that_are_no_text_are_printed_all_the_same(
+    poison: Poison, photos: Path, out: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (photos / "b.jpg").rename(photos / "日本.jpg")
+    name = os.fsdecode(b"caf\xe9.png")
+    try:
+        (photos / "a.png").rename(photos / name)
+    except OSError:
+        pytest.skip("the file system takes only names that are text")
+    for more in (("--dry-run",), ()):
+        assert cli.main(poison(*more)) == cli.EXIT_OK
+        assert "日本.jpg" in capsys.readouterr().out
+    assert (out / name).is_file()
+    assert json.loads((out / MANIFEST_NAME).read_text())["images"][0]["output"] == name
+
+
+def test_jpeg_output(poison: Poison, out: Path) -> None:
+    assert cli.main(poison("--format", "jpeg", "--quality", "100")) == cli.EXIT_OK
+    assert sorted(contents(out)) == ["a.jpg", "b.jpg", MANIFEST_NAME]
+    assert Image.open(out / "a.jpg").format == "JPEG"
+
+
+def test_an_ensemble(poison: Poison, out: Path, encoder_folder: Path) -> None:
+    assert cli.main(poison("--encoder", encoder_folder)) == cli.EXIT_OK
+    record = json.loads((out / MANIFEST_NAME).read_text())
+    assert [encoder["spec"] for encoder in record["encoder"]] == [str(encoder_folder)] * 2
+    assert [row["distance_before"] for row in record["images"]] == pytest.approx([1.0, 1.0])
+
+
+@pytest.mark.parametrize("target", ["image", "folder"])
+def test_targets_by_path(target: str, poison: Poison, out: Path, library: Path) -> None:
+    path = library / "dog" / "1.png"
+    assert cli.main(poison("--target", path if target == "image" else path.parent)) == cli.EXIT_OK
+    record = json.loads((out / MANIFEST_NAME).read_text())
+    assert {row["anchor"] for row in record["images"]} == {str(path)}
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--target", "cta"], "did you mean 'cat'? the library has cat, dog"),
+        (["--steps", "0"], "steps=0: give a whole number, at least 1"),
+        (["--linf", "0"], "budget linf=0.0: give a number above 0"),
+        (["--linf=-1/255"], "budget linf=-0.00392"),
+        (["--linf", "16"], "budget linf=16.0: it is in [0, 1] units; for uint8 levels write 16.0/255"),
+        (["--linf", "none"], "a budget needs linf, lpips or both"),
+        (["--lpips", "0.05"], "needs a perceptual network"),
+        (["--view", "0"], "view size=0"),
+        (["--format", "jpeg", "--quality", "0"], "quality=0: give a whole number from 1 to 100"),
+        (["--encoder", "nosuch"], "no encoder 'nosuch'"),
+        (["--perceptual", "nosuch"], "'nosuch'"),
+        (["--batch-size", "0"], "batch_size=0"),
+        (["--seed", "-1"], "seed=-1"),
+        (["--target-ratio", "nan"], "target_ratio=nan"),
+        (["--devices", "tpu"], "devices='tpu'"),
+        (["--backend", "cuda"], "backend 'cuda'"),
+        (["--anchors", "nosuch"], "nosuch: not a folder"),
+    ],
+)
+def test_bad_values_are_code_2_and_one_line(
+    more: list[str], message: str, poison: Poison, out: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(poison(*more)) == cli.EXIT_NOTHING
+    printed, errors = capsys.readouterr()
+    assert printed == ""
+    assert errors.startswith("shade-fast: ")
+    assert message in errors
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--linf", "big"], "'big': give a number, a fraction such as 16/255, or 'none'"),
+        (["--linf", "1/0"], "'1/0': give a number"),
+        (["--linf", "1e999"], "'1e999': give a number"),
+        (["--lpips", "nan"], "'nan': give a number"),
+        (["--view", "5.5"], "'5.5': give a whole number of pixels, or 'none'"),
+        (["--batch-size", "many"], "'many': give a whole number, or 'auto'"),
+        (["--steps", "few"], "invalid int value"),
+        (["--optimizer", "adam"], "invalid choice: 'adam'"),
+        (["--format", "tiff"], "invalid choice: 'tiff'"),
+        (["--nosuch"], "unrecognized arguments"),
+    ],
+)
+def test_values_that_do_not_parse_are_code_2(
+    more: list[str], message: str, poison: Poison, out: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        cli.main(poison(*more))
+    assert caught.value.code == cli.EXIT_NOTHING
+    assert message in capsys.readouterr().err
+    assert not out.exists()
+
+
+@pytest.mark.parametrize("arguments", [[], ["nosuch"], ["poison"], ["poison", "a.jpg", "--out", "out"]])
+def test_commands_that_are_incomplete(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        cli.main(arguments)
+    assert caught.value.code == cli.EXIT_NOTHING
+    assert "usage: shade-fast" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["poison", "--help"], ["report", "--help"], ["info", "--help"]])
+def test_help(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        cli.main(arguments)
+    assert caught.value.code == 0
+    assert "usage: shade-fast" in capsys.readouterr().out
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        cli.main(["--version"])
+    assert capsys.readouterr().out.strip() == __version__
+
+
+@pytest.mark.parametrize("sources", ["missing", "empty"])
+def test_sources_with_nothing_in_them(
+    sources: str, poison: Poison, tmp_path: Path, out: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "empty").mkdir()
+    assert cli.main(poison(sources=(tmp_path / sources,))) == cli.EXIT_NOTHING
+    message = "no such file or folder" if sources == "missing" else "no images found"
+    assert f"shade-fast: {tmp_path / sources}: {message}" in capsys.readouterr().err
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "bound"), [("16/255", 16 / 255), ("0.05", 0.05), ("1e-1", 0.1), ("none", None), ("None", None)]
+)
+def test_bounds(text: str, bound: float | None) -> None:
+    assert cli._bound(text) == bound
+
+
+def test_defaults_are_those_of_the_function() -> None:
+    options = cli._parser().parse_args(["poison", "a.jpg", "--out", "out", "--target", "cat"])
+    assert Budget(options.linf, options.lpips) == Budget()
+    assert (options.view, options.steps, options.optimizer) == (512, 60, "momentum")
+    assert (options.format, options.encoder, options.batch_size) == ("png", None, "auto")
+
+
+def test_a_long_table_shows_what_is_not_ok() -> None:
+    row = {"source": "a.jpg", "status": "ok", "width": 8, "height": 8, "linf": 16 / 255, "lpips": None}
+    row |= {"distance_before": 10.0, "distance_after": 4.0}
+    failed = row | {"source": "../x/bad.jpg", "status": "failed", "distance_before": None, "distance_after": None}
+    assert "10.00 -> 4.00 (40% left)" in cli._table([row])
+    table = cli._table([row] * 50 + [failed])
+    assert table.splitlines()[1].split() == ["bad.jpg", "8x8", "failed"]
+    assert table.splitlines()[-1] == "and 50 more, ok"
+    assert cli._table([row] * 50) == "50 images, all ok"
+    unmeasured = failed | {"distance_before": 10.0}
+    assert "failed" in cli._table([unmeasured])
+
+
+def test_report(poison: Poison, out: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    cli.main(poison())
+    capsys.readouterr()
+    assert cli.main(["report", str(out)]) == cli.EXIT_OK
+    assert capsys.readouterr().out.strip() == str(out / "report.html")
+    assert "<html" in (out / "report.html").read_text()
+    assert cli.main(["report", str(out), "--out", str(tmp_path / "page.html")]) == cli.EXIT_OK
+    assert (tmp_path / "page.html").is_file()
+    for folder in (tmp_path, tmp_path / "missing"):
+        assert cli.main(["report", str(folder)]) == cli.EXIT_NOTHING
+        assert f"{folder / MANIFEST_NAME}" in capsys.readouterr().err
+
+
+def test_info(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["info"]) == cli.EXIT_OK
+    text = capsys.readouterr().out
+    assert text.startswith(f"shade_fast {__version__}, Python {sys.version.split()[0]}")
+    for title in ("packages", "devices", "backends", "perceptual networks", "anchors"):
+        assert f"\n{title}\n" in text
+    assert cli.main(["info", "--json"]) == cli.EXIT_OK
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["devices"][0]["name"] == "cpu"
+    assert set(facts["backends"]) == {"reference", "native", "cuda"}
+    assert {"name", "found", "detail"} == set(facts["perceptual"][0])
+    assert facts["packages"]["torch"]
+    assert all(count >= 1 for count in facts["anchors"].values())
+
+
+def command(arguments: list[str], **options: Any) -> subprocess.Popen[str]:
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.Popen([sys.executable, "-m", "shade_fast.cli", *arguments], text=True, env=environment, **options)
+
+
+def test_as_a_process_with_its_output_piped(poison: Poison, out: Path) -> None:
+    with command(poison("--json"), stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        printed, errors = process.communicate(timeout=120)
+    assert process.returncode == cli.EXIT_OK
+    assert json.loads(printed) == json.loads((out / MANIFEST_NAME).read_text())
+    assert "image/s" not in errors
+
+
+def test_as_a_process_the_progress_bar_is_on_stderr_alone(poison: Poison, photos: Path) -> None:
+    termios = pytest.importorskip("termios", reason="the machine has no terminals to show a progress bar on")
+    import fcntl
+
+    (photos / "c.jpg").write_text("no image")
+    screen, terminal = os.openpty()
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 100, 0, 0))
+    with command(poison(), stdout=subprocess.PIPE, stderr=terminal) as process:
+        os.close(terminal)
+        shown = b""
+        while chunk := _read(screen):
+            shown += chunk
+        os.close(screen)
+        printed, _ = process.communicate(timeout=120)
+    assert process.returncode == cli.EXIT_SOME
+    assert b"3/3" in shown
+    assert b"image" in shown
+    assert b"Traceback" not in shown
+    assert "3/3" not in printed
+    assert "3 images: 2 ok, 0 below target, 1 failed" in printed
+
+
+def _read(descriptor: int) -> bytes:
+    try:
+        return os.read(descriptor, 65536)
+    except OSError:  # Linux's way to say that the other side is closed
+        return b""
+
+
+def test_the_command_is_installed() -> None:
+    path = shutil.which("shade-fast", path=str(Path(sys.executable).parent))
+    if path is None:
+        pytest.skip("the package is not installed, so there is no shade-fast beside this Python")
+    printed = subprocess.run([path, "--version"], capture_output=True, text=True, timeout=120).stdout
+    assert printed.strip() == __version__

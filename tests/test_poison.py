@@ -1,0 +1,291 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from shade_fast import Anchor, AnchorLibrary, Budget, PoisonResult, ShadeFastError, View, load_encoder, poison_batch
+
+
+def picture(height: int, width: int, seed: int = 0) -> np.ndarray:
+    """A smooth image with texture, uint8 [H, W, 3]."""
+    random = np.random.default_rng(seed)
+    coarse = Image.fromarray(random.integers(0, 256, (5, 5, 3), dtype=np.uint8))
+    smooth = np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC)).astype(int)
+    return np.clip(smooth + random.integers(-12, 13, (height, width, 1)), 0, 255).astype(np.uint8)
+
+
+@pytest.fixture(scope="module")
+def module() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 16, 3, 2, 1), nn.SiLU(), nn.Conv2d(16, 16, 3, 2, 1), nn.SiLU(), nn.Conv2d(16, 4, 3, 2, 1)
+    )
+
+
+@pytest.fixture(scope="module")
+def options(module: nn.Module) -> dict[str, Any]:
+    return {"encoder": module, "perceptual": "st-alex", "steps": 6, "view": View(size=64), "target_ratio": 1.0}
+
+
+@pytest.fixture(scope="module")
+def target() -> np.ndarray:
+    return picture(80, 90, seed=99)
+
+
+def change(result: PoisonResult, index: int, clean: np.ndarray) -> int:
+    image = result[index].image
+    assert image is not None
+    return int(np.abs(image[..., :3].astype(int) - clean.astype(int)).max())
+
+
+def test_every_kind_of_input_in_one_batch(options: dict[str, Any], target: np.ndarray, tmp_path: Path) -> None:
+    arrays = [picture(70, 100, 1), picture(64, 64, 2), picture(120, 64, 3), picture(66, 67, 4)]
+    path = tmp_path / "photo.png"
+    Image.fromarray(arrays[0]).save(path)
+    calls: list[tuple[int, int]] = []
+    images = [path, str(path), Image.fromarray(arrays[1]), arrays[2], arrays[3]]
+    result = poison_batch(images, target, **options, progress=lambda done, total: calls.append((done, total)))
+    assert [one.status for one in result] == ["ok"] * 5
+    for index, clean in enumerate([arrays[0], arrays[0], arrays[1], arrays[2], arrays[3]]):
+        image = result[index].image
+        assert image is not None
+        assert image.shape == clean.shape
+        assert image.dtype == np.uint8
+        assert change(result, index, clean) <= 16
+        assert result[index].linf == change(result, index, clean) / 255
+    assert calls == [(done, 5) for done in range(1, 6)]
+    assert len(result) == 5
+    assert result[1:3] == result.images[1:3]
+    assert result.backend == "native"
+    assert result.images_per_second == pytest.approx(5 / result.seconds)
+    assert "5 images: 5 ok" in result.summary()
+
+
+def test_figures_are_measured_on_the_rounded_image(options: dict[str, Any], target: np.ndarray) -> None:
+    clean = picture(96, 130, 5)
+    result = poison_batch([clean], target, **options)
+    encoder, plan = load_encoder(options["encoder"]), View(64).plan(96, 130, 8)
+    latent = Anchor("target", [target]).latents(encoder, plan.crop)
+
+    def distance(pixels: np.ndarray) -> float:
+        seen = plan.apply(torch.tensor(pixels).permute(2, 0, 1)[None] / 255)
+        return float((encoder.encode(seen) - latent).norm())
+
+    one = result[0]
+    assert one.image is not None
+    assert one.distance_before == pytest.approx(distance(clean), rel=1e-5)
+    assert one.distance_after == pytest.approx(distance(one.image), rel=1e-5)
+    assert one.distance_after < one.distance_before
+    assert one.history[0] == pytest.approx(one.distance_before, rel=1e-5)
+    assert len(one.history) == one.steps == 6
+
+
+def test_a_uint8_tensor_is_a_batch(options: dict[str, Any], target: np.ndarray) -> None:
+    arrays = [picture(64, 72, seed) for seed in range(2)]
+    tensor = torch.stack([torch.tensor(array).permute(2, 0, 1) for array in arrays])
+    from_tensor = poison_batch(tensor, target, **options)
+    from_arrays = poison_batch(arrays, target, **options)
+    for one, other in zip(from_tensor, from_arrays, strict=True):
+        assert one.image is not None
+        assert other.image is not None
+        assert np.array_equal(one.image, other.image)
+
+
+@pytest.mark.parametrize("batch_size", ["auto", 5])
+def test_an_image_alone_in_a_batch_or_in_another_order_comes_out_the_same(
+    batch_size: Any, options: dict[str, Any], target: np.ndarray
+) -> None:
+    arrays = [picture(64, 64, seed) for seed in range(5)]
+    options = options | {"steps": 20, "batch_size": batch_size}
+    together = poison_batch(arrays, target, **options)
+    backwards = poison_batch(arrays[::-1], target, **options)[::-1]
+    for index, array in enumerate(arrays):
+        alone = poison_batch([array], target, **options)[0]
+        for other in (together[index], backwards[index]):
+            assert alone.image is not None
+            assert other.image is not None
+            assert (alone.image == other.image).mean() >= 0.999
+            for figure in ("linf", "lpips", "distance_before", "distance_after"):
+                assert getattr(alone, figure) == pytest.approx(getattr(other, figure), abs=1e-3)
+
+
+def test_one_target_for_each_image(options: dict[str, Any]) -> None:
+    arrays, targets = [picture(64, 64, 1)] * 2, [picture(64, 64, 8), picture(64, 64, 9)]
+    result = poison_batch(arrays, targets, **options)
+    for index, target in enumerate(targets):
+        assert result[index].distance_after == poison_batch(arrays[:1], target, **options)[0].distance_after
+    with pytest.raises(ShadeFastError, match="a list of 2 for 1 images"):
+        poison_batch(arrays[:1], targets, **options)
+
+
+def test_the_nearest_of_an_anchors_images_is_taken_for_each_image(options: dict[str, Any]) -> None:
+    arrays = [picture(64, 64, 1), picture(64, 64, 2)]
+    library = AnchorLibrary({"concept": [arrays[1] // 2 + 90, arrays[0] // 2 + 90]})
+    result = poison_batch(arrays, "concept", anchors=library, **options)
+    encoder = load_encoder(options["encoder"])
+    candidates = library["concept"].latents(encoder, (64, 64))
+    for one, array in zip(result, arrays, strict=True):
+        latent = encoder.encode(torch.tensor(array).permute(2, 0, 1)[None] / 255)
+        assert one.distance_before == pytest.approx(float((candidates - latent).flatten(1).norm(dim=1).min()), rel=1e-5)
+
+
+def test_a_latent_is_a_target_and_is_resampled(options: dict[str, Any]) -> None:
+    latent = torch.randn(4, 5, 5)
+    results = [poison_batch([picture(64, 80, 1)], one, **options)[0] for one in (latent, latent[None])]
+    assert [one.status for one in results] == ["ok", "ok"]
+    assert results[0].distance_after == results[1].distance_after
+    with pytest.raises(ShadeFastError, match="16 channels"):
+        poison_batch([picture(64, 64)], torch.randn(16, 8, 8), **options)
+    with pytest.raises(ShadeFastError, match="NaN"):
+        poison_batch([picture(64, 64)], torch.full((4, 8, 8), float("nan")), **options)
+
+
+def test_an_ensemble_is_measured_over_its_starts(options: dict[str, Any], target: np.ndarray) -> None:
+    other = nn.Sequential(nn.Conv2d(3, 8, 5, 4, 2), nn.Tanh(), nn.Conv2d(8, 6, 3, 4, 1))
+    options = options | {"encoder": [options["encoder"], other]}
+    result = poison_batch([picture(100, 90, 1)], target, **options)
+    assert result[0].distance_before == pytest.approx(1.0)
+    assert result[0].distance_after is not None
+    assert result[0].distance_after < 1
+    assert " + " in result.encoder
+
+
+def test_alpha_comes_back_untouched(options: dict[str, Any], target: np.ndarray) -> None:
+    clean = np.dstack([picture(64, 64), np.random.default_rng(0).integers(0, 256, (64, 64), dtype=np.uint8)])
+    result = poison_batch([clean], target, **options)
+    assert result[0].image is not None
+    assert np.array_equal(result[0].image[..., 3], clean[..., 3])
+    assert 0 < change(result, 0, clean[..., :3]) <= 16
+
+
+def test_bad_images_fail_by_name_and_the_others_go_on(
+    options: dict[str, Any], target: np.ndarray, tmp_path: Path
+) -> None:
+    text = tmp_path / "text.jpg"
+    text.write_text("not an image")
+    empty = tmp_path / "empty.png"
+    empty.touch()
+    images = [picture(64, 64), text, empty, tmp_path / "missing.png", picture(1, 1), picture(64, 64), 7]
+    result = poison_batch(images, target, **options)  # type: ignore[arg-type]
+    assert [one.status for one in result] == ["ok", *["failed"] * 4, "ok", "failed"]
+    for index, named in ((1, "text.jpg"), (2, "empty.png"), (3, "missing.png"), (4, "1x1"), (6, "int")):
+        assert result[index].image is None
+        assert named in str(result[index].error)
+    assert "4 failed" not in result.summary()
+    assert "5 failed" in result.summary()
+
+
+def test_a_long_thin_image_is_protected(options: dict[str, Any], target: np.ndarray) -> None:
+    clean = picture(8, 4000)
+    result = poison_batch([clean], target, **options | {"steps": 2})
+    assert result[0].status == "ok"
+    assert change(result, 0, clean) <= 16
+
+
+def test_an_image_whose_latent_is_not_finite_fails_alone(target: np.ndarray) -> None:
+    class Fragile(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.convolution = nn.Conv2d(3, 4, 8, 8)
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            dark = images.amax(dim=(1, 2, 3), keepdim=True) < 0.01
+            return torch.where(dark, torch.nan, self.convolution(images))
+
+    images = [picture(64, 64), np.zeros((64, 64, 3), np.uint8), picture(64, 64, 1)]
+    budget = Budget(lpips=None)
+    for batch_size in (1, 3):
+        result = poison_batch(
+            images, target, encoder=Fragile(), budget=budget, steps=3, batch_size=batch_size, perceptual=None
+        )
+        assert [one.status == "failed" for one in result] == [False, True, False]
+        assert "not finite" in str(result[1].error)
+
+
+def test_too_little_movement_is_below_target_and_still_inside_the_budget(
+    options: dict[str, Any], target: np.ndarray
+) -> None:
+    result = poison_batch([picture(64, 64)], target, **options | {"steps": 1, "target_ratio": 0.05})
+    assert result[0].status == "below_target"
+    assert result[0].image is not None
+
+
+@pytest.mark.parametrize("optimizer", ["release", "paper"])
+def test_the_published_loops_end_inside_the_budget_too(
+    optimizer: str, options: dict[str, Any], target: np.ndarray
+) -> None:
+    clean, budget = picture(64, 64), Budget(linf=12 / 255, lpips=0.01)
+    result = poison_batch([clean], target, **options | {"optimizer": optimizer, "budget": budget, "steps": 10})
+    assert result[0].status == "ok"
+    assert change(result, 0, clean) <= 12
+    assert result[0].lpips is not None
+    assert result[0].lpips <= 0.01
+
+
+def test_the_reference_backend_is_plain_torch_and_says_so(
+    options: dict[str, Any], target: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from shade_fast.ops import native
+
+    def refuse(name: str) -> Any:
+        raise AssertionError(name)
+
+    native_result = poison_batch([picture(64, 64)], target, **options)[0]
+    monkeypatch.setattr(native, "cpu", lambda: refuse("cpu"))
+    result = poison_batch([picture(64, 64)], target, **options, backend="reference")
+    assert result.backend == "reference"
+    assert result[0].distance_after == pytest.approx(native_result.distance_after, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("changed", "named"),
+    [
+        ({"steps": 0}, "steps=0"),
+        ({"steps": 1.5}, "steps=1.5"),
+        ({"optimizer": "adam"}, "optimizer 'adam'.*momentum"),
+        ({"backend": "native2"}, "backend 'native2'.*reference"),
+        ({"backend": "cuda"}, "backend 'cuda'.*cuda:0"),
+        ({"devices": "gpu"}, "devices='gpu'"),
+        ({"devices": ["cpu", "cpu"]}, "one device"),
+        ({"batch_size": 0}, "batch_size=0"),
+        ({"seed": -1}, "seed=-1"),
+        ({"target_ratio": 0}, "target_ratio=0"),
+        ({"perceptual": "st-alx"}, "st-alex"),
+        ({"perceptual": None}, "needs a perceptual network"),
+        ({"encoder": "no-such-encoder"}, "no-such-encoder"),
+        ({"encoder": []}, "empty list"),
+        ({"encoder": lambda images: images.mean()}, "latent"),
+    ],
+)
+def test_an_option_that_is_none_is_named_with_its_mend(
+    changed: dict[str, Any], named: str, options: dict[str, Any], target: np.ndarray
+) -> None:
+    with pytest.raises(ShadeFastError, match=named):
+        poison_batch([picture(64, 64)], target, **options | changed)
+
+
+@pytest.mark.parametrize(
+    ("images", "named"),
+    [
+        ([], "none were given"),
+        (torch.zeros(0, 3, 8, 8, dtype=torch.uint8), "none were given"),
+        (torch.zeros(1, 3, 8, 8), "uint8"),
+        (torch.zeros(3, 8, 8, dtype=torch.uint8), r"\[N, 3, H, W\]"),
+        ("photo.jpg", "sequence of images"),
+    ],
+)
+def test_images_that_are_none_are_refused(images: Any, named: str, options: dict[str, Any], target: np.ndarray) -> None:
+    with pytest.raises(ShadeFastError, match=named):
+        poison_batch(images, target, **options)
+
+
+def test_a_wrong_target_name_suggests_the_nearest(options: dict[str, Any]) -> None:
+    library = AnchorLibrary({"castle": [picture(64, 64)], "coffee": [picture(64, 64)]})
+    with pytest.raises(ShadeFastError, match="did you mean 'castle'"):
+        poison_batch([picture(64, 64)], "castel", anchors=library, **options)

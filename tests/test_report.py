@@ -1,0 +1,323 @@
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import re
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy
+import pytest
+from PIL import Image
+from torch import nn
+
+from shade_fast.encoders import Encoder
+from shade_fast.errors import ShadeFastError
+from shade_fast.report import choose, inline_picture, write_report
+from shade_fast.report_run import ImageRecord, read_run, totals
+
+HOSTILE = "<script>alert('x')</script>&\".png"
+VOID = {"meta", "img", "input", "br", "wbr"}
+
+
+class Page(HTMLParser):
+    """Checks that tags nest, and keeps what the tests ask about."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.source = path.read_text(encoding="utf-8")
+        self.open: list[str] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.words: list[str] = []
+        self.feed(self.source)
+        self.close()
+        assert self.open == []
+        self.text = " ".join("".join(self.words).split())
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        self.words.append("" if tag == "wbr" else " ")
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+        self.words.append(" ")
+
+    def handle_data(self, data: str) -> None:
+        if not {"style", "script"} & set(self.open):
+            self.words.append(data)
+
+    def all(self, tag: str, name: str = "") -> list[dict[str, str | None]]:
+        return [
+            attrs for found, attrs in self.tags if found == tag and name in ("", *(attrs.get("class") or "").split())
+        ]
+
+
+def blocks(decodes: bool = True) -> Encoder:
+    """A stand-in encoder: 8x8 means as latents, decoded to flat blocks."""
+    load_decoder = (lambda: nn.Upsample(scale_factor=8)) if decodes else None
+    return Encoder(nn.AvgPool2d(8), name="blocks", kind="module", factor=8, channels=3, load_decoder=load_decoder)
+
+
+NOTHING: dict[str, Any] = dict.fromkeys(
+    ("output", "anchor", "error", "linf", "lpips", "distance_before", "distance_after")
+)
+NOTHING |= {"target": "cat", "width": 40, "height": 24, "steps": 0, "seconds": 0.5, "history": []}
+
+
+def record(source: str, status: str = "ok", **fields: Any) -> dict[str, Any]:
+    return NOTHING | {"source": source, "status": status} | fields
+
+
+def done(source: str, output: str, after: float, status: str = "ok", **fields: Any) -> dict[str, Any]:
+    made = {"output": output, "linf": 16 / 255, "lpips": 0.06, "distance_before": 100.0, "distance_after": after}
+    made |= {"steps": 3, "anchor": "anchor.png", "history": [100.0, 80.0, after]}
+    return record(source, status, **(made | fields))
+
+
+def write_run(directory: Path, images: list[dict[str, Any]], **fields: Any) -> Path:
+    budget = {"linf": 16 / 255, "lpips": 0.07}
+    options = {"target": "cat", "steps": 3, "budget": budget, "view": {"size": 16}, "optimizer": "momentum", "seed": 0}
+    encoder = {"spec": "blocks", "name": "blocks", "factor": 8, "channels": 3, "sha256": "ab" * 32}
+    manifest: dict[str, Any] = {
+        "version": "0.1.0",
+        "created": "2025-02-03T04:05:06+00:00",
+        "options": options,
+        "encoder": encoder,
+    }
+    manifest |= {
+        "perceptual": "st-vgg",
+        "backend": "native",
+        "device": "cpu",
+        "seconds": 83.0,
+        "images_per_second": 0.05,
+    }
+    (directory / "shade_fast.json").write_text(json.dumps(manifest | {"images": images} | fields), encoding="utf-8")
+    return directory
+
+
+def write_picture(path: Path, seed: int, size: tuple[int, int] = (40, 24)) -> None:
+    noise = numpy.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=numpy.uint8)
+    Image.fromarray(noise).save(path)
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """Two `ok`, one `below_target` with its file gone, two `failed`; one name is hostile."""
+    (tmp_path / "clean").mkdir()
+    for place, name in enumerate(["anchor.png", "clean/a.png", "a.png", "clean/b.png", "b.png", "clean/c.png"]):
+        write_picture(tmp_path / name, place)
+    (tmp_path / "notes.png").write_text("no image")
+    images = [
+        done("clean/a.png", "a.png", 40.0),
+        done("clean/b.png", "b.png", 60.0, linf=15 / 255, lpips=0.0699),
+        done("clean/c.png", "c.png", 95.0, status="below_target"),
+        record("notes.png", "failed", error="notes.png: no image <b>at all</b>"),
+        record(HOSTILE, "failed", error=None),
+    ]
+    return write_run(tmp_path, images)
+
+
+def test_the_page_is_well_formed_and_asks_for_nothing_outside(run: Path) -> None:
+    path = write_report(run, encoder=blocks())
+    page = Page(path)
+    assert path == run / "report.html"
+    assert "http://" not in page.source and "https://" not in page.source
+    assert not re.search(r"url\(|@import", page.source)
+    for _, attrs in page.tags:
+        assert (attrs.get("src") or "data:image/").startswith("data:image/")
+        assert (attrs.get("href") or "#").startswith("#")
+    assert not page.all("link")
+    assert "default-src 'none'" in page.source
+
+
+def test_the_script_that_may_run_is_the_page_s_own(run: Path) -> None:
+    page = Page(write_report(run, encoder=blocks()))
+    script = page.source.split("<script>")[1].split("</script>")[0]
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert f"script-src 'sha256-{digest}'" in page.source
+
+
+def test_names_errors_and_options_are_escaped(run: Path) -> None:
+    manifest = json.loads((run / "shade_fast.json").read_text())
+    manifest["options"]["target"] = manifest["device"] = manifest["encoder"]["name"] = "<img src=x onerror=alert(1)>"
+    (run / "shade_fast.json").write_text(json.dumps(manifest))
+    page = Page(write_report(run))
+    assert len(page.all("script")) == 1 and not page.all("b", "at")
+    assert HOSTILE in page.text and "no image <b>at all</b>" in page.text
+    assert all("onerror" not in attrs for attrs in page.all("img"))
+
+
+def test_totals_are_those_of_the_images(run: Path) -> None:
+    summary = totals(read_run(run))
+    assert (summary.images, summary.ok, summary.below_target, summary.failed) == (5, 2, 1, 2)
+    assert summary.mean_ratio == pytest.approx((0.4 + 0.6 + 0.95) / 3)
+    assert summary.median_ratio == pytest.approx(0.6)
+    assert summary.largest_linf == 16 / 255 and summary.largest_lpips == 0.0699
+    assert summary.holds_linf and summary.holds_lpips
+    text = Page(write_report(run, encoder=blocks())).text
+    assert "2 of 5 images moved towards “cat”" in text
+    assert "60.0%" in text and "mean 65.0%" in text and "16 /255 budget 16/255: holds" in text
+    assert "0.0699 budget 0.07: holds" in text and "1 min 23 s (0.05 images/s)" in text and "3 February 2025" in text
+
+
+def test_an_exceeded_budget_is_said(tmp_path: Path) -> None:
+    write_run(tmp_path, [done("a.png", "b.png", 50.0, linf=17 / 255, lpips=0.0701)])
+    summary = totals(read_run(tmp_path))
+    assert not summary.holds_linf and not summary.holds_lpips
+    assert Page(write_report(tmp_path)).text.count("exceed") == 4
+
+
+def test_a_budget_between_two_levels_counts_as_the_lower(tmp_path: Path) -> None:
+    images = [done("a.png", "b.png", 50.0, linf=16 / 255)]
+    options = {"target": "cat", "budget": {"linf": 0.0625, "lpips": None}}
+    assert not totals(read_run(write_run(tmp_path, images, options=options))).holds_linf
+
+
+def test_every_image_has_its_row_and_failed_ones_their_reason(run: Path) -> None:
+    page = Page(write_report(run, encoder=blocks()))
+    assert [attrs.get("class") for attrs in page.all("tr")[1:]] == ["ok", "ok", "below_target", "failed", "failed"]
+    assert len(page.all("article", "card")) == 5 and len(page.all("article", "failed")) == 2
+    assert "No reason was recorded." in page.text
+
+
+def test_a_missing_picture_is_said_in_its_place(run: Path) -> None:
+    text = Page(write_report(run, encoder=blocks())).text
+    assert "The perturbed file is not there: c.png" in text
+    (run / "a.png").write_text("not a picture")
+    text = Page(write_report(run, encoder=blocks())).text
+    assert "The perturbed file cannot be shown. a.png: " in text
+
+
+def test_pictures_of_two_sizes_have_no_difference(run: Path) -> None:
+    write_picture(run / "a.png", 9, (24, 40))
+    assert "The two files differ in size: 40×24 and 24×40." in Page(write_report(run, encoder=blocks())).text
+
+
+def test_the_model_s_view_is_decoded(run: Path) -> None:
+    page = Page(write_report(run, encoder=blocks()))
+    titles = re.findall(r"<figcaption>(.*?)</figcaption>", page.source)
+    assert titles.count("clean, decoded") == titles.count("perturbed, decoded") == titles.count("anchor, decoded") == 3
+    # per image: clean, perturbed, difference and three decoded; the third lacks its perturbed file, so three of them
+    assert len(page.all("img")) == 6 + 6 + 3
+    assert all(attrs.get("alt") for attrs in page.all("img"))
+
+
+def test_without_a_decoder_the_page_says_so(run: Path) -> None:
+    page = Page(write_report(run, encoder=blocks(decodes=False)))
+    assert "The encoder blocks has no decoder" in page.text and "decoded</figcaption>" not in page.source
+
+
+def test_an_encoder_that_cannot_be_loaded_leaves_the_panels_out(run: Path) -> None:
+    page = Page(write_report(run))
+    assert "The run's encoder blocks could not be loaded" in page.text and "anchor, decoded" not in page.text
+
+
+def test_another_encoder_than_the_run_s_is_named(run: Path) -> None:
+    other = blocks()
+    other.sha256 = "cd" * 32
+    page = Page(write_report(run, encoder=other))
+    assert "Decoded with blocks, whose weights are not those that the run used." in page.text
+
+
+def test_the_limit_holds_pictures_and_the_table_lists_all(run: Path) -> None:
+    page = Page(write_report(run, run / "small.html", encoder=blocks(), limit=2))
+    assert len(page.all("article")) == 2 and len(page.all("tr")) == 1 + 5
+    assert "2 of 5 images are shown" in page.text
+    assert not Page(write_report(run, encoder=blocks(), limit=0)).all("img")
+
+
+def test_choose_takes_the_short_ones_first_and_the_rest_over_the_whole_range(run: Path) -> None:
+    model = read_run(run).images
+    strong, failed = model[0], model[3]
+    images = [_with_after(strong, float(after)) for after in range(1, 91)]
+    images += [_with_after(strong, 97.0, "below_target")] * 3 + [failed] * 30
+    chosen = choose(images, 20)
+    states = [images[index].status for index in chosen]
+    assert states.count("below_target") == 3 and states.count("failed") == 7 and states.count("ok") == 10
+    assert chosen[0] == 0 and 89 in chosen and chosen == sorted(set(chosen))
+    assert len(choose([failed] * 50, 20)) == 20 and choose(images[:5], 20) == [0, 1, 2, 3, 4]
+    assert len(choose(images, 1)) == 1
+
+
+def _with_after(image: ImageRecord, after: float, status: str = "ok") -> ImageRecord:
+    return replace(image, distance_after=after, status=status)
+
+
+def test_a_thousand_images_make_a_light_page(tmp_path: Path) -> None:
+    for name in ("a.png", "b.png", "anchor.png"):
+        write_picture(tmp_path / name, 1, (384, 384))
+    history = [100 * 0.999**step for step in range(500)]
+    images = [done("a.png", "b.png", 60.0, history=history) for _ in range(1000)]
+    path = write_report(write_run(tmp_path, images), encoder=blocks(), limit=4)
+    page = Page(path)
+    pictures = sum(len(attrs["src"] or "") for attrs in page.all("img"))
+    assert pictures < 4 * 400_000
+    assert path.stat().st_size - pictures < 1_500_000
+    assert len(page.all("path", "each")) <= 150 and len(page.all("tr")) == 1001
+
+
+def test_pictures_are_shown_upright(run: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for name in ("clean/a.png", "a.png"):
+        Image.new("RGB", (40, 24), "red").save(run / name, exif=exif)
+    styles = [attrs["style"] for attrs in Page(write_report(run, encoder=blocks())).all("button", "picture")]
+    assert styles[:2] == ["aspect-ratio:0.600"] * 2 and styles[4] == "aspect-ratio:1.667"
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 3), (4000, 8, 3), (8, 4000, 3)], ids=str)
+def test_odd_shapes_become_pictures(shape: tuple[int, int, int]) -> None:
+    assert inline_picture(numpy.zeros(shape, numpy.uint8), 384).startswith("data:image/webp;base64,")
+
+
+def test_a_picture_too_small_for_the_encoder_says_so(tmp_path: Path) -> None:
+    for name in ("a.png", "b.png", "anchor.png"):
+        write_picture(tmp_path / name, 1, (5, 5))
+    page = Page(write_report(write_run(tmp_path, [done("a.png", "b.png", 60.0)]), encoder=blocks()))
+    assert page.text.count("Could not be decoded: 5x5 pixels") == 3
+
+
+def test_a_missing_manifest_names_the_file_and_the_mend(tmp_path: Path) -> None:
+    with pytest.raises(ShadeFastError, match=r"shade_fast\.json: no such file; give the folder"):
+        write_report(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", "is not valid JSON"),
+        ("[]", r"the file is \[\], not an object"),
+        ("{}", "images is None, not a list"),
+        ('{"images": [{"source": "a", "status": "fine"}]}', r"images\[0\]\.status is 'fine', not one of ok"),
+        ('{"images": [{"source": "a", "status": "ok", "linf": "x"}]}', r"images\[0\]\.linf is 'x', not a number"),
+        ('{"images": [], "options": {"steps": -1}}', r"options\.steps is -1"),
+    ],
+)
+def test_an_invalid_manifest_names_the_field(tmp_path: Path, content: str, message: str) -> None:
+    (tmp_path / "shade_fast.json").write_text(content)
+    with pytest.raises(ShadeFastError, match=message):
+        write_report(tmp_path)
+
+
+def test_a_run_of_no_images_and_not_a_number_still_make_a_page(tmp_path: Path) -> None:
+    assert "No images moved towards “cat”" in Page(write_report(write_run(tmp_path, []))).text
+    odd = done("a.png", "b.png", float("nan"), history=[float("nan"), 0.0])
+    assert "distance not measured" in Page(write_report(write_run(tmp_path, [odd]))).text
+
+
+def test_absolute_paths_are_not_shown(run: Path) -> None:
+    write_run(run, [done(str(run / "clean" / "a.png"), "a.png", 50.0)])
+    assert str(run) not in Page(write_report(run, encoder=blocks())).source
+
+
+def test_an_unwritable_page_is_an_error_with_the_file(run: Path) -> None:
+    with pytest.raises(ShadeFastError, match=r"nowhere.report\.html: cannot be written"):
+        write_report(run, run / "nowhere" / "report.html", encoder=blocks())

@@ -1,0 +1,72 @@
+"""The rooms' walls: what each part of the house may import."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+#: Room -> the parts of the house, besides itself, that it may import.
+MAY_IMPORT = {
+    "kernels": set(),
+    "shade_fast/reference": set(),
+    "shade_fast/ops": {"shade_fast.errors", "shade_fast.kernels", "shade_fast._cpu", "shade_fast._cuda"},
+    "shade_fast/encoders": {"shade_fast.errors"},
+    "shade_fast/perceptual": {"shade_fast.errors", "shade_fast.ops"},
+    "shade_fast/engine": {
+        *("shade_fast.errors", "shade_fast.budget", "shade_fast.view", "shade_fast.ops"),
+        *("shade_fast.encoders", "shade_fast.perceptual", "shade_fast.reference", "shade_fast.runtime"),
+    },
+    "shade_fast/archive": {
+        *("shade_fast.errors", "shade_fast.images", "shade_fast.anchors", "shade_fast.poison"),
+        *("shade_fast.results", "shade_fast.version"),
+    },
+}
+
+
+def imports_of(file: Path) -> Iterator[str]:
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield node.module or ""
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+@pytest.mark.parametrize("room", MAY_IMPORT)
+def test_a_room_imports_only_what_it_may(room: str) -> None:
+    own = room.replace("/", ".")
+    allowed = MAY_IMPORT[room] | {own, "shade_fast.kernels" if room == "kernels" else own}
+    files = [file for file in (ROOT / room).rglob("*.py") if "embedded" not in file.parts]
+    assert files
+    for file in files:
+        for name in imports_of(file):
+            inside = name.startswith("shade_fast.") and not any(
+                name == part or name.startswith(f"{part}.") for part in allowed
+            )
+            assert not inside, f"{file.relative_to(ROOT)} imports {name}, which {room} may not"
+
+
+def test_the_reference_is_plain_torch() -> None:
+    for file in (ROOT / "shade_fast/reference").rglob("*.py"):
+        tops = {name.split(".")[0] for name in imports_of(file)}
+        assert tops <= {"torch", "collections", "__future__", "shade_fast"}, file
+
+
+def test_csrc_includes_no_torch() -> None:
+    for file in (ROOT / "csrc").rglob("*.*"):
+        assert not re.search(r'#include\s*[<"](torch|ATen|c10)/', file.read_text()), file
+
+
+def test_the_package_imports_without_the_heavy_libraries() -> None:
+    heavy = ("diffusers", "transformers", "triton", "lpips", "stlpips_pytorch")
+    code = f"import sys, shade_fast; print([name for name in {heavy} if name in sys.modules])"
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert shown.stdout.strip() == "[]"
