@@ -308,7 +308,7 @@ def test_sources_with_nothing_in_them(
     ("text", "bound"), [("16/255", 16 / 255), ("0.05", 0.05), ("1e-1", 0.1), ("none", None), ("None", None)]
 )
 def test_bounds(text: str, bound: float | None) -> None:
-    assert cli._bound(text) == bound
+    assert cli.bound(text) == bound
 
 
 def test_defaults_are_those_of_the_function() -> None:

@@ -27,7 +27,7 @@ def prepare(size: tuple[int, int], view: int, lpips: bool) -> Callable[[str], Si
     encoder, perceptual = load_encoder("embedded"), load_perceptual("st-alex") if lpips else None
     plan = View(view).plan(*size, encoder.factor)
     anchor = AnchorLibrary.embedded()["cat"].latents(encoder, plan.crop)[:1]
-    multiplier = torch.ones(1) if lpips else None
+    weigh = torch.ones_like if lpips else None
     start = (torch.rand(clean.shape, generator=generator) * 2 - 1) * LINF / 4
 
     def side(backend: str) -> Side:
@@ -40,7 +40,7 @@ def prepare(size: tuple[int, int], view: int, lpips: bool) -> Callable[[str], Si
             momentum.zero_()
 
         def step() -> torch.Tensor:
-            gradient, _, _ = problem.gradient(delta, multiplier)
+            gradient, _ = problem.gradient(delta, weigh)
             optimizer_update(delta, momentum, gradient, clean, step=0.3 * LINF, decay=0.8, linf=LINF, backend=ran)
             return delta
 

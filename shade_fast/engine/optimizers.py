@@ -17,12 +17,36 @@ from shade_fast.reference import paper_loop, release_loop
 
 #: Length of the first step, in units of linf, and the share of the momentum that is kept from step to step.
 STEP_SIZE, DECAY = 0.3, 0.8
-#: How fast the LPIPS term's weight follows the violation of its bound, and what it is kept between.
-MULTIPLIER_RATE, MULTIPLIER_RANGE = 0.3, (0.01, 50.0)
 #: Steps are sized as for this linf where none is given.
 DEFAULT_UNIT = 16 / 255
 
 History = list[torch.Tensor]
+
+
+class LpipsControl:
+    """Holds the LPIPS bound of each image of a batch: the weight of the LPIPS gradient, and the length of the steps.
+
+        v = clip(LPIPS/bound - 1, -1, 1),   weight = w·exp(2·v)
+        w <- w·exp(0.1·v), inside [0.01, 50];   length <- 0.8·length where v > 0, else min(1.05·length, 1)
+
+    The response exp(2·v) damps what the accumulated w alone would swing through. The length is for images with wide
+    flat areas: signed steps of full length are noise there that breaks the bound by itself, and no weight mends that.
+    """
+
+    ACCUMULATION, RANGE, RESPONSE = 0.1, (0.01, 50.0), 2.0
+    SHORTEN, LENGTHEN = 0.8, 1.05
+
+    def __init__(self, bound: float, count: int, device: torch.device) -> None:
+        self.bound = bound
+        self.length = torch.ones(count, device=device)
+        self._accumulated = torch.ones(count, device=device)
+
+    def __call__(self, lpips: torch.Tensor) -> torch.Tensor:
+        """The weights [count] for the LPIPS distances [count] that a step has met; `length` is then that step's."""
+        violation = (lpips / self.bound - 1).clamp(-1, 1)
+        self._accumulated = (self._accumulated * torch.exp(self.ACCUMULATION * violation)).clamp(*self.RANGE)
+        self.length = torch.where(violation > 0, self.SHORTEN, self.LENGTHEN).mul(self.length).clamp(max=1)
+        return self._accumulated * torch.exp(self.RESPONSE * violation)
 
 
 def check_optimizer(optimizer: str, budget: Budget, encoders: int) -> None:
@@ -51,34 +75,28 @@ def optimize(problem: Problem, optimizer: str, budget: Budget, steps: int) -> tu
 
 
 def momentum(problem: Problem, budget: Budget, steps: int) -> tuple[torch.Tensor, History]:
-    """Sign-momentum with a cosine step; the LPIPS bound is held by a multiplier of each image's own.
+    """Sign-momentum with a cosine step; an LPIPS bound is held by `LpipsControl`.
 
-    m <- 0.8·m + g/mean|g|,   delta <- clamp(delta - a_i·sign(m), -linf, linf),   a_i: cosine from 0.3·linf to 0
-    g = ∇objective/mean|∇objective| + multiplier·∇LPIPS/mean|∇LPIPS|
-    multiplier <- multiplier·exp(0.3·clip(LPIPS/bound - 1, -1, 1)),  inside [0.01, 50]
+    m <- 0.8·m + g/mean|g|,   delta <- clamp(delta - a_i·s·sign(m), -linf, linf),   a_i: cosine from 0.3·linf to 0
+    g = ∇objective/mean|∇objective| + weight·∇LPIPS/mean|∇LPIPS|,   s the control's length
     """
     delta = torch.zeros_like(problem.clean, dtype=torch.float32)
     momentum_buffer = torch.zeros_like(delta)
     # The file holds whole levels: a box between two of them would only be rounded away.
     box = budget.levels / 255
     unit = DEFAULT_UNIT if budget.linf is None else box
-    multiplier = None
-    if budget.lpips is not None:
-        multiplier = torch.ones(len(delta), device=delta.device)
+    control = None if budget.lpips is None else LpipsControl(budget.lpips, len(delta), delta.device)
     history = []
     for i in range(steps):
-        gradient, distance, lpips = problem.gradient(delta, multiplier)
+        gradient, distance = problem.gradient(delta, control)
         history.append(distance)
-        if multiplier is not None and lpips is not None and budget.lpips is not None:
-            violation = (lpips / budget.lpips - 1).clamp(-1, 1)
-            multiplier = (multiplier * torch.exp(MULTIPLIER_RATE * violation)).clamp(*MULTIPLIER_RANGE)
-        step_size = STEP_SIZE * unit * (1 + math.cos(math.pi * i / steps)) / 2
+        cosine = (1 + math.cos(math.pi * i / steps)) / 2
         optimizer_update(
             delta,
             momentum_buffer,
             gradient,
             problem.clean,
-            step=step_size,
+            step=STEP_SIZE * unit * cosine * (1.0 if control is None else control.length),
             decay=DECAY,
             linf=box,
             backend=kernels(problem.backend),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -72,26 +72,27 @@ class Problem:
         return self.distance(view), self.lpips(view)
 
     def gradient(
-        self, delta: torch.Tensor, multiplier: torch.Tensor | None = None
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-        """Descent direction at clean + delta: gradient [B, 3, H, W], objective [B], LPIPS [B] (None unless weighed in).
+        self, delta: torch.Tensor, weigh: Callable[[torch.Tensor], torch.Tensor] | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Descent direction at clean + delta, [B, 3, H, W], and the objective there, [B].
 
-        Each term's gradient is taken where the encoder sees it and divided by its mean magnitude, so that
-        `multiplier` [B], the weight of the LPIPS term, has no unit; the sum is then led back through the view. The
-        view is linear, so the clean image's part of it is kept, and clean + delta is never made at the file's size.
+        weigh: from the LPIPS distances [B] there to the weights [B] of their gradients; None leaves LPIPS out.
+
+        Each term's gradient is taken where the encoder sees it and divided by its mean magnitude, so that the weights
+        have no unit; the sum is then led back through the view. The view is linear, so the clean image's part of it is
+        kept, and clean + delta is never made at the file's size.
         """
         delta = delta.detach().requires_grad_(True)
         seen = self.see(delta)
         view = (self._clean_view + seen).detach().requires_grad_(True)
         distance = self.distance(view)
         direction = _normalized(torch.autograd.grad(distance.sum(), view)[0])
-        lpips = None if multiplier is None else self.lpips(view)
-        if lpips is not None and multiplier is not None:
-            (constraint,) = torch.autograd.grad(lpips.sum(), view)
-            direction = direction + multiplier[:, None, None, None] * _normalized(constraint)
-            lpips = lpips.detach()
+        lpips = None if weigh is None else self.lpips(view)
+        if weigh is not None and lpips is not None:
+            constraint = _normalized(torch.autograd.grad(lpips.sum(), view)[0])
+            direction = direction + weigh(lpips.detach())[:, None, None, None] * constraint
         (gradient,) = torch.autograd.grad(seen, delta, direction)
-        return gradient, distance.detach(), lpips
+        return gradient, distance.detach()
 
     def _encoder_distance(self, index: int, view: torch.Tensor) -> torch.Tensor:
         latents = self.encoders[index].encode(view)
