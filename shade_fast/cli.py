@@ -201,7 +201,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--target-ratio", type=float, default=0.9, help="share of the latent distance that may be left for 'ok'")
     add("--anchors", metavar="DIR", help="library of anchors: a folder with a subfolder of images for each concept")
     add("--format", default="png", choices=["same", *OUTPUT_FORMATS], help="format of the files written")
-    add("--quality", type=int, default=95, help="JPEG quality")
+    add("--quality", type=int, default=98, help="JPEG quality")
     add("--overwrite", action="store_true", help="write over an earlier run's files")
     add("--dry-run", action="store_true", help="say what would be done with each file, and do nothing")
     add("--json", action="store_true", help="print the run's record as JSON")

@@ -114,7 +114,7 @@ class Output:
     """
 
     format: str = "png"
-    quality: int = 95
+    quality: int = 98
 
     def __post_init__(self) -> None:
         if self.format != "same" and self.format not in OUTPUT_FORMATS:

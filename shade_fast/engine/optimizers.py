@@ -16,7 +16,7 @@ from shade_fast.ops import optimizer_update
 from shade_fast.reference import paper_loop, release_loop
 
 #: Length of the first step, in units of linf, and the share of the momentum that is kept from step to step.
-STEP_SIZE, DECAY = 0.3, 0.8
+STEP_SIZE, DECAY = 0.6, 0.8
 #: Steps are sized as for this linf where none is given.
 DEFAULT_UNIT = 16 / 255
 
@@ -77,7 +77,7 @@ def optimize(problem: Problem, optimizer: str, budget: Budget, steps: int) -> tu
 def momentum(problem: Problem, budget: Budget, steps: int) -> tuple[torch.Tensor, History]:
     """Sign-momentum with a cosine step; an LPIPS bound is held by `LpipsControl`.
 
-    m <- 0.8·m + g/mean|g|,   delta <- clamp(delta - a_i·s·sign(m), -linf, linf),   a_i: cosine from 0.3·linf to 0
+    m <- 0.8·m + g/mean|g|,   delta <- clamp(delta - a_i·s·sign(m), -linf, linf),   a_i: cosine from 0.6·linf to 0
     g = ∇objective/mean|∇objective| + weight·∇LPIPS/mean|∇LPIPS|,   s the control's length
     """
     delta = torch.zeros_like(problem.clean, dtype=torch.float32)

@@ -17,6 +17,8 @@ Codec = Callable[[torch.Tensor], torch.Tensor]
 
 #: LPIPS is held to this share of its bound, so that another machine's arithmetic finds it held as well.
 LPIPS_MARGIN = 1 - 1e-4
+#: How often pixels that a codec moves out of the box are pulled back before it.
+PULLS = 12
 #: Halvings of the interval that the scale is known to lie in.
 BISECTIONS = 6
 
@@ -55,9 +57,11 @@ def project(
     def attempt(scale: torch.Tensor) -> Projected:
         stored = pixels = quantize(problem.clean, delta, scale, levels=budget.levels, backend=kernels(problem.backend))
         if codecs is not None:
-            pixels = torch.stack(
-                [codec(image) if codec else image for codec, image in zip(codecs, stored, strict=True)]
-            )
+            fitted = [
+                _fit(image, clean, codec, budget.levels) if codec else (image, image)
+                for image, clean, codec in zip(stored, problem.clean, codecs, strict=True)
+            ]
+            stored, pixels = (torch.stack(images) for images in zip(*fitted, strict=True))
         change = (pixels.to(torch.int16) - problem.clean.to(torch.int16)).abs()
         levels = change.flatten(1).amax(dim=1)
         distance, lpips = problem.measure(pixels)
@@ -84,6 +88,22 @@ def project(
         high = torch.where(better | done, high, guess)
         guess = (low + high) / 2
     return best
+
+
+def _fit(stored: torch.Tensor, clean: torch.Tensor, codec: Codec, levels: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Pixels to store, and what the codec makes of them, so that the latter lie inside the box where that can be had.
+
+    What lies outside is pulled back by as much before the codec, and again: a codec's errors are few and local, and to
+    shrink the whole perturbation for them would waste it.
+    """
+    stored, clean = stored.to(torch.int16), clean.to(torch.int16)
+    for pull in range(PULLS + 1):
+        shown = codec(stored.to(torch.uint8))
+        excess = shown.to(torch.int16) - torch.clamp(shown.to(torch.int16), clean - levels, clean + levels)
+        if pull == PULLS or not bool(excess.any()):
+            break
+        stored = (stored - excess).clamp(0, 255)
+    return stored.to(torch.uint8), shown
 
 
 def _choose(mask: torch.Tensor, chosen: Projected, other: Projected) -> Projected:

@@ -123,6 +123,8 @@ def report(folder: Path, direct: int) -> None:
         return
     taef2 = load_encoder(taef2_path)
     print_shift("embedded", "TAEF2", seen_shift(taef2, images, perturbed, anchors))
+    if direct < 1:
+        return
     images, anchors, perturbed = images[:direct], anchors[:direct], perturbed[:direct]
     print_shift("embedded", "TAEF2", seen_shift(taef2, images, perturbed, anchors))
     perturbed = perturb(taef2, images, anchors)
@@ -142,7 +144,9 @@ def print_shift(maker: str, viewer: str, shift: Shift) -> None:
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m shade_fast.encoders.embedded.measure")
     parser.add_argument("--photographs", type=Path, default=Path("tests/photographs"))
-    parser.add_argument("--direct", type=int, default=4, help="photographs for the yardstick, perturbed on TAEF2")
+    parser.add_argument(
+        "--direct", type=int, default=4, help="photographs for the yardstick, perturbed on TAEF2 itself; 0 for none"
+    )
     parser.add_argument("--threads", type=int, default=1)
     chosen = parser.parse_args(arguments)
     torch.set_num_threads(chosen.threads)
