@@ -55,21 +55,21 @@ def test_kl_with_the_sd15_configuration_from_a_folder(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not TAEF2.exists(), reason="TAEF2's weights are not here; SHADE_FAST_MODELS names their folder")
-def test_momentum_gets_further_than_the_release_loop_in_as_many_steps() -> None:
+def test_momentum_gets_further_in_60_steps_than_the_release_loop_in_100() -> None:
     distances = {}
-    for optimizer in ("release", "momentum"):
+    for optimizer, steps in (("release", 100), ("momentum", 60)):
         result = poison_batch(
-            [square("koala.jpg", 96), square("gate.jpg", 96)],
+            [square("koala.jpg", 96)],
             "castle",
             encoder=TAEF2,
             budget=Budget(linf=0.05, lpips=None),
             view=View(size=None),
             perceptual=None,
             optimizer=optimizer,
-            steps=20,
+            steps=steps,
         )
-        distances[optimizer] = sum(one.ratio or 1 for one in result) / len(result)
-    assert distances["momentum"] < distances["release"] < 0.9
+        distances[optimizer] = result[0].distance_after or 0
+    assert 0 < distances["momentum"] < distances["release"]
 
 
 def test_the_embedded_encoder_on_photographs_of_mixed_sizes_holds_the_budget() -> None:
