@@ -281,6 +281,7 @@ setup(
             "data/anchors/**",
             "encoders/embedded/*.safetensors",
             "encoders/embedded/CARD.md",
+            "encoders/embedded/photographs.tsv",
         ],
     },
     ext_modules=extensions(),

@@ -238,8 +238,8 @@ def crop_of(levels: Sequence[Image.Image], size: int, random_numbers: random.Ran
 class PerceptualTerm:
     """LPIPS over the first three layers of the shift-tolerant AlexNet; images `[B, 3, h, w]` in [0, 1] to a scalar.
 
-    `weights` is `alex_shift_tolerant.pth` of the `stlpips-pytorch` wheel, read as data. The third layer on is left
-    out: at the crop size it sees little but the border.
+    `weights` is `alex_shift_tolerant.pth` of the `stlpips-pytorch` wheel, read as data. What follows the third
+    layer is left out: at the crop size it sees little but the border.
     """
 
     def __init__(self, weights: Path) -> None:
