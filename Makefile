@@ -1,6 +1,6 @@
 # make demo, make test, make lint, make bench: each does all there is to do, from a fresh clone.
 PYTHON ?= python3
-# A CPU build of torch suffices here; TORCH=torch takes the newest CUDA build.
+# What pip is asked for; a CPU build of torch suffices.
 TORCH ?= torch==2.13.0
 VENV ?= .venv
 # The concept that `make demo` moves the photographs' latents to.
@@ -37,4 +37,4 @@ $(STAMP): $(SOURCES)
 	touch $@
 
 clean:
-	rm -rf build $(VENV) *.egg-info shade_fast/*.so
+	rm -rf build $(VENV) *.egg-info shade_fast/*.so .benchmarks .pytest_cache .mypy_cache .ruff_cache

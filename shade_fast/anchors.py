@@ -64,8 +64,9 @@ class Anchor:
 
         An image is scaled to cover the view, aspect kept, and cropped at its centre.
         """
-        # The hash is of weights alone, which networks of other strides may share.
-        key = (encoder.sha256 or encoder, encoder.name, encoder.factor, encoder.device, size)
+        # The hash is of weights alone: of the kinds whose architecture is the caller's, networks may share it.
+        own = encoder.sha256 is None or encoder.kind in ("module", "callable")
+        key = (encoder if own else encoder.sha256, encoder.name, encoder.factor, encoder.device, size)
         if key not in self._cache:
             while len(self._cache) >= CACHED_VIEWS:
                 del self._cache[next(iter(self._cache))]

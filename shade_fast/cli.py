@@ -75,6 +75,11 @@ def _poison(options: argparse.Namespace) -> int:
         "encoder": encoders,
         "budget": {"linf": budget.linf, "lpips": budget.lpips},
         "view": {"size": view.size},
+        "perceptual": options.perceptual,
+        "backend": options.backend,
+        "devices": options.devices,
+        "batch_size": options.batch_size,
+        "anchors": options.anchors,
         "optimizer": options.optimizer,
         "steps": options.steps,
         "seed": options.seed,
@@ -196,7 +201,12 @@ def _parser() -> argparse.ArgumentParser:
     add("--steps", type=int, default=60, help="optimiser steps")
     add("--backend", default="auto", choices=BACKENDS, help="what executes the networks and the optimiser")
     add("--devices", default="auto", help="auto, cpu, cuda:0")
-    add("--batch-size", type=_batch_size, default="auto", help="images of one size optimised together, or 'auto'")
+    add(
+        "--batch-size",
+        type=_batch_size,
+        default="auto",
+        help="images of one size optimised together on a GPU, or 'auto'",
+    )
     add("--seed", type=int, default=0, help="recorded with the run")
     add("--target-ratio", type=float, default=0.9, help="share of the latent distance that may be left for 'ok'")
     add("--anchors", metavar="DIR", help="library of anchors: a folder with a subfolder of images for each concept")

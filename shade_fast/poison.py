@@ -19,6 +19,7 @@ from shade_fast.engine import (
     Codec,
     Problem,
     check_optimizer,
+    kernels,
     optimize,
     project,
     resolve_backend,
@@ -63,7 +64,8 @@ def poison_batch(
     perceptual: the LPIPS network, by name; `auto` takes the strongest whose weights are on this machine.
     optimizer: `momentum`, or the published loops `release` and `paper`. steps: its steps, at least 1.
     backend, devices: what executes, and where; `auto` chooses, and the result's `.backend` and `.device` say what.
-    batch_size: neighbouring images of one size that are optimised together; `auto` is 1 on a CPU, 8 on a GPU.
+    batch_size: neighbouring images of one size that are optimised together on a GPU; `auto` is 8. On a CPU, where
+        batches gain nothing, images are taken one by one whatever is asked: a result cannot depend on its neighbours.
     seed: recorded with the run; today's optimisers draw nothing at random.
     target_ratio: `ok` is a latent distance of at most this share of its start; anything above is `below_target`.
     anchors: the library that names are looked up in, default the embedded one.
@@ -150,10 +152,8 @@ class Poisoner:
         self.target_ratio = target_ratio
         self.device = resolve_device(devices)
         self.backend = resolve_backend(backend, self.device)
-        if batch_size == "auto":
-            self.batch_size = 8 if self.device.type == "cuda" else 1
-        else:
-            self.batch_size = _whole("batch_size", batch_size)
+        asked = 8 if batch_size == "auto" else _whole("batch_size", batch_size)
+        self.batch_size = asked if self.device.type == "cuda" else 1
         self.perceptual = _load_perceptual(perceptual, self.budget, self.device)
         specs = encoder if isinstance(encoder, list | tuple) else [encoder]
         if not specs:
@@ -229,7 +229,7 @@ class Poisoner:
         clean = clean.contiguous().to(self.device)
         plan = self.view.plan(clean.shape[2], clean.shape[3], self.factor)
         with torch.no_grad():
-            view = plan.apply(clean / 255)
+            view = plan.apply(clean / 255, backend=kernels(self.backend))
         picks, anchor_latents = [], []
         for index, work in enumerate(batch):
             pick, latents = self._nearest(work.anchor, view[index : index + 1], plan.crop)
@@ -254,18 +254,19 @@ class Poisoner:
             pixels = _array(projected.pixels[index])
             before, after = float(problem.start[index]), float(projected.distance[index])
             levels = int(projected.levels[index])
-            status, error = self._judge(before, after, bool(projected.held[index]), levels)
+            lpips = None if projected.lpips is None else float(projected.lpips[index])
+            status, error = self._judge(before, after, bool(projected.held[index]), levels, lpips)
             outcome = PoisonedImage(
                 image=None if status == "failed" else work.image.with_alpha(pixels),
                 status=status,
                 linf=levels / 255,
-                lpips=None if projected.lpips is None else float(projected.lpips[index]),
+                lpips=lpips,
                 distance_before=before,
                 distance_after=after,
                 steps=self.steps,
                 error=None if error is None else f"{work.image.name}: {error}",
                 name=work.image.name,
-                anchor=work.anchor.paths[picks[index]] if work.anchor.paths else work.anchor.name,
+                anchor=work.anchor.paths[picks[index]] if work.anchor.paths else None,
                 history=tuple(history[:, index].tolist()),
                 seconds=seconds,
             )
@@ -290,12 +291,17 @@ class Poisoner:
             pick = int(total.argmin())
         return pick, [latents[pick : pick + 1] for latents in candidates]
 
-    def _judge(self, before: float, after: float, held: bool, levels: int) -> tuple[Status, str | None]:
+    def _judge(
+        self, before: float, after: float, held: bool, levels: int, lpips: float | None
+    ) -> tuple[Status, str | None]:
         if not np.isfinite(after):
             return "failed", f"the latent is not finite under encoder {self.encoder_name}; check its weights"
+        if lpips is not None and not np.isfinite(lpips):
+            return "failed", "the LPIPS distance is not finite; check the perceptual network's weights"
         if not held:
+            measured = f"linf {levels}/255" + ("" if lpips is None else f" and lpips {lpips:.4f}")
             return "failed", (
-                f"the file's codec changes pixels by {levels}/255 and breaks the budget by itself; "
+                f"the file's codec by itself breaks the budget ({measured} without any perturbation); "
                 "raise the quality, or write png or webp"
             )
         return ("ok" if after <= self.target_ratio * before else "below_target"), None

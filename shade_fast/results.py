@@ -23,7 +23,7 @@ class PoisonedImage:
     perturbed image, None where no network is loaded.
     distance_before, distance_after: latent distance to the anchor, ‖E(x) - anchor_latent‖₂ through the view; for an
     ensemble the mean over the encoders of each one's distance over its own start (1.0 before).
-    steps: optimiser steps taken. history: the distance before each step. anchor: the anchor's path, or its name.
+    steps: optimiser steps taken. history: the distance before each step. anchor: path of the anchor's image, or None.
     seconds: the image's share of the time that its batch took.
     """
 
@@ -43,7 +43,7 @@ class PoisonedImage:
     @property
     def ratio(self) -> float | None:
         """distance_after over distance_before: the share of the way that is left; None where the image failed."""
-        if self.distance_before is None or self.distance_after is None:
+        if self.status == "failed" or self.distance_before is None or self.distance_after is None:
             return None
         return self.distance_after / self.distance_before if self.distance_before > 0 else 1.0
 
@@ -97,9 +97,10 @@ def summarize(
     ratios = [image.ratio for image in images if image.ratio is not None]
     if ratios:
         lines.append(f"latent distance left: mean {fmean(ratios):.1%}, from {min(ratios):.1%} to {max(ratios):.1%}")
-        worst = max(image.linf for image in images if image.linf is not None)
+        protected = [image for image in images if image.status != "failed"]
+        worst = max(image.linf for image in protected if image.linf is not None)
         line = f"largest linf {round(255 * worst)}/255"
-        lpips = [image.lpips for image in images if image.lpips is not None]
+        lpips = [image.lpips for image in protected if image.lpips is not None]
         lines.append(line + (f", largest lpips {max(lpips):.4f}" if lpips else ""))
     if seconds > 0:
         lines.append(f"{seconds:.1f} s, {len(images) / seconds:.3f} images/s")

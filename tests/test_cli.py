@@ -210,7 +210,7 @@ def test_targets_by_path(target: str, poison: Poison, out: Path, library: Path) 
     path = library / "dog" / "1.png"
     assert cli.main(poison("--target", path if target == "image" else path.parent)) == cli.EXIT_OK
     record = json.loads((out / MANIFEST_NAME).read_text())
-    assert {row["anchor"] for row in record["images"]} == {str(path)}
+    assert {(out / row["anchor"]).resolve() for row in record["images"]} == {path.resolve()}
 
 
 @pytest.mark.parametrize(

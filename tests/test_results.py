@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from shade_fast import PoisonedImage, PoisonResult
+from shade_fast.results import summarize
 
 
 def outcome(before: float | None, after: float | None, status: str = "ok", lpips: float | None = 0.05) -> PoisonedImage:
@@ -77,3 +78,12 @@ def test_pixels_and_history_stay_out_of_the_printed_form() -> None:
     printed = repr(PoisonedImage(image=None, status="failed", history=(1.0,) * 1000, error="why"))
     assert "1.0" not in printed
     assert "why" in printed
+
+
+def test_a_failed_image_has_no_share_in_the_figures() -> None:
+    good = PoisonedImage(None, "ok", linf=16 / 255, lpips=0.05, distance_before=10.0, distance_after=6.0)
+    bad = PoisonedImage(None, "failed", linf=1.0, lpips=0.9, distance_before=10.0, distance_after=9.9, error="why")
+    text = summarize([good, bad], seconds=1.0, encoder="e", perceptual="p", backend="b")
+    assert "largest linf 16/255, largest lpips 0.0500" in text
+    assert "mean 60.0%, from 60.0% to 60.0%" in text
+    assert bad.ratio is None

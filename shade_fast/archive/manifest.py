@@ -38,7 +38,7 @@ class Row:
             "source": _portable(self.source, folder),
             "output": self.output,
             "target": self.target,
-            "anchor": outcome.anchor,
+            "anchor": None if outcome.anchor is None else _portable(Path(outcome.anchor), folder),
             "status": outcome.status,
             "error": outcome.error,
             "width": self.width,
@@ -92,5 +92,5 @@ def _finite(value: float | None) -> float | None:
 
 
 def _portable(path: Path, folder: Path) -> str:
-    """A source's path as seen from the run's folder, so that both can move together."""
+    """A path as seen from the run's folder, so that both can move together."""
     return os.path.relpath(path.resolve(), folder.resolve())

@@ -52,7 +52,10 @@ def poison_files(
                 on_image(row)
     finally:
         record = manifest(folder, poisoner, options, rows, time.perf_counter() - started)
-        write_manifest(folder, record)
+        try:
+            write_manifest(folder, record)
+        except OSError as error:
+            raise ShadeFastError(f"{folder / MANIFEST_NAME}: cannot be written: {error.strerror}") from error
     return record
 
 
@@ -126,13 +129,18 @@ def _refusals(sources: Sequence[SourceFile], folder: Path, output: Output, overw
         name = source.output(output).as_posix()
         path = folder / name
         refusal = None
+        try:
+            exists, original = path.exists(), path.resolve() in originals
+        except OSError as error:
+            refusals.append(f"{source.path}: its output {path} cannot be written: {error.strerror}")
+            continue
         if name in taken:
             refusal = f"{source.path}: its output {name} is that of {taken[name]} too; rename one, or run them apart"
-        elif path.resolve() in originals:
+        elif original:
             refusal = (
                 f"{source.path}: its output would take the place of {path}, which is a source; give another folder"
             )
-        elif path.exists() and not overwrite:
+        elif exists and not overwrite:
             refusal = f"{source.path}: its output {path} exists; give another folder, or --overwrite"
         else:
             taken[name] = source.path

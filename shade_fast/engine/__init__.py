@@ -1,6 +1,6 @@
 """The optimisation: tensors in, tensors out, no files."""
 
-from shade_fast.engine.devices import BACKENDS, resolve_backend, resolve_device
+from shade_fast.engine.devices import BACKENDS, kernels, resolve_backend, resolve_device
 from shade_fast.engine.optimizers import OPTIMIZERS, check_optimizer, optimize
 from shade_fast.engine.problem import Problem
 from shade_fast.engine.projection import Codec, Projected, project
@@ -11,6 +11,7 @@ __all__ = [
     "Codec",
     "Problem",
     "Projected",
+    "kernels",
     "optimize",
     "check_optimizer",
     "project",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Sequence
 
 import torch
@@ -45,7 +46,7 @@ def resolve_backend(backend: str, device: torch.device) -> str:
     if backend not in BACKENDS:
         raise ShadeFastError(f"backend {backend!r}: give one of {', '.join(BACKENDS)}")
     compiled = "cuda" if device.type == "cuda" else "native"
-    built = native.cuda_available() if device.type == "cuda" else native.cpu_available()
+    built = native.cuda_available() and _has_triton() if device.type == "cuda" else native.cpu_available()
     if backend == "auto":
         return compiled if built else "reference"
     if backend == "reference":
@@ -55,12 +56,20 @@ def resolve_backend(backend: str, device: torch.device) -> str:
             raise ShadeFastError("backend 'cuda': no CUDA device is in use; give devices='cuda:0', or backend='native'")
         raise ShadeFastError(f"backend {backend!r}: runs on the CPU, and {device} is in use; give backend='cuda'")
     if not built:
-        mend = "with nvcc on the PATH and SHADE_FAST_CUDA=1" if compiled == "cuda" else "where a C++ compiler is"
+        mend = (
+            "with nvcc on the PATH and SHADE_FAST_CUDA=1, and triton"
+            if compiled == "cuda"
+            else "where g++ or clang++ is"
+        )
         raise ShadeFastError(
             f"backend {backend!r}: the compiled module is not there; reinstall shade_fast {mend}, "
             "or use backend='reference'"
         )
     return backend
+
+
+def _has_triton() -> bool:
+    return importlib.util.find_spec("triton") is not None
 
 
 def kernels(backend: str) -> str:
