@@ -37,8 +37,13 @@ NVCC_FLAGS = (
 AVX512_FLAGS = ("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx2", "-mfma", "-mprefer-vector-width=512")
 ISA_FLAGS = {"avx512": AVX512_FLAGS, "avx2": ("-mavx2", "-mfma"), "portable": ()}
 
-CPU_SOURCES = ("csrc/bindings_cpu.cpp", "csrc/cpu/dispatch.cpp")
+CPU_SOURCES = (
+    *("csrc/bindings_cpu.cpp", "csrc/bindings_convolution.cpp", "csrc/bindings_layers.cpp"),
+    *("csrc/cpu/isa.cpp", "csrc/cpu/pixel_ops.cpp"),
+)
 CPU_KERNELS = ("csrc/cpu/optimizer_update.cpp", "csrc/cpu/quantize.cpp", "csrc/cpu/resize.cpp")
+# The frozen networks' kernels: sums of products, where fused multiply-adds are worth more than equal bits.
+CPU_NETWORK_KERNELS: tuple[str, ...] = ()
 CUDA_SOURCES = ("csrc/bindings_cuda.cpp",)
 CUDA_KERNELS = ("csrc/cuda/launch.cu", "csrc/cuda/optimizer_update.cu", "csrc/cuda/quantize.cu")
 
@@ -100,9 +105,10 @@ def cpu_compiles(cxx: str) -> list[Compile]:
         f'-DSHADE_FAST_COMPILER="{version_line(cxx)}"',
         *(("-DSHADE_FAST_X86",) if x86 else ()),
     )
+    contract = dict.fromkeys(CPU_KERNELS, ()) | dict.fromkeys(CPU_NETWORK_KERNELS, ("-ffp-contract=fast",))
     kernels = [
-        Compile(source, (*CXX_FLAGS, *flags, f"-DSHADE_FAST_ISA={isa}"), variant=isa)
-        for source in CPU_KERNELS
+        Compile(source, (*CXX_FLAGS, *flags, *contract[source], f"-DSHADE_FAST_ISA={isa}"), variant=isa)
+        for source in contract
         for isa, flags in ISA_FLAGS.items()
         if x86 or isa == "portable"
     ]
@@ -241,7 +247,7 @@ def escape(path: str | Path) -> str:
 def extensions() -> list[Extension]:
     """The modules to build, with one plain line about CUDA."""
     headers = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "csrc").rglob("*.h"))
-    modules = [Extension("shade_fast._cpu", [*CPU_SOURCES, *CPU_KERNELS], depends=headers)]
+    modules = [Extension("shade_fast._cpu", [*CPU_SOURCES, *CPU_KERNELS, *CPU_NETWORK_KERNELS], depends=headers)]
 
     asked = os.environ.get("SHADE_FAST_CUDA", "")
     if asked not in ("", "0", "1"):

@@ -4,17 +4,14 @@
 #include <cstdint>
 #include <tuple>
 
+#include "bindings.h"
 #include "shade_fast.h"
 
 namespace py = pybind11;
 using shade_fast::Status;
+using shade_fast::bindings::pointer;
 
 namespace {
-
-template <typename T>
-T* pointer(std::uintptr_t address) {
-  return reinterpret_cast<T*>(address);
-}
 
 int optimizer_update(std::uintptr_t delta, std::uintptr_t momentum, std::uintptr_t gradient, std::uintptr_t clean,
                      std::uintptr_t step, std::uintptr_t mean, std::int64_t images, std::int64_t elements, float decay,
@@ -60,6 +57,9 @@ PYBIND11_MODULE(_cpu, module) {
   module.def("select_isa", [](const char* name) { return static_cast<int>(shade_fast::cpu::select_isa(name)); });
   module.def("selected_isa", &shade_fast::cpu::selected_isa);
   module.def("status_message", [](int status) { return shade_fast::describe(static_cast<Status>(status)); });
+
+  shade_fast::bindings::define_convolution(module);
+  shade_fast::bindings::define_layers(module);
 
   py::list isas;
   for (int i = 0; const char* name = shade_fast::cpu::built_isa(i); ++i) isas.append(name);

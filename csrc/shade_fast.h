@@ -1,8 +1,8 @@
 // The whole interface of the compiled modules: raw pointers, sizes, a thread count or a stream; no torch, no exceptions.
 //
-// Images: `images` of them, `elements` values each (3 * height * width), one after another without gaps. All arrays of
-// one call share one memory order (NCHW or NHWC); these ops never look at neighbours, so they need not know which.
-// Every image is independent of the others in the call. Pointers may be null where images * elements is 0.
+// Every image is independent of the others in a call, and all arrays are dense. Pointers may be null where they point to
+// nothing. Ops on pixels take `images` images of `elements` values each (3 * height * width) in any one memory order:
+// they never look at neighbours.
 #pragma once
 
 #include <cstdint>
@@ -65,6 +65,112 @@ struct Band {
 Status resize(const float* images, float* result, float* scratch, std::int64_t planes, Band vertical, Band horizontal,
               int threads);
 std::int64_t resize_scratch(std::int64_t planes, const Band& vertical, const Band& horizontal);
+
+// ---- Frozen networks: channels-last (NHWC) float32, forward and the gradient in the input alone -------------------
+//
+// A mask holds one bit for each value of a tensor [images, height, width, channels]: for each pixel
+// ceil(channels / 16) words, channel c in bit c % 16 of word c / 16; bits past the last channel are 0.
+
+// A convolution with frozen weights, or the data gradient of one:
+//   result[n, y, x, k] = sum over c, i, j of weights[k, c, i, j] * input[n, v, u, c],
+//   v = (y * stride + i - pad_top) / up, u = (x * stride + j - pad_left) / up, where both are whole and inside.
+// The data gradient of (stride s, up 1, pad p) is (stride 1, up s, pad kernel - 1 - p) with the channels and filters
+// exchanged and the kernel rotated by half a turn. One of stride and up is 1.
+struct Convolution {
+  std::int64_t images, height, width, channels;
+  std::int64_t out_height, out_width, filters;
+  std::int64_t kernel_height, kernel_width, stride, up, pad_top, pad_left;
+};
+
+// What becomes of each value before it is stored; a null pointer leaves its part out. In this order:
+//   value += bias[k];  value += residual[i];  positive bit i = value > 0;  relu: value = max(value, 0);
+//   value = 0 where gate bit i is 0.
+// residual may be the result itself, and then the call accumulates.
+struct Finish {
+  const float* bias;
+  const float* residual;
+  std::uint16_t* positive;
+  bool relu;
+  const std::uint16_t* gate;
+};
+
+// direct: a sum in float32 as written. narrow: the same, for few filters (1 to 8), vectors along the channels.
+// winograd2, 4, 6: F(2x2), F(4x4), F(6x6) of 3x3 kernels, stride 1, up 1 (arXiv 1509.09308).
+enum class Algorithm : int { direct = 0, narrow = 1, winograd2 = 2, winograd4 = 4, winograd6 = 6 };
+
+bool supports(Algorithm algorithm, const Convolution& convolution);
+
+// Floats that the packed weights take; 0 where the algorithm does not support the convolution. The layout is that of
+// the selected instruction set and does not depend on images, height and width.
+std::int64_t packed_weights_size(Algorithm algorithm, const Convolution& convolution);
+// weights: [filters, channels, kernel_height, kernel_width]. Transformed in float64.
+Status pack_weights(Algorithm algorithm, const Convolution& convolution, const float* weights, float* packed);
+
+// Floats of scratch memory for at most `threads` threads.
+std::int64_t convolution_scratch(Algorithm algorithm, const Convolution& convolution, int threads);
+Status convolve(Algorithm algorithm, const Convolution& convolution, const float* packed, const float* input,
+                float* result, const Finish& finish, float* scratch, int threads);
+
+// The values of one call: `images` images of `pixels` pixels of `channels` channels.
+struct Extent {
+  std::int64_t images, pixels, channels;
+};
+
+enum class Activation : int { none = 0, relu = 1, silu = 2 };
+
+// result = finish(a), elementwise: with residual an addition, with relu a ReLU, with gate a ReLU's gradient.
+Status pointwise(const float* a, float* result, Extent extent, const Finish& finish, int threads);
+
+// result = a * sigmoid(a); the gradient takes a, not the result.
+Status silu(const float* a, float* result, Extent extent, int threads);
+Status silu_gradient(const float* gradient, const float* a, float* result, Extent extent, const Finish& finish,
+                     int threads);
+
+// result = activation(gamma[c] * (input - mean) * inverse_deviation + beta[c]) with mean and 1 / sqrt(variance + epsilon)
+// over each group of channels / groups channels of each image; statistics: [images, groups, 2], those two.
+// The gradient takes the statistics that the forward wrote. scratch: group_norm_scratch(...) floats.
+std::int64_t group_norm_scratch(Extent extent, std::int64_t groups, int threads);
+Status group_norm(const float* input, const float* gamma, const float* beta, float* statistics, float* result,
+                  Extent extent, std::int64_t groups, float epsilon, Activation activation, float* scratch,
+                  int threads);
+Status group_norm_gradient(const float* gradient, const float* input, const float* gamma, const float* beta,
+                           const float* statistics, float* result, Extent extent, std::int64_t groups,
+                           Activation activation, const Finish& finish, float* scratch, int threads);
+
+// Windows of `kernel` pixels a side, `stride` apart, the first `pad` pixels before the image's corner; what lies outside
+// the image counts for nothing (max pooling) or is its mirror image without the edge pixel repeated (blur).
+struct Window {
+  std::int64_t images, height, width, channels, out_height, out_width;
+  std::int64_t kernel, stride, pad;
+};
+
+// index: uint8 [images, out_height, out_width, channels], which of a window's kernel * kernel pixels, row by row, is the
+// first largest (a NaN counts as the largest); may be null. kernel <= 15.
+Status max_pool(const float* input, float* result, std::uint8_t* index, const Window& window, int threads);
+Status max_pool_gradient(const float* gradient, const std::uint8_t* index, float* result, const Window& window,
+                         const Finish& finish, int threads);
+
+// result = sum over the window of taps[i * kernel + j] * input, the same taps for every channel; pad < height, width.
+Status blur(const float* input, const float* taps, float* result, const Window& window, int threads);
+Status blur_gradient(const float* gradient, const float* taps, float* result, const Window& window,
+                     const Finish& finish, int threads);
+
+// unit = activations / (|activations| + 1e-10), the length being over the channels of each pixel.
+Status unit_length(const float* activations, float* unit, Extent extent, int threads);
+// distance[n] = mean over pixels of sum over c of head[c] * (unit(activations)[c] - clean[c])^2, summed in double over
+// blocks of fixed size, whatever the thread count. Its gradient times upstream[n]; 0 at a pixel whose length is 0.
+// scratch: lpips_layer_scratch(...) floats, for the distance only.
+std::int64_t lpips_layer_scratch(Extent extent);
+Status lpips_layer(const float* activations, const float* clean, const float* head, float* distance, Extent extent,
+                   float* scratch, int threads);
+Status lpips_layer_gradient(const float* activations, const float* clean, const float* head, const float* upstream,
+                            float* result, Extent extent, const Finish& finish, int threads);
+
+// Between NCHW and NHWC, with result = scale[c] * input + shift[c]; scale and shift may be null (1 and 0).
+Status to_channels_last(const float* input, const float* scale, const float* shift, float* result, Extent extent,
+                        int threads);
+Status to_channels_first(const float* input, const float* scale, const float* shift, float* result, Extent extent,
+                         int threads);
 
 }  // namespace cpu
 

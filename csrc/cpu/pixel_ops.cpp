@@ -1,10 +1,9 @@
-// The CPU side of the interface: chooses the instruction set, cuts images into blocks, and hands blocks to threads.
-#include <atomic>
-#include <cstring>
+// The ops on pixels: cut images into blocks and hand the blocks to threads.
 #include <new>
 #include <vector>
 
 #include "../shade_fast.h"
+#include "isa.h"
 #include "kernels.h"
 #include "threads.h"
 
@@ -12,8 +11,6 @@ namespace shade_fast::cpu {
 namespace {
 
 struct Kernels {
-  const char* name;
-  bool (*runs_here)();
   decltype(&portable::sum_absolute) sum_absolute;
   decltype(&portable::update) update;
   decltype(&portable::quantize) quantize;
@@ -21,35 +18,13 @@ struct Kernels {
   decltype(&portable::blend_columns) blend_columns;
 };
 
-// Widest first.
-const Kernels kBuilt[] = {
+const Kernels kKernels[kIsas] = {
 #if defined(SHADE_FAST_X86)
-    {"avx512",
-     [] {
-       return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-              __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
-              __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-     },
-     avx512::sum_absolute, avx512::update, avx512::quantize, avx512::blend_rows, avx512::blend_columns},
-    {"avx2", [] { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }, avx2::sum_absolute,
-     avx2::update, avx2::quantize, avx2::blend_rows, avx2::blend_columns},
+    {avx512::sum_absolute, avx512::update, avx512::quantize, avx512::blend_rows, avx512::blend_columns},
+    {avx2::sum_absolute, avx2::update, avx2::quantize, avx2::blend_rows, avx2::blend_columns},
 #endif
-    {"portable", [] { return true; }, portable::sum_absolute, portable::update, portable::quantize,
-     portable::blend_rows, portable::blend_columns},
+    {portable::sum_absolute, portable::update, portable::quantize, portable::blend_rows, portable::blend_columns},
 };
-constexpr int kBuiltCount = static_cast<int>(sizeof(kBuilt) / sizeof(kBuilt[0]));
-
-const Kernels* widest() {
-  for (const Kernels& kernels : kBuilt) {
-    if (kernels.runs_here()) return &kernels;
-  }
-  return &kBuilt[kBuiltCount - 1];
-}
-
-std::atomic<const Kernels*>& selected() {
-  static std::atomic<const Kernels*> kernels{widest()};
-  return kernels;
-}
 
 // 64 KiB of float32: a block's share of an image stays in the second-level cache. The size is part of the result of a
 // sum, so it depends on nothing.
@@ -79,25 +54,11 @@ struct Blocks {
 
 }  // namespace
 
-Status select_isa(const char* name) {
-  for (const Kernels& kernels : kBuilt) {
-    if (std::strcmp(kernels.name, name) != 0) continue;
-    if (!kernels.runs_here()) return Status::unsupported_isa;
-    selected().store(&kernels);
-    return Status::ok;
-  }
-  return Status::unknown_isa;
-}
-
-const char* selected_isa() { return selected().load()->name; }
-
-const char* built_isa(int index) { return index >= 0 && index < kBuiltCount ? kBuilt[index].name : nullptr; }
-
 Status optimizer_update(float* delta, float* momentum, const float* gradient, const std::uint8_t* clean,
                         const float* step, float* mean, std::int64_t images, std::int64_t elements, float decay,
                         float linf, int threads) try {
   if (images < 0 || elements < 0 || threads < 1 || !(linf >= 0.0f)) return Status::bad_argument;
-  const Kernels& kernels = *selected().load();
+  const Kernels& kernels = selected(kKernels);
   const Blocks blocks{elements};
   const std::int64_t tasks = images * blocks.per_image;
 
@@ -131,7 +92,7 @@ Status optimizer_update(float* delta, float* momentum, const float* gradient, co
 Status quantize(const std::uint8_t* clean, const float* delta, const float* scale, std::uint8_t* result,
                 std::int64_t images, std::int64_t elements, int levels, int threads) try {
   if (images < 0 || elements < 0 || threads < 1 || levels < 0 || levels > 255) return Status::bad_argument;
-  const Kernels& kernels = *selected().load();
+  const Kernels& kernels = selected(kKernels);
   const Blocks blocks{elements};
   parallel_for(images * blocks.per_image, kBlocksPerThread, threads, [&](std::int64_t task) {
     const std::int64_t begin = blocks.begin(task);
@@ -152,7 +113,7 @@ std::int64_t resize_scratch(std::int64_t planes, const Band& vertical, const Ban
 Status resize(const float* images, float* result, float* scratch, std::int64_t planes, Band vertical, Band horizontal,
               int threads) try {
   if (planes < 0 || threads < 1 || !is_sound(vertical) || !is_sound(horizontal)) return Status::bad_argument;
-  const Kernels& kernels = *selected().load();
+  const Kernels& kernels = selected(kKernels);
   const auto vertically = [&](const float* from, float* to, std::int64_t width) {
     parallel_for(planes * vertical.rows, rows_per_thread(width * vertical.taps), threads, [&](std::int64_t task) {
       const std::int64_t plane = task / vertical.rows, row = task % vertical.rows;
