@@ -14,27 +14,36 @@ def _nothing() -> None:
     """No preparation is needed between runs."""
 
 
+def _unknown() -> int:
+    return 0
+
+
 @dataclass(frozen=True)
 class Side:
     """One backend's way to do a case's work.
 
     `run` is timed; what it returns goes to `check`, which returns None or says what is wrong with it. `reset` is called
-    before each run, untimed. A side whose device works asynchronously waits for it inside `run`.
+    before each run, untimed. `release` gives back the memory that is kept from run to run, besides weights. `error` is
+    the relative error of a result, where one number says it. A side whose device works asynchronously waits for it
+    inside `run`.
     """
 
     ran: str
     run: Callable[[], Any]
     check: Callable[[Any], str | None]
     reset: Callable[[], None] = _nothing
+    release: Callable[[], None] = _nothing
+    error: Callable[[Any], float] | None = None
 
 
 @dataclass(frozen=True)
 class Case:
     """One piece of work at one size, that several backends do.
 
-    `prepare` makes the inputs and the right result once, and returns the function that makes a backend's side of them;
-    it raises ShadeFastError for a backend that is not there. `bytes_moved` and `operations` are the least that one run
-    takes, of memory traffic and of floating-point work; 0 where the figure means nothing.
+    `prepare` makes the inputs once, and returns the function that makes a backend's side of them; each raises
+    ShadeFastError for what is not there. `bytes_moved` and `operations` are the least that one run takes, of memory
+    traffic and of floating-point work; 0 where the figure means nothing. A case that is not `standard` runs only where
+    it is named.
     """
 
     name: str
@@ -44,7 +53,8 @@ class Case:
     prepare: Callable[[], Callable[[str], Side]]
     images: int = 1
     bytes_moved: int = 0
-    operations: int = 0
+    operations: Callable[[], int] = _unknown
+    standard: bool = True
 
 
 _cases: dict[str, Case] = {}
@@ -68,16 +78,19 @@ def all_cases() -> list[Case]:
 
 
 def select(patterns: Iterable[str]) -> list[Case]:
-    """The cases that any pattern names: a case's name, the first parts of it, or a shell pattern; all without one.
+    """The cases that any pattern names: a case's name; the first parts of several names; or a shell pattern.
 
-    Raises ValueError for a pattern that names none.
+    Without a pattern, and by first parts, those alone that are standard. Raises ValueError for a pattern that names
+    none.
     """
     cases, wanted = all_cases(), list(patterns)
+    if not wanted:
+        return [case for case in cases if case.standard]
+    chosen: set[str] = set()
     for pattern in wanted:
-        if not any(_matches(case, pattern) for case in cases):
+        named = {case.name for case in cases if fnmatch.fnmatchcase(case.name, pattern)}
+        named = named or {case.name for case in cases if case.name.startswith(f"{pattern}.") and case.standard}
+        if not named:
             raise ValueError(f"no benchmark case {pattern!r}; there are {', '.join(case.name for case in cases)}")
-    return [case for case in cases if not wanted or any(_matches(case, pattern) for pattern in wanted)]
-
-
-def _matches(case: Case, pattern: str) -> bool:
-    return case.name.startswith(f"{pattern}.") or fnmatch.fnmatchcase(case.name, pattern)
+        chosen |= named
+    return [case for case in cases if case.name in chosen]

@@ -1,30 +1,31 @@
-"""The runner: times the sides of a case in turn, checks every result, and writes one kind of row."""
+"""The runner: times the sides of a case in turn, checks every result, and makes one kind of row."""
 
 from __future__ import annotations
 
-import csv
-import functools
-import platform
-import subprocess
 import time
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, fields
-from pathlib import Path
-from typing import TextIO
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
-import torch
 
+from benchmarks.environment import Environment, environment
+from benchmarks.memory import peak_bytes
 from benchmarks.registry import Case, Side
 from shade_fast.errors import ShadeFastError
-from shade_fast.version import __version__
+
+#: Timed turns of a case where their number is not asked for: what fits these seconds, within these bounds.
+TURNS_SECONDS, LEAST_REPEATS, MOST_REPEATS = 20.0, 5, 50
+#: Untimed turns before them; one where a turn takes longer than LONG_TURN.
+WARMUP, LONG_TURN = 2, 10.0
 
 
 @dataclass(frozen=True)
-class Row:
+class Row(Environment):
     """One side of one case. Times are milliseconds; they are None unless `status` is "ok".
 
     status: "ok"; "wrong" (a result was not right, `detail` says how); "missing" (the backend is not there).
+    peak_megabytes: of 10^6 bytes, above what was resident before one more, untimed run; error: the relative error of
+    that run's result, where the case knows one.
     """
 
     case: str
@@ -38,65 +39,89 @@ class Row:
     images_per_second: float | None
     gigabytes_per_second: float | None
     gigaflops: float | None
+    peak_megabytes: float | None
+    error: float | None
+    images: int
     repeats: int
     warmup: int
-    device: str
-    threads: int
-    torch: str
-    shade_fast: str
-    commit: str
     detail: str
 
 
 def measure(
     case: Case,
     backends: Sequence[str] | None = None,
-    repeats: int = 5,
-    warmup: int = 2,
+    repeats: int | None = None,
+    warmup: int | None = None,
     clock: Callable[[], float] = time.perf_counter,
 ) -> list[Row]:
     """Time the sides of a case, alternating run by run, and check the result of every run, the timed ones included.
 
-    `backends` are those of the case by default. A side whose result is wrong once gets no time.
+    `backends` are those of the case by default; the numbers of turns follow from the length of one. A side whose result
+    is wrong once gets no time.
     """
     asked = [backend for backend in backends or case.backends if backend in case.backends]
     sides: dict[str, Side] = {}
     problems: dict[str, tuple[str, str]] = {}
-    side_of = case.prepare()
+    try:
+        side_of = case.prepare()
+    except ShadeFastError as problem:
+        problems = {backend: ("missing", str(problem)) for backend in asked}
     for backend in asked:
+        if backend in problems:
+            continue
         try:
             sides[backend] = side_of(backend)
-        except ShadeFastError as error:
-            problems[backend] = ("missing", str(error))
+        except ShadeFastError as problem:
+            problems[backend] = ("missing", str(problem))
 
     seconds: dict[str, list[float]] = {backend: [] for backend in sides}
-    for turn in range(warmup + repeats):
-        for backend in _rotated(list(sides), turn):
+
+    def take_turn(number: int) -> float:
+        spent = 0.0
+        for backend in _rotated(list(sides), number):
             if backend in problems:
                 continue
-            took, wrong = _run_once(sides[backend], clock)
+            side = sides[backend]
+            side.reset()
+            start = clock()
+            result = side.run()
+            took = clock() - start
+            spent += took
+            wrong = side.check(result)
             if wrong is not None:
                 problems[backend] = ("wrong", wrong)
-            elif turn >= warmup:
-                seconds[backend].append(took)
+            seconds[backend].append(took)
+        return spent
+
+    turn, spent = 0, 0.0
+    while turn < (WARMUP if warmup is None else warmup):
+        spent = take_turn(turn)
+        turn += 1
+        if warmup is None and spent > LONG_TURN:
+            break
+    warmup = turn
+    if repeats is None:
+        repeats = int(np.clip(TURNS_SECONDS / max(spent, 1e-9), LEAST_REPEATS, MOST_REPEATS))
+    for turn in range(warmup, warmup + repeats):
+        take_turn(turn)
+
+    last: dict[str, tuple[int | None, float | None]] = {}
+    for backend, side in sides.items():
+        if backend not in problems:
+            result, peak = peak_bytes(side)
+            last[backend] = peak, side.error(result) if side.error else None
+            wrong = side.check(result)
+            if wrong is not None:
+                problems[backend] = ("wrong", wrong)
 
     rows = []
     for backend in asked:
         status, detail = problems.get(backend, ("ok", ""))
-        times = seconds[backend] if status == "ok" else []
+        times = seconds[backend][warmup:] if status == "ok" else []
         ran = sides[backend].ran if backend in sides else ""
-        rows.append(_row(case, backend, ran, status, detail, times, repeats, warmup))
+        peak, error = last.get(backend, (None, None))
+        rows.append(_row(case, backend, ran, status, detail, times, peak, error, repeats, warmup))
     return rows
-
-
-def write_rows(file: TextIO, rows: Iterable[Row], header: bool) -> None:
-    """Append rows as CSV, its header line first if asked for."""
-    writer = csv.DictWriter(file, [field.name for field in fields(Row)], lineterminator="\n")
-    if header:
-        writer.writeheader()
-    for row in rows:
-        writer.writerow({name: _text(value) for name, value in asdict(row).items()})
-    file.flush()
 
 
 def describe(row: Row) -> str:
@@ -110,18 +135,11 @@ def describe(row: Row) -> str:
             (row.images_per_second, "images/s"),
             (row.gigabytes_per_second, "GB/s"),
             (row.gigaflops, "GFLOP/s"),
+            (row.peak_megabytes, "MB"),
         )
         if value is not None
     ]
     return f"{name} {row.p50_ms:10.3f} ms  [{row.p20_ms:.3f} to {row.p80_ms:.3f}]  {', '.join(rates)}  ran {row.ran}"
-
-
-def _run_once(side: Side, clock: Callable[[], float]) -> tuple[float, str | None]:
-    side.reset()
-    start = clock()
-    result = side.run()
-    took = clock() - start
-    return took, side.check(result)
 
 
 def _rotated(names: list[str], turn: int) -> list[str]:
@@ -130,7 +148,16 @@ def _rotated(names: list[str], turn: int) -> list[str]:
 
 
 def _row(
-    case: Case, backend: str, ran: str, status: str, detail: str, times: list[float], repeats: int, warmup: int
+    case: Case,
+    backend: str,
+    ran: str,
+    status: str,
+    detail: str,
+    times: list[float],
+    peak: int | None,
+    error: float | None,
+    repeats: int,
+    warmup: int,
 ) -> Row:
     p20, p50, p80 = (float(np.percentile(times, q)) if times else None for q in (20, 50, 80))
 
@@ -148,38 +175,12 @@ def _row(
         p80_ms=None if p80 is None else p80 * 1e3,
         images_per_second=rate(case.images),
         gigabytes_per_second=rate(case.bytes_moved / 1e9),
-        gigaflops=rate(case.operations / 1e9),
+        gigaflops=rate(case.operations() / 1e9) if times else None,
+        peak_megabytes=None if peak is None or not times else peak / 1e6,
+        error=error,
+        images=case.images,
         repeats=repeats,
         warmup=warmup,
-        device=_device_name(),
-        threads=torch.get_num_threads(),
-        torch=torch.__version__,
-        shade_fast=__version__,
-        commit=_commit(),
         detail=detail,
+        **environment(),  # type: ignore[arg-type]
     )
-
-
-def _text(value: object) -> object:
-    return f"{value:.6g}" if isinstance(value, float) else value
-
-
-@functools.cache
-def _device_name() -> str:
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_name()
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
-
-
-@functools.cache
-def _commit() -> str:
-    command = ["git", "describe", "--always", "--dirty"]
-    root = Path(__file__).resolve().parents[1]
-    try:
-        return subprocess.run(command, cwd=root, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return ""

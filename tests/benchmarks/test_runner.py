@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import csv
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from shade_fast.errors import ShadeFastError
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-
 from benchmarks import __main__ as command
 from benchmarks import registry, runner
 from benchmarks.registry import Case, Side
+from benchmarks.rows import write_rows
+from shade_fast.errors import ShadeFastError
 
 
 def case_of(prepare: Callable[[], Callable[[str], Side]], *backends: str) -> Case:
@@ -34,7 +31,7 @@ def test_sides_alternate_and_are_timed_after_the_warmup() -> None:
     case = case_of(lambda: lambda backend: Side(f"{backend}!", lambda: order.append(backend), lambda _: None), "a", "b")
     clock = ticking(0.5)
     rows = runner.measure(case, repeats=2, warmup=1, clock=lambda: next(clock))
-    assert order == ["a", "b", "b", "a", "a", "b"]
+    assert order == ["a", "b", "b", "a", "a", "b", "a", "b"], "a warm-up, two timed turns, and one for the peak"
     assert [(row.backend, row.ran, row.status, row.p50_ms) for row in rows] == [
         ("a", "a!", "ok", 500.0),
         ("b", "b!", "ok", 500.0),
@@ -45,7 +42,7 @@ def test_sides_alternate_and_are_timed_after_the_warmup() -> None:
 
 
 def test_a_result_that_is_wrong_once_has_no_time(tmp_path: Path) -> None:
-    results = iter([1, 1, 2, 1, 1])
+    results = iter([1, 1, 2, 1, 1, 1])
 
     def side(backend: str) -> Side:
         value = (lambda: next(results)) if backend == "broken" else (lambda: 1)
@@ -58,9 +55,21 @@ def test_a_result_that_is_wrong_once_has_no_time(tmp_path: Path) -> None:
     assert " ms " not in runner.describe(rows[1])
 
     with (tmp_path / "rows.csv").open("w", newline="") as file:
-        runner.write_rows(file, rows, header=True)
+        write_rows(file, rows, header=True)
     read = list(csv.DictReader((tmp_path / "rows.csv").open(newline="")))
     assert [row["p50_ms"] != "" for row in read] == [True, False]
+
+
+def test_turns_follow_from_their_length() -> None:
+    def turns(seconds: float) -> tuple[int, int]:
+        clock = ticking(seconds)
+        case = case_of(lambda: lambda name: Side(name, lambda: None, lambda _: None), "only")
+        (row,) = runner.measure(case, clock=lambda: next(clock))
+        return row.warmup, row.repeats
+
+    assert turns(60.0) == (1, 5)
+    assert turns(2.0) == (2, 10)
+    assert turns(0.001) == (2, 50)
 
 
 def test_a_missing_backend_is_a_row() -> None:
@@ -75,6 +84,11 @@ def test_a_missing_backend_is_a_row() -> None:
 
 def test_select_by_name_by_first_parts_and_by_pattern() -> None:
     assert [case.name for case in registry.select(["ops.quantize.512"])] == ["ops.quantize.512"]
+    assert [case.name for case in registry.select(["step.embedded.256"])] == ["step.embedded.256"]
+    assert {case.name for case in registry.select(["step.kl.256.b4"])} < {
+        case.name for case in registry.select(["step.kl.256*"])
+    }
+    assert all(case.standard for case in [*registry.select([]), *registry.select(["step"])])
     assert {case.name for case in registry.select(["ops.quantize", "ops.*.512"])} == {
         "ops.quantize.512",
         "ops.quantize.12mp",
