@@ -39,11 +39,11 @@ ISA_FLAGS = {"avx512": AVX512_FLAGS, "avx2": ("-mavx2", "-mfma"), "portable": ()
 
 CPU_SOURCES = (
     *("csrc/bindings_cpu.cpp", "csrc/bindings_convolution.cpp", "csrc/bindings_layers.cpp"),
-    *("csrc/cpu/isa.cpp", "csrc/cpu/pixel_ops.cpp"),
+    *("csrc/cpu/isa.cpp", "csrc/cpu/pixel_ops.cpp", "csrc/cpu/convolution.cpp", "csrc/cpu/pack.cpp"),
 )
 CPU_KERNELS = ("csrc/cpu/optimizer_update.cpp", "csrc/cpu/quantize.cpp", "csrc/cpu/resize.cpp")
 # The frozen networks' kernels: sums of products, where fused multiply-adds are worth more than equal bits.
-CPU_NETWORK_KERNELS: tuple[str, ...] = ()
+CPU_NETWORK_KERNELS = ("csrc/cpu/multiply.cpp", "csrc/cpu/direct.cpp")
 CUDA_SOURCES = ("csrc/bindings_cuda.cpp",)
 CUDA_KERNELS = ("csrc/cuda/launch.cu", "csrc/cuda/optimizer_update.cu", "csrc/cuda/quantize.cu")
 
