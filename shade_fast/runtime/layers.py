@@ -27,7 +27,7 @@ Dims = tuple[int, int, int, int]
 
 @dataclass(eq=False)
 class Value:
-    """What a layer makes: [B, C, h, w] in memory as [B, h, w, C]. `gated`: its gradient passes its positive ones only."""
+    """What a layer makes: [B, C, h, w], in memory [B, h, w, C]. `gated`: a ReLU made it, its mask gates its gradient."""
 
     dims: Dims
     gated: bool = False
@@ -533,18 +533,24 @@ class AttentionLayer(Layer):
                             block = slice(row, row + self.ROWS)
                             probability, upstream = p[image, head, block], g[image, head, block]
                             beta = 0 if row == 0 else 1
-                            torch.addmm(
-                                dv[image, head], probability.t(), upstream, beta=beta, out=dv[image, head]
-                            )
+                            torch.addmm(dv[image, head], probability.t(), upstream, beta=beta, out=dv[image, head])
                             scores = temporary[: len(probability)]
                             torch.mm(upstream, v[image, head].t(), out=scores)
                             torch._softmax_backward_data(scores, probability, 1, torch.float32, grad_input=scores)
                             torch.addmm(
-                                dq[image, head, block], scores, k[image, head], beta=0, alpha=self.scale,
+                                dq[image, head, block],
+                                scores,
+                                k[image, head],
+                                beta=0,
+                                alpha=self.scale,
                                 out=dq[image, head, block],
                             )
                             torch.addmm(
-                                dk[image, head], scores.t(), q[image, head, block], beta=beta, alpha=self.scale,
+                                dk[image, head],
+                                scores.t(),
+                                q[image, head, block],
+                                beta=beta,
+                                alpha=self.scale,
                                 out=dk[image, head],
                             )
                 return 0
@@ -640,9 +646,7 @@ def recut(tensor: Tensor, dims: Dims) -> Tensor:
     return tensor.permute(0, 2, 3, 1).view(batch, height, width, channels).permute(0, 3, 1, 2)
 
 
-def finish_of(
-    at: Callable[[Buffer], Tensor], residual: Buffer | None, gate: Buffer | None, dims: Dims
-) -> Finish:
+def finish_of(at: Callable[[Buffer], Tensor], residual: Buffer | None, gate: Buffer | None, dims: Dims) -> Finish:
     """The finish of a gradient: what others have contributed, and the gate of the value it belongs to."""
     return Finish(
         residual=None if residual is None else recut(at(residual), dims),

@@ -210,7 +210,7 @@ class Schedule:
 
 
 class Program:
-    """A schedule with its buffers' places: `forward`, then where it is differentiable `backward`, in a borrowed block."""
+    """A schedule with its buffers' places: `forward`, then where it is differentiable `backward`, in a block."""
 
     def __init__(self, network: Network, differentiable: bool, threads: int, choose: Choose) -> None:
         schedule = Schedule(network, differentiable, threads, choose)
