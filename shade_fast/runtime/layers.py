@@ -27,7 +27,7 @@ Dims = tuple[int, int, int, int]
 
 @dataclass(eq=False)
 class Value:
-    """What a layer makes: [B, C, h, w], in memory [B, h, w, C]. `gated`: a ReLU made it, its mask gates its gradient."""
+    """What a layer makes: [B, C, h, w], in memory [B, h, w, C]. `gated`: by a ReLU, whose mask gates its gradient."""
 
     dims: Dims
     gated: bool = False
