@@ -47,7 +47,7 @@ CPU_SOURCES = (
 )
 CPU_KERNELS = ("csrc/cpu/optimizer_update.cpp", "csrc/cpu/quantize.cpp", "csrc/cpu/resize.cpp")
 # The frozen networks' kernels: sums of products, where fused multiply-adds are worth more than equal bits.
-CPU_NETWORK_KERNELS = ("csrc/cpu/multiply.cpp", "csrc/cpu/direct.cpp")
+CPU_NETWORK_KERNELS = ("csrc/cpu/multiply.cpp", "csrc/cpu/direct.cpp", "csrc/cpu/winograd.cpp")
 CUDA_SOURCES = ("csrc/bindings_cuda.cpp",)
 CUDA_KERNELS = ("csrc/cuda/launch.cu", "csrc/cuda/optimizer_update.cu", "csrc/cuda/quantize.cu")
 

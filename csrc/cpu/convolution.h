@@ -53,11 +53,28 @@ struct Product {
 constexpr std::int64_t kDirectPixels = 56;
 constexpr std::int64_t kDirectDepth = 1152;
 
-#define SHADE_FAST_DECLARE_CONVOLUTIONS(isa)                                                              \
-  namespace isa {                                                                                         \
-  std::int64_t panel_width();                                                                             \
-  void multiply(const Product& product);                                                                  \
+// The points at which F(2x2), F(4x4), F(6x6) evaluate polynomials, besides 0 and infinity: each with its negative.
+constexpr double kWinogradPoints[3][3] = {{1.0}, {0.625, 1.5}, {0.5, 1.0, 2.0}};
+
+// Tiles of outputs x outputs pixels, in the order of the images' rows of tiles, and filters of the result, multiples of
+// 16: `filters_at_once`, whole panels, are multiplied for one point after the other before their inverse transform.
+struct WinogradTask {
+  std::int64_t outputs;
+  std::int64_t first_tile, tiles;
+  std::int64_t first_filter, end_filter, filters_at_once;
+};
+
+// Floats between one point's values and the next's: never a multiple of the cache's 4 KiB.
+static constexpr inline std::int64_t winograd_step(std::int64_t channels, std::int64_t tiles) {
+  return round_up(channels, 16) * tiles + 16;
+}
+
+#define SHADE_FAST_DECLARE_CONVOLUTIONS(isa)                                                                  \
+  namespace isa {                                                                                             \
+  std::int64_t panel_width();                                                                                 \
+  void multiply(const Product& product);                                                                      \
   void direct(const Call& call, const Phase& phase, std::int64_t first, std::int64_t pixels, float* scratch); \
+  void winograd(const Call& call, const WinogradTask& task, float* scratch);                                  \
   }
 
 SHADE_FAST_DECLARE_CONVOLUTIONS(avx512)

@@ -16,6 +16,28 @@ Axis axis(std::int64_t kernel, std::int64_t up, std::int64_t pad, std::int64_t o
           ceil_div(std::max<std::int64_t>(outputs - first, 0), up)};
 }
 
+// Row p of an axis' transform of the weights: the powers 0, 1, 2 of point p by the product of its distances to the other
+// finite points; of infinity: the last weight.
+struct WeightTransform {
+  double rows[8][3] = {};
+
+  explicit WeightTransform(std::int64_t outputs) {
+    double points[7] = {0.0};
+    const std::int64_t finite = outputs + 1;
+    for (std::int64_t i = 0; i < outputs; ++i) {
+      points[1 + i] = kWinogradPoints[outputs / 2 - 1][i / 2] * (i % 2 == 0 ? 1.0 : -1.0);
+    }
+    for (std::int64_t i = 0; i < finite; ++i) {
+      double distances = 1.0;
+      for (std::int64_t j = 0; j < finite; ++j) distances *= i == j ? 1.0 : points[i] - points[j];
+      rows[i][0] = 1.0 / distances;
+      rows[i][1] = points[i] / distances;
+      rows[i][2] = points[i] * points[i] / distances;
+    }
+    rows[finite][2] = 1.0;
+  }
+};
+
 }  // namespace
 
 std::int64_t phases(const Convolution& convolution) { return convolution.up * convolution.up; }
@@ -50,6 +72,33 @@ void pack_direct(const Convolution& c, std::int64_t panel, const float* weights,
               *packed++ = filter < c.filters ? weights[source] : 0.0f;
             }
           }
+        }
+      }
+    }
+  }
+}
+
+void pack_winograd(const Convolution& c, std::int64_t outputs, std::int64_t panel, const float* weights,
+                   float* packed) {
+  const WeightTransform transform(outputs);
+  const std::int64_t points = outputs + 2;
+  for (std::int64_t filter = 0; filter < round_up(c.filters, 16); ++filter) {
+    const std::int64_t first = filter / panel * panel;
+    const std::int64_t width = std::min(panel, round_up(c.filters, 16) - first);
+    for (std::int64_t channel = 0; channel < c.channels; ++channel) {
+      double kernel[9] = {};
+      if (filter < c.filters) std::copy_n(weights + (filter * c.channels + channel) * 9, 9, kernel);
+      float* to = packed + first * points * points * c.channels + channel * width + (filter - first);
+      for (std::int64_t y = 0; y < points; ++y) {
+        double row[3];
+        for (int j = 0; j < 3; ++j) {
+          row[j] = 0.0;
+          for (int i = 0; i < 3; ++i) row[j] += transform.rows[y][i] * kernel[3 * i + j];
+        }
+        for (std::int64_t x = 0; x < points; ++x, to += c.channels * width) {
+          double value = 0.0;
+          for (int j = 0; j < 3; ++j) value += row[j] * transform.rows[x][j];
+          *to = static_cast<float>(value);
         }
       }
     }

@@ -12,4 +12,8 @@ Phase phase(const Convolution& convolution, std::int64_t index);
 // packed: [filters / panel, taps_y, taps_x, channels, panel] for each phase.
 void pack_direct(const Convolution& convolution, std::int64_t panel, const float* weights, float* packed);
 
+// packed: [filters / panel, n * n points, channels, panel], n = outputs + 2.
+void pack_winograd(const Convolution& convolution, std::int64_t outputs, std::int64_t panel, const float* weights,
+                   float* packed);
+
 }  // namespace shade_fast::cpu

@@ -31,7 +31,7 @@ inline Vector load(const float* from) {
 
 inline void store(float* to, Vector value) { __builtin_memcpy(to, &value, sizeof value); }
 
-inline Vector broadcast(float value) { return Vector{} + value; }
+inline Vector broadcast(float value) { return value - Vector{}; }  // exact for -0 too
 
 inline std::int64_t clamp(std::int64_t value, std::int64_t low, std::int64_t high) {
   return value < low ? low : value > high ? high : value;
