@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from shade_fast.errors import ShadeFastError
+from shade_fast.ops.lpips_layer import lpips_layer, unit_length
 
 # LPIPS takes images in [-1,1] to (image - shift) / scale, per RGB channel.
 _SHIFT = (-0.030, -0.088, -0.188)
@@ -62,7 +63,7 @@ class Perceptual(nn.Module):
 
         images: [B,3,h,w] in [0,1]. Returns one tensor [B,C,h',w'] per compared layer, of unit length along C.
         """
-        return tuple(_unit(activations) for activations in self._activations(images))
+        return tuple(unit_length(activations, backend="reference") for activations in self._activations(images))
 
     def distance(self, images: Tensor, clean_features: Sequence[Tensor]) -> Tensor:
         """The distance [B] of `images` from the clean images whose `features` are given; differentiable in `images`.
@@ -82,7 +83,7 @@ class Perceptual(nn.Module):
                     f"{tuple(activations.shape)}, the clean features have {tuple(clean.shape)}: "
                     f"both must come from the same number of images of the same size"
                 )
-            layers.append(lpips_layer(activations, clean.detach(), head))
+            layers.append(lpips_layer(activations, clean.detach(), head, backend="reference"))
         return torch.stack(layers).sum(0)
 
     def forward(self, images: Tensor, clean_images: Tensor) -> Tensor:
@@ -106,22 +107,6 @@ class Perceptual(nn.Module):
                 f"images are {images.dtype} on {images.device}, {self.name} is {self.gain.dtype} on "
                 f"{self.gain.device}: move one with .to(...)"
             )
-
-
-def lpips_layer(activations: Tensor, clean: Tensor, head: Tensor) -> Tensor:
-    """One layer's share of the LPIPS distance.
-
-    activations: [B,C,h,w], a trunk's; clean: [B,C,h,w], of unit length along C; head: [C], weights >= 0. Returns [B].
-    Formula: mean over pixels of sum_c head_c * (unit(activations)_c - clean_c)^2; arXiv 1801.03924, equation 1.
-    """
-    # The head comes after the mean over pixels: the same sum, without a weighted copy of the feature map.
-    return torch.mv((_unit(activations) - clean).square().mean(dim=(2, 3)), head)
-
-
-def _unit(activations: Tensor) -> Tensor:
-    # vector_norm has the gradient 0 at a pixel where all channels are 0; the square root of a sum of squares has NaN.
-    length: Tensor = torch.linalg.vector_norm(activations, dim=1, keepdim=True)
-    return activations / (length + 1e-10)
 
 
 def _pad_to(images: Tensor, side: int) -> Tensor:
