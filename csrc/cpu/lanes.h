@@ -1,31 +1,16 @@
-// Vectors of float32 as wide as the instruction set's registers, along the channels of a pixel, and what becomes of
-// them before they are stored. kLanes divides 16, the number of channels in a word of a mask.
+// One vector at a time along the channels of a pixel: how it is read and written, and what becomes of it before that.
 #pragma once
 
 #include <cstdint>
 
 #include "../shade_fast.h"
+#include "vector.h"
 
-#if defined(__AVX2__)
-#include <immintrin.h>
-#endif
-
-// static, as everything here: each instruction set keeps its own copy.
 #define SHADE_FAST_LANES static inline __attribute__((always_inline))
 
 namespace shade_fast::cpu::SHADE_FAST_ISA {
 namespace {
 
-#if defined(__AVX512F__)
-constexpr int kLanes = 16;
-#elif defined(__AVX2__)
-constexpr int kLanes = 8;
-#else
-constexpr int kLanes = 4;
-#endif
-constexpr std::int64_t kWord = 16;
-
-typedef float Vector __attribute__((vector_size(4 * kLanes)));
 typedef std::int32_t Integers __attribute__((vector_size(4 * kLanes)));
 typedef std::uint8_t Bytes __attribute__((vector_size(kLanes)));
 typedef float Half __attribute__((vector_size(2 * kLanes)));
@@ -43,8 +28,6 @@ SHADE_FAST_LANES void store_as(void* to, Any value) {
   __builtin_memcpy(to, &value, sizeof value);
 }
 
-SHADE_FAST_LANES Vector load(const float* from) { return load_as<Vector>(from); }
-SHADE_FAST_LANES Vector broadcast(float value) { return Vector{} + value; }
 SHADE_FAST_LANES Vector bits_to_float(Integers value) { return load_as<Vector>(&value); }
 SHADE_FAST_LANES Integers float_to_bits(Vector value) { return load_as<Integers>(&value); }
 
@@ -65,31 +48,6 @@ SHADE_FAST_LANES void add_to(double* sums, Vector value) {
     double* const to = sums + half * (kLanes / 2);
     store_as(to, load_as<Doubles>(to) + __builtin_convertvector(halves[half], Doubles));
   }
-}
-
-// Bit i: lane i is above 0.
-SHADE_FAST_LANES unsigned positive_bits(Vector value) {
-#if defined(__AVX512F__)
-  return _mm512_cmp_ps_mask(value, _mm512_setzero_ps(), _CMP_GT_OQ);
-#elif defined(__AVX2__)
-  return static_cast<unsigned>(_mm256_movemask_ps(_mm256_cmp_ps(value, _mm256_setzero_ps(), _CMP_GT_OQ)));
-#else
-  unsigned bits = 0;
-  for (int lane = 0; lane < kLanes; ++lane) bits |= (value[lane] > 0.0f ? 1u : 0u) << lane;
-  return bits;
-#endif
-}
-
-// Lanes whose bit is 0 become 0.
-SHADE_FAST_LANES Vector keep(Vector value, unsigned bits) {
-#if defined(__AVX512F__)
-  return _mm512_maskz_mov_ps(static_cast<__mmask16>(bits), value);
-#else
-  Integers bit;
-  for (int lane = 0; lane < kLanes; ++lane) bit[lane] = 1 << lane;
-  const Integers kept = ((Integers{} + static_cast<std::int32_t>(bits)) & bit) == bit;
-  return bits_to_float(float_to_bits(value) & kept);
-#endif
 }
 
 // How a vector's worth of channels is read and written: all lanes, all of them past the caches, or the first few, the
@@ -117,22 +75,8 @@ struct Streamed : Whole {
 struct First {
   std::int64_t count;
 
-  Vector load(const float* from) const {
-#if defined(__AVX512F__)
-    return _mm512_maskz_loadu_ps(static_cast<__mmask16>(present()), from);
-#else
-    Vector value{};
-    for (std::int64_t lane = 0; lane < count; ++lane) value[lane] = from[lane];
-    return value;
-#endif
-  }
-  void store(float* to, Vector value) const {
-#if defined(__AVX512F__)
-    _mm512_mask_storeu_ps(to, static_cast<__mmask16>(present()), value);
-#else
-    for (std::int64_t lane = 0; lane < count; ++lane) to[lane] = value[lane];
-#endif
-  }
+  Vector load(const float* from) const { return load_first(from, count); }
+  void store(float* to, Vector value) const { store_first(to, value, count); }
   Bytes load_bytes(const std::uint8_t* from) const {
     Bytes value{};
     for (std::int64_t lane = 0; lane < count; ++lane) value[lane] = from[lane];
@@ -157,8 +101,8 @@ template <typename Lanes>
 SHADE_FAST_LANES void finish_and_store(const Lanes& lanes, Vector value, const Finish& finish, std::int64_t pixel,
                                        std::int64_t channel, std::int64_t channels, float* result) {
   const std::int64_t place = pixel * channels + channel;
-  const std::int64_t word = pixel * ((channels + kWord - 1) / kWord) + channel / kWord;
-  const int shift = static_cast<int>(channel % kWord);
+  const std::int64_t word = pixel * ((channels + kBlock - 1) / kBlock) + channel / kBlock;
+  const int shift = static_cast<int>(channel % kBlock);
   if (finish.bias != nullptr) value += lanes.load(finish.bias + channel);
   if (finish.residual != nullptr) value += lanes.load(finish.residual + place);
   if (finish.positive != nullptr) {

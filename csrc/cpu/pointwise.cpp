@@ -8,7 +8,7 @@ namespace {
 // Where no part needs to know a value's channel, a run of pixels is one long pixel.
 SHADE_FAST_LANES void flatten(std::int64_t& pixels, std::int64_t& channels, const Finish& finish) {
   const bool masked = finish.positive != nullptr || finish.gate != nullptr;
-  if (finish.bias != nullptr || (masked && channels % kWord != 0)) return;
+  if (finish.bias != nullptr || (masked && channels % kBlock != 0)) return;
   channels *= pixels;
   pixels = 1;
 }

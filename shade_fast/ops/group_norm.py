@@ -34,9 +34,12 @@ def reference(
     x: Tensor, gamma: Tensor, beta: Tensor, groups: int, epsilon: float, activation: str
 ) -> tuple[Tensor, Tensor]:
     """The result and the statistics."""
-    variance, mean = torch.var_mean(x.reshape(x.shape[0], groups, -1), dim=2, correction=0)
-    y = functional.group_norm(x, groups, gamma, beta, epsilon)
-    return _activated(y, activation), torch.stack([mean, (variance + epsilon).rsqrt()], dim=2)
+    grouped = _grouped(x, groups)
+    variance, mean = torch.var_mean(grouped, dim=2, correction=0)
+    inverse = (variance + epsilon).rsqrt()
+    xhat = ((grouped - mean[..., None]) * inverse[..., None]).reshape(x.shape)
+    y = xhat * gamma[:, None, None] + beta[:, None, None]
+    return _activated(y, activation), torch.stack([mean, inverse], dim=2)
 
 
 def reference_gradient(
@@ -51,11 +54,15 @@ def reference_gradient(
 ) -> Tensor:
     """The gradient in x, finished."""
     mean, inverse = statistics[:, :, None, :].unbind(3)
-    xhat = (x.reshape(x.shape[0], groups, -1) - mean) * inverse
+    xhat = (_grouped(x, groups) - mean) * inverse
     y = xhat.reshape(x.shape) * gamma[:, None, None] + beta[:, None, None]
     d = (gradient * _slope(y, activation) * gamma[:, None, None]).reshape(xhat.shape)
     dx = (d - d.mean(2, keepdim=True) - xhat * (d * xhat).mean(2, keepdim=True)) * inverse
     return finish.reference(dx.reshape(x.shape))
+
+
+def _grouped(x: Tensor, groups: int) -> Tensor:
+    return x.reshape(x.shape[0], groups, x.shape[1:].numel() // groups)
 
 
 def _activated(y: Tensor, activation: str) -> Tensor:
