@@ -36,8 +36,13 @@ class MaxPoolLayer(Layer):
         schedule.emit(
             self,
             lambda at: pool.bind_max(
-                *(recut(at(source), self.source.dims), at(output), None if index is None else at(index)),
-                *(self.kernel, self.stride, self.padding, schedule.threads),
+                recut(at(source), self.source.dims),
+                at(output),
+                None if index is None else at(index),
+                self.kernel,
+                self.stride,
+                self.padding,
+                schedule.threads,
             ),
             reads=[source],
             writes=[output] if index is None else [output, index],
@@ -50,8 +55,14 @@ class MaxPoolLayer(Layer):
             schedule.emit(
                 self,
                 lambda at: pool.bind_max_gradient(
-                    *(recut(at(gradient), self.output.dims), at(index), recut(at(result), dims)),
-                    *(self.kernel, self.stride, self.padding, finish_of(at, residual, gate, dims), schedule.threads),
+                    recut(at(gradient), self.output.dims),
+                    at(index),
+                    recut(at(result), dims),
+                    self.kernel,
+                    self.stride,
+                    self.padding,
+                    finish_of(at, residual, gate, dims),
+                    schedule.threads,
                 ),
                 reads=[gradient, index, *(buffer for buffer in (residual, gate) if buffer)],
                 writes=[result],
@@ -78,7 +89,11 @@ class BlurLayer(Layer):
         schedule.emit(
             self,
             lambda at: pool.bind_blur(
-                *(recut(at(source), self.source.dims), self.taps, at(output), self.stride, self.padding),
+                recut(at(source), self.source.dims),
+                self.taps,
+                at(output),
+                self.stride,
+                self.padding,
                 schedule.threads,
             ),
             reads=[source],
@@ -92,8 +107,13 @@ class BlurLayer(Layer):
             schedule.emit(
                 self,
                 lambda at: pool.bind_blur_gradient(
-                    *(recut(at(gradient), self.output.dims), self.taps, recut(at(result), dims), self.stride),
-                    *(self.padding, finish_of(at, residual, gate, dims), schedule.threads),
+                    recut(at(gradient), self.output.dims),
+                    self.taps,
+                    recut(at(result), dims),
+                    self.stride,
+                    self.padding,
+                    finish_of(at, residual, gate, dims),
+                    schedule.threads,
                 ),
                 reads=[gradient, *(buffer for buffer in (residual, gate) if buffer)],
                 writes=[result],
@@ -120,7 +140,11 @@ class LpipsLayer(Layer):
         schedule.emit(
             self,
             lambda at, clean: lpips_layer.bind(
-                *(recut(at(source), self.source.dims), clean, self.head, at(output).view(-1), at(scratch)),
+                recut(at(source), self.source.dims),
+                clean,
+                self.head,
+                at(output).view(-1),
+                at(scratch),
                 schedule.threads,
             ),
             reads=[source],
@@ -135,8 +159,13 @@ class LpipsLayer(Layer):
             schedule.emit(
                 self,
                 lambda at, clean: lpips_layer.bind_gradient(
-                    *(recut(at(source), dims), clean, self.head, at(gradient).view(-1), recut(at(result), dims)),
-                    *(finish_of(at, residual, gate, dims), schedule.threads),
+                    recut(at(source), dims),
+                    clean,
+                    self.head,
+                    at(gradient).view(-1),
+                    recut(at(result), dims),
+                    finish_of(at, residual, gate, dims),
+                    schedule.threads,
                 ),
                 reads=[gradient, source, *(buffer for buffer in (residual, gate) if buffer)],
                 writes=[result],
@@ -164,5 +193,3 @@ class UnitLengthLayer(Layer):
             reads=[source],
             writes=[output],
         )
-
-

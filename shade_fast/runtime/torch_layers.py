@@ -159,7 +159,7 @@ class TorchLayer(Layer):
 
             def call() -> int:
                 with torch.set_grad_enabled(schedule.differentiable):
-                    # .data: other layers write to other parts of the block meanwhile, which autograd would take for a change.
+                    # .data: autograd would take what others write elsewhere in the block for a change.
                     leaves = [tensor.data.requires_grad_(schedule.differentiable) for tensor in inputs]
                     result = self.function(*leaves)
                 out.copy_(result.detach())
@@ -195,5 +195,3 @@ class TorchLayer(Layer):
         schedule.emit(self, bind, reads=[gradient, *sources], writes=results, algorithm="torch")
         for operand, result in zip(self.sources, results, strict=True):
             schedule.pass_on(operand.value, result)
-
-

@@ -13,22 +13,18 @@ from torch import Tensor, fx, nn
 
 from shade_fast.ops.convolution import Convolution
 from shade_fast.runtime.layers import (
-    AttentionLayer,
-    BlurLayer,
     ConvolutionLayer,
     Dims,
     GroupNormLayer,
     Layer,
-    LpipsLayer,
-    MaxPoolLayer,
     Operand,
     PointwiseLayer,
     SiluLayer,
-    TorchLayer,
-    UnitLengthLayer,
     Value,
 )
+from shade_fast.runtime.perceptual_layers import BlurLayer, LpipsLayer, MaxPoolLayer, UnitLengthLayer
 from shade_fast.runtime.program import ImagesLayer, Network
+from shade_fast.runtime.torch_layers import AttentionLayer, TorchLayer
 
 aten = torch.ops.aten
 
@@ -111,7 +107,8 @@ class _Lowering:
                 if node.users:
                     self.environment[node] = self._call(node)
             elif node.op == "output":
-                outputs = [self._materialized(self.environment[one]) for one in node.args[0]]  # type: ignore[union-attr]
+                results: Any = node.args[0]
+                outputs = [self._materialized(self.environment[one]) for one in results]
             else:
                 raise NotImplementedError(f"{node.op} in a traced graph")
         values = [self._value(ref) for ref in outputs]
@@ -517,7 +514,9 @@ class _Lowering:
         layer = AttentionLayer(
             _name(node),
             Value((batch, heads * size, 1, tokens_count)),
-            *operands,
+            query=operands[0],
+            key=operands[1],
+            value=operands[2],
             heads=heads,
             scale=size**-0.5 if scale is None else scale,
         )
@@ -585,8 +584,11 @@ _HANDLERS: dict[Any, Callable[..., Any]] = {
 
 def _of_shade_fast(target: Any) -> Callable[..., Any] | None:
     """The handlers of our own ops, which are registered where they are used."""
-    names = {"shade_fast::lpips_layer": _Lowering.lpips_layer, "shade_fast::unit_length": _Lowering.unit_length}
-    return names.get(target.name()) if isinstance(target, torch._ops.OpOverload) else None
+    names: dict[str, Callable[..., Any]] = {
+        "shade_fast::lpips_layer": _Lowering.lpips_layer,
+        "shade_fast::unit_length": _Lowering.unit_length,
+    }
+    return names.get(str(target._name)) if isinstance(target, torch._ops.OpOverload) else None
 
 
 def _in_place(node: fx.Node) -> bool:
