@@ -39,11 +39,12 @@ ISA_FLAGS = {"avx512": AVX512_FLAGS, "avx2": ("-mavx2", "-mfma"), "portable": ()
 
 CPU_SOURCES = (
     *("csrc/bindings_cpu.cpp", "csrc/bindings_convolution.cpp", "csrc/bindings_layers.cpp"),
-    *("csrc/cpu/isa.cpp", "csrc/cpu/pixel_ops.cpp", "csrc/cpu/convolution.cpp", "csrc/cpu/pack.cpp"),
+    *("csrc/cpu/isa.cpp", "csrc/cpu/threads.cpp", "csrc/cpu/pixel_ops.cpp"),
+    *("csrc/cpu/convolution.cpp", "csrc/cpu/pack.cpp"),
 )
 CPU_KERNELS = ("csrc/cpu/optimizer_update.cpp", "csrc/cpu/quantize.cpp", "csrc/cpu/resize.cpp")
 # The frozen networks' kernels: sums of products, where fused multiply-adds are worth more than equal bits.
-CPU_NETWORK_KERNELS = ("csrc/cpu/multiply.cpp", "csrc/cpu/direct.cpp", "csrc/cpu/winograd.cpp")
+CPU_NETWORK_KERNELS = tuple(f"csrc/cpu/{name}.cpp" for name in ("multiply", "direct", "narrow", "winograd"))
 CUDA_SOURCES = ("csrc/bindings_cuda.cpp",)
 CUDA_KERNELS = ("csrc/cuda/launch.cu", "csrc/cuda/optimizer_update.cu", "csrc/cuda/quantize.cu")
 
