@@ -15,15 +15,16 @@ namespace {
 struct Kernels {
   decltype(&portable::panel_width) panel_width;
   decltype(&portable::direct) direct;
+  decltype(&portable::narrow) narrow;
   decltype(&portable::winograd) winograd;
 };
 
 const Kernels kKernels[kIsas] = {
 #if defined(SHADE_FAST_X86)
-    {avx512::panel_width, avx512::direct, avx512::winograd},
-    {avx2::panel_width, avx2::direct, avx2::winograd},
+    {avx512::panel_width, avx512::direct, avx512::narrow, avx512::winograd},
+    {avx2::panel_width, avx2::direct, avx2::narrow, avx2::winograd},
 #endif
-    {portable::panel_width, portable::direct, portable::winograd},
+    {portable::panel_width, portable::direct, portable::narrow, portable::winograd},
 };
 
 // Operations for which a further thread is worth its waking.
@@ -62,13 +63,23 @@ void run_direct(const Kernels& kernels, const Call& call, float* scratch, int th
   const Convolution& c = call.convolution;
   const std::int64_t sharers = worthwhile_threads(c, threads);
   for (std::int64_t index = 0; index < phases(c); ++index) {
-    const Phase part = phase(c, index);
+    const Phase part = phase(Algorithm::direct, c, index);
     const std::int64_t pixels = part.pixels(c);
     const std::int64_t tasks = std::min(pixels, round_up(ceil_div(pixels, kDirectPixels), sharers));
     share_out(tasks, sharers, scratch, direct_scratch(c), [&](std::int64_t task, float* own) {
       const std::int64_t first = pixels * task / tasks;
       kernels.direct(call, part, first, pixels * (task + 1) / tasks - first, own);
     });
+  }
+}
+
+void run_narrow(const Kernels& kernels, const Call& call, int threads) {
+  const Convolution& c = call.convolution;
+  for (std::int64_t index = 0; index < phases(c); ++index) {
+    const Phase part = phase(Algorithm::narrow, c, index);
+    if (part.pixels(c) == 0) continue;
+    share_out(c.images * part.rows, worthwhile_threads(c, threads), nullptr, 0,
+              [&](std::int64_t row, float*) { kernels.narrow(call, part, row); });
   }
 }
 
@@ -124,7 +135,7 @@ bool supports(Algorithm algorithm, const Convolution& c) {
   if (!is_sound(c)) return false;
   switch (algorithm) {
     case Algorithm::direct: return true;
-    case Algorithm::narrow: return false;
+    case Algorithm::narrow: return c.filters <= kMostNarrowFilters;
     case Algorithm::winograd2:
     case Algorithm::winograd4:
     case Algorithm::winograd6: return c.kernel_height == 3 && c.kernel_width == 3 && c.stride == 1 && c.up == 1;
@@ -133,20 +144,16 @@ bool supports(Algorithm algorithm, const Convolution& c) {
 }
 
 std::int64_t packed_weights_size(Algorithm algorithm, const Convolution& c) {
-  if (!supports(algorithm, c)) return 0;
-  const std::int64_t pairs = round_up(c.filters, 16) * c.channels;
-  if (algorithm == Algorithm::direct) return pairs * c.kernel_height * c.kernel_width;
-  const std::int64_t points = static_cast<std::int64_t>(algorithm) + 2;
-  return pairs * points * points;
+  return supports(algorithm, c) ? packed_size(algorithm, c) : 0;
 }
 
 Status pack_weights(Algorithm algorithm, const Convolution& c, const float* weights, float* packed) {
   if (!supports(algorithm, c) || weights == nullptr || packed == nullptr) return Status::bad_argument;
   const std::int64_t panel = selected(kKernels).panel_width();
-  if (algorithm == Algorithm::direct) {
-    pack_direct(c, panel, weights, packed);
-  } else {
-    pack_winograd(c, static_cast<std::int64_t>(algorithm), panel, weights, packed);
+  switch (algorithm) {
+    case Algorithm::direct: pack_direct(c, panel, weights, packed); break;
+    case Algorithm::narrow: pack_narrow(c, weights, packed); break;
+    default: pack_winograd(c, static_cast<std::int64_t>(algorithm), panel, weights, packed);
   }
   return Status::ok;
 }
@@ -154,8 +161,11 @@ Status pack_weights(Algorithm algorithm, const Convolution& c, const float* weig
 std::int64_t convolution_scratch(Algorithm algorithm, const Convolution& c, int threads) {
   if (!supports(algorithm, c) || threads < 1) return 0;
   const std::int64_t sharers = worthwhile_threads(c, threads);
-  if (algorithm == Algorithm::direct) return direct_scratch(c) * sharers + 16;
-  return WinogradPlan(algorithm, c, selected(kKernels).panel_width(), sharers).scratch(c) * sharers + 16;
+  switch (algorithm) {
+    case Algorithm::direct: return direct_scratch(c) * sharers + 16;
+    case Algorithm::narrow: return 0;
+    default: return WinogradPlan(algorithm, c, selected(kKernels).panel_width(), sharers).scratch(c) * sharers + 16;
+  }
 }
 
 Status convolve(Algorithm algorithm, const Convolution& c, const float* packed, const float* input, float* result,
@@ -164,15 +174,17 @@ Status convolve(Algorithm algorithm, const Convolution& c, const float* packed, 
   const std::int64_t results = c.images * c.out_height * c.out_width;
   if (results == 0) return Status::ok;
   const bool reads = c.height * c.width > 0;
-  if (packed == nullptr || result == nullptr || scratch == nullptr || (reads && input == nullptr)) {
+  const bool needs_scratch = algorithm != Algorithm::narrow;
+  if (packed == nullptr || result == nullptr || (reads && input == nullptr) ||
+      (needs_scratch && scratch == nullptr)) {
     return Status::bad_argument;
   }
   const Kernels& kernels = selected(kKernels);
   const Call call{c, packed, input, result, finish};
-  if (algorithm == Algorithm::direct) {
-    run_direct(kernels, call, aligned(scratch), threads);
-  } else {
-    run_winograd(kernels, algorithm, call, aligned(scratch), threads);
+  switch (algorithm) {
+    case Algorithm::direct: run_direct(kernels, call, aligned(scratch), threads); break;
+    case Algorithm::narrow: run_narrow(kernels, call, threads); break;
+    default: run_winograd(kernels, algorithm, call, aligned(scratch), threads);
   }
   return Status::ok;
 } catch (const std::bad_alloc&) {

@@ -53,6 +53,8 @@ struct Product {
 constexpr std::int64_t kDirectPixels = 56;
 constexpr std::int64_t kDirectDepth = 1152;
 
+constexpr int kMostNarrowFilters = 8;
+
 // The points at which F(2x2), F(4x4), F(6x6) evaluate polynomials, besides 0 and infinity: each with its negative.
 constexpr double kWinogradPoints[3][3] = {{1.0}, {0.625, 1.5}, {0.5, 1.0, 2.0}};
 
@@ -74,6 +76,7 @@ static constexpr inline std::int64_t winograd_step(std::int64_t channels, std::i
   std::int64_t panel_width();                                                                                 \
   void multiply(const Product& product);                                                                      \
   void direct(const Call& call, const Phase& phase, std::int64_t first, std::int64_t pixels, float* scratch); \
+  void narrow(const Call& call, const Phase& phase, std::int64_t row);                                        \
   void winograd(const Call& call, const WinogradTask& task, float* scratch);                                  \
   }
 
