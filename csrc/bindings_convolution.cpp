@@ -1,11 +1,59 @@
 // Convolutions with frozen weights for Python. Pointers are integers; the GIL is released while work runs.
+#include <pybind11/pybind11.h>
+
+#include <cstdint>
+#include <tuple>
+
 #include "bindings.h"
 #include "shade_fast.h"
 
 namespace py = pybind11;
+using shade_fast::cpu::Algorithm;
+using shade_fast::cpu::Convolution;
 
 namespace shade_fast::bindings {
+namespace {
 
-void define_convolution(py::module_&) {}
+using Size = std::int64_t;
+// In the order of the structure's members.
+using PyConvolution = std::tuple<Size, Size, Size, Size, Size, Size, Size, Size, Size, Size, Size, Size, Size>;
+using PyFinish = std::tuple<std::uintptr_t, std::uintptr_t, std::uintptr_t, bool, std::uintptr_t>;
+
+Convolution convolution(const PyConvolution& fields) {
+  return std::apply([](auto... field) { return Convolution{field...}; }, fields);
+}
+
+int pack_weights(int algorithm, const PyConvolution& fields, std::uintptr_t weights, std::uintptr_t packed) {
+  return static_cast<int>(cpu::pack_weights(static_cast<Algorithm>(algorithm), convolution(fields),
+                                            pointer<const float>(weights), pointer<float>(packed)));
+}
+
+int convolve(int algorithm, const PyConvolution& fields, std::uintptr_t packed, std::uintptr_t input,
+             std::uintptr_t result, const PyFinish& finish, std::uintptr_t scratch, int threads) {
+  const auto [bias, residual, positive, relu, gate] = finish;
+  return static_cast<int>(cpu::convolve(
+      static_cast<Algorithm>(algorithm), convolution(fields), pointer<const float>(packed),
+      pointer<const float>(input), pointer<float>(result),
+      {pointer<const float>(bias), pointer<const float>(residual), pointer<std::uint16_t>(positive), relu,
+       pointer<const std::uint16_t>(gate)},
+      pointer<float>(scratch), threads));
+}
+
+}  // namespace
+
+void define_convolution(py::module_& module) {
+  const auto released = py::call_guard<py::gil_scoped_release>();
+  module.def("convolution_supports", [](int algorithm, const PyConvolution& fields) {
+    return cpu::supports(static_cast<Algorithm>(algorithm), convolution(fields));
+  });
+  module.def("packed_weights_size", [](int algorithm, const PyConvolution& fields) {
+    return cpu::packed_weights_size(static_cast<Algorithm>(algorithm), convolution(fields));
+  });
+  module.def("convolution_scratch", [](int algorithm, const PyConvolution& fields, int threads) {
+    return cpu::convolution_scratch(static_cast<Algorithm>(algorithm), convolution(fields), threads);
+  });
+  module.def("pack_weights", &pack_weights, released);
+  module.def("convolve", &convolve, released);
+}
 
 }  // namespace shade_fast::bindings

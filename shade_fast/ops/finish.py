@@ -1,4 +1,4 @@
-"""What becomes of each value of a frozen network's op before it is stored, and the masks that its ReLUs leave behind."""
+"""What becomes of each value of a frozen network's op before it is stored, and the masks that its ReLUs leave."""
 
 from __future__ import annotations
 

@@ -28,13 +28,13 @@ def freeze(module: nn.Module, backend: str = "native", *, accuracy: str = "fast"
     module: from images float32 [B, 3, h, w] (and further tensors, which get no gradient) to a tensor or a tuple of
         tensors; in eval mode, on the CPU for `native`. Its weights are read, not copied, while it is frozen: those of
         convolutions are packed anew at the first use.
-    backend: `reference` gives the module itself; `native` a `Frozen`.
+    backend: `reference` gives the module itself; `native` a `Frozen`. A module that is frozen already stays as it is.
     accuracy: `fast`: the input gradient within 1e-4 relative root-mean-square of float64 arithmetic, with Winograd's
         algorithms. `exact`: within 1e-5, direct sums alone.
 
     Raises ShadeFastError for an unknown backend or accuracy, and where the compiled module is not built.
     """
-    if backend == "reference":
+    if backend == "reference" or isinstance(module, Frozen):
         return module
     if backend != "native":
         raise ShadeFastError(f"backend {backend!r}: networks are frozen for 'native', or 'reference' as they are")
@@ -55,8 +55,8 @@ class Frozen(nn.Module):
         super().__init__()
         self.module = module
         self.accuracy = accuracy
-        #: why torch runs the whole module, or None
-        self.reason: str | None = None
+        #: why torch runs the whole module, for inputs of these shapes
+        self._reasons: dict[Any, str] = {}
         self._lock = threading.RLock()
         self._packs: Packs = {}
         self._free: dict[Any, list[Program]] = {}
@@ -70,7 +70,7 @@ class Frozen(nn.Module):
                 f"a network frozen for the CPU takes float32 images [B, C, h, w]; got {images.dtype} "
                 f"{list(images.shape)} on {images.device}"
             )
-        if self.reason is not None or not images.numel():
+        if not images.numel():
             return self.module(*inputs)
         differentiable = torch.is_grad_enabled() and images.requires_grad
         run = self._begin(inputs, differentiable)
@@ -89,7 +89,7 @@ class Frozen(nn.Module):
         images, extras = inputs[0], inputs[1:]
         run = self._begin(inputs, True)
         if run is None:
-            return Report((), self.reason)
+            return Report((), self._reasons[_shapes(inputs)])
         program = run.program
         try:
             times = []
@@ -124,9 +124,10 @@ class Frozen(nn.Module):
 
     def _begin(self, inputs: Sequence[Tensor], differentiable: bool) -> _Run | None:
         """A program for these inputs with a block to work in; None where torch must run the module."""
-        shapes = tuple(tuple(tensor.shape) for tensor in inputs)
-        isa = native.cpu().selected_isa()
-        key = (shapes, differentiable, torch.get_num_threads(), isa)
+        shapes = _shapes(inputs)
+        if shapes in self._reasons:
+            return None
+        key = (shapes, differentiable, torch.get_num_threads(), native.cpu().selected_isa())
         with self._lock:
             free = self._free.setdefault(key, [])
             program = free.pop() if free else self._make(inputs, differentiable)
@@ -140,13 +141,19 @@ class Frozen(nn.Module):
         try:
             graph = Graph(self.module, inputs)
             network = lower(graph, inputs, self._packs)
+        except ShadeFastError:
+            raise
         except Exception as error:  # a module's code may do whatever Python can
             lines = str(error).strip().splitlines() or ["no message"]
-            self.reason = f"it cannot be traced ({type(error).__name__}: {lines[0][:200]})"
+            self._reasons[_shapes(inputs)] = f"it cannot be traced ({type(error).__name__}: {lines[0][:200]})"
             return None
         self._single = graph.single
         choose = functools.partial(plan.choose, self.accuracy)
         return Program(network, differentiable, torch.get_num_threads(), choose)
+
+
+def _shapes(inputs: Sequence[Tensor]) -> tuple[tuple[int, ...], ...]:
+    return tuple(tuple(tensor.shape) for tensor in inputs)
 
 
 @dataclass(frozen=True)

@@ -11,11 +11,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor
 
 from shade_fast.ops import convolution as conv
-from shade_fast.ops import group_norm, lpips_layer, native, pointwise, pool
+from shade_fast.ops import group_norm, native, pointwise
 from shade_fast.ops.finish import Call, Finish, mask_shape
 from shade_fast.runtime.arena import Buffer
 
@@ -27,7 +26,7 @@ Dims = tuple[int, int, int, int]
 
 @dataclass(eq=False)
 class Value:
-    """What a layer makes: [B, C, h, w] in memory as [B, h, w, C]. `gated`: its gradient passes its positive ones only."""
+    """What a layer makes: [B, C, h, w], in memory [B, h, w, C]. `gated`: by a ReLU, whose mask gates its gradient."""
 
     dims: Dims
     gated: bool = False
@@ -202,8 +201,15 @@ class GroupNormLayer(Layer):
             self,
             lambda at: group_norm.bind(
                 recut(at(source), self.source.dims),
-                *(self.gamma, self.beta, at(statistics), recut(at(output), self.source.dims)),
-                *(self.groups, self.epsilon, self.activation, at(scratch), schedule.threads),
+                self.gamma,
+                self.beta,
+                at(statistics),
+                recut(at(output), self.source.dims),
+                self.groups,
+                self.epsilon,
+                self.activation,
+                at(scratch),
+                schedule.threads,
             ),
             reads=[source],
             writes=[output, statistics, scratch],
@@ -218,9 +224,17 @@ class GroupNormLayer(Layer):
             schedule.emit(
                 self,
                 lambda at: group_norm.bind_gradient(
-                    *(recut(at(gradient), dims), recut(at(source), dims)),
-                    *(self.gamma, self.beta, at(statistics), recut(at(result), dims), self.groups, self.activation),
-                    *(finish_of(at, residual, gate, dims), at(scratch), schedule.threads),
+                    recut(at(gradient), dims),
+                    recut(at(source), dims),
+                    self.gamma,
+                    self.beta,
+                    at(statistics),
+                    recut(at(result), dims),
+                    self.groups,
+                    self.activation,
+                    finish_of(at, residual, gate, dims),
+                    at(scratch),
+                    schedule.threads,
                 ),
                 reads=[gradient, source, statistics, *(buffer for buffer in (residual, gate) if buffer)],
                 writes=[result, scratch],
@@ -299,337 +313,17 @@ class SiluLayer(Layer):
             schedule.emit(
                 self,
                 lambda at: pointwise.bind_silu_gradient(
-                    *(recut(at(gradient), dims), recut(at(source), dims), recut(at(result), dims)),
-                    *(finish_of(at, residual, gate, dims), schedule.threads),
+                    recut(at(gradient), dims),
+                    recut(at(source), dims),
+                    recut(at(result), dims),
+                    finish_of(at, residual, gate, dims),
+                    schedule.threads,
                 ),
                 reads=[gradient, source, *(buffer for buffer in (residual, gate) if buffer)],
                 writes=[result],
             )
 
         schedule.contribute(self.source.value, emit)
-
-
-@dataclass(eq=False)
-class MaxPoolLayer(Layer):
-    """max pooling with square windows."""
-
-    source: Operand
-    kernel: int
-    stride: int
-    padding: int
-    kind: str = field(default="max pool", kw_only=True)
-
-    def operands(self) -> list[Operand]:
-        return [self.source]
-
-    def forward(self, schedule: Schedule) -> None:
-        source, output = schedule.buffer(self.source.value), schedule.buffer(self.output)
-        batch, channels, height, width = self.output.dims
-        index = schedule.keep(self, (batch, height, width, channels), torch.uint8) if schedule.differentiable else None
-        schedule.emit(
-            self,
-            lambda at: pool.bind_max(
-                *(recut(at(source), self.source.dims), at(output), None if index is None else at(index)),
-                *(self.kernel, self.stride, self.padding, schedule.threads),
-            ),
-            reads=[source],
-            writes=[output] if index is None else [output, index],
-        )
-
-    def backward(self, schedule: Schedule, gradient: Buffer) -> None:
-        index, dims = schedule.kept(self), self.source.dims
-
-        def emit(result: Buffer, residual: Buffer | None, gate: Buffer | None) -> None:
-            schedule.emit(
-                self,
-                lambda at: pool.bind_max_gradient(
-                    *(recut(at(gradient), self.output.dims), at(index), recut(at(result), dims)),
-                    *(self.kernel, self.stride, self.padding, finish_of(at, residual, gate, dims), schedule.threads),
-                ),
-                reads=[gradient, index, *(buffer for buffer in (residual, gate) if buffer)],
-                writes=[result],
-            )
-
-        schedule.contribute(self.source.value, emit)
-
-
-@dataclass(eq=False)
-class BlurLayer(Layer):
-    """the same small kernel for every channel, on an image continued by its mirror image."""
-
-    source: Operand
-    taps: Tensor
-    stride: int
-    padding: int
-    kind: str = field(default="blur", kw_only=True)
-
-    def operands(self) -> list[Operand]:
-        return [self.source]
-
-    def forward(self, schedule: Schedule) -> None:
-        source, output = schedule.buffer(self.source.value), schedule.buffer(self.output)
-        schedule.emit(
-            self,
-            lambda at: pool.bind_blur(
-                *(recut(at(source), self.source.dims), self.taps, at(output), self.stride, self.padding),
-                schedule.threads,
-            ),
-            reads=[source],
-            writes=[output],
-        )
-
-    def backward(self, schedule: Schedule, gradient: Buffer) -> None:
-        dims = self.source.dims
-
-        def emit(result: Buffer, residual: Buffer | None, gate: Buffer | None) -> None:
-            schedule.emit(
-                self,
-                lambda at: pool.bind_blur_gradient(
-                    *(recut(at(gradient), self.output.dims), self.taps, recut(at(result), dims), self.stride),
-                    *(self.padding, finish_of(at, residual, gate, dims), schedule.threads),
-                ),
-                reads=[gradient, *(buffer for buffer in (residual, gate) if buffer)],
-                writes=[result],
-            )
-
-        schedule.contribute(self.source.value, emit)
-
-
-@dataclass(eq=False)
-class LpipsLayer(Layer):
-    """one layer's share of the LPIPS distance, [B]; the clean image's features are the network's `clean`-th input."""
-
-    source: Operand
-    clean: int
-    head: Tensor
-    kind: str = field(default="lpips", kw_only=True)
-
-    def operands(self) -> list[Operand]:
-        return [self.source]
-
-    def forward(self, schedule: Schedule) -> None:
-        source, output = schedule.buffer(self.source.value), schedule.buffer(self.output)
-        scratch = schedule.new_buffer((lpips_layer.scratch_size(self.source.dims),))
-        schedule.emit(
-            self,
-            lambda at, clean: lpips_layer.bind(
-                *(recut(at(source), self.source.dims), clean, self.head, at(output).view(-1), at(scratch)),
-                schedule.threads,
-            ),
-            reads=[source],
-            writes=[output, scratch],
-            extra=self.clean,
-        )
-
-    def backward(self, schedule: Schedule, gradient: Buffer) -> None:
-        source, dims = schedule.buffer(self.source.value), self.source.dims
-
-        def emit(result: Buffer, residual: Buffer | None, gate: Buffer | None) -> None:
-            schedule.emit(
-                self,
-                lambda at, clean: lpips_layer.bind_gradient(
-                    *(recut(at(source), dims), clean, self.head, at(gradient).view(-1), recut(at(result), dims)),
-                    *(finish_of(at, residual, gate, dims), schedule.threads),
-                ),
-                reads=[gradient, source, *(buffer for buffer in (residual, gate) if buffer)],
-                writes=[result],
-                extra=self.clean,
-            )
-
-        schedule.contribute(self.source.value, emit)
-
-
-@dataclass(eq=False)
-class UnitLengthLayer(Layer):
-    """each pixel's channels over their length: the clean image's features. Not differentiated."""
-
-    source: Operand
-    kind: str = field(default="lpips", kw_only=True)
-
-    def operands(self) -> list[Operand]:
-        return [self.source]
-
-    def forward(self, schedule: Schedule) -> None:
-        source, output = schedule.buffer(self.source.value), schedule.buffer(self.output)
-        schedule.emit(
-            self,
-            lambda at: lpips_layer.bind_unit(recut(at(source), self.output.dims), at(output), schedule.threads),
-            reads=[source],
-            writes=[output],
-        )
-
-
-@dataclass(eq=False)
-class AttentionLayer(Layer):
-    """softmax(q kᵀ · scale) v, by torch's matrix products on the buffers. q, k, v: [B, tokens, heads · size]."""
-
-    query: Operand
-    key: Operand
-    value: Operand
-    heads: int
-    scale: float
-    kind: str = field(default="attention", kw_only=True)
-
-    #: Query rows at a time: their scores stay in the caches.
-    ROWS = 512
-
-    def operands(self) -> list[Operand]:
-        return [self.query, self.key, self.value]
-
-    def forward(self, schedule: Schedule) -> None:
-        query, key, value = (schedule.buffer(operand.value) for operand in self.operands())
-        output = schedule.buffer(self.output)
-        batch, _, _, rows = self.query.dims
-        columns = self.key.dims[3]
-        shape = (batch, self.heads, rows, columns)
-        weights = schedule.keep(self, shape) if schedule.differentiable else schedule.new_buffer(shape)
-
-        def bind(at: Callable[[Buffer], Tensor]) -> Call:
-            q, k, v, out = (self._heads(at(buffer)) for buffer in (query, key, value, output))
-            p = at(weights)
-
-            def call() -> int:
-                for image in range(batch):
-                    for head in range(self.heads):
-                        for row in range(0, rows, self.ROWS):
-                            block = slice(row, row + self.ROWS)
-                            scores = p[image, head, block]
-                            torch.addmm(
-                                scores, q[image, head, block], k[image, head].t(), beta=0, alpha=self.scale, out=scores
-                            )
-                            torch._softmax(scores, 1, False, out=scores)
-                            torch.mm(scores, v[image, head], out=out[image, head, block])
-                return 0
-
-            return call
-
-        size = self.query.dims[1] // self.heads
-        schedule.emit(
-            self,
-            bind,
-            reads=[query, key, value],
-            writes=[output, weights],
-            algorithm="torch matrix products",
-            operations=4 * batch * self.heads * rows * columns * size,
-        )
-
-    def backward(self, schedule: Schedule, gradient: Buffer) -> None:
-        query, key, value = (schedule.buffer(operand.value) for operand in self.operands())
-        weights = schedule.kept(self)
-        batch, _, _, rows = self.query.dims
-        columns, size = self.key.dims[3], self.query.dims[1] // self.heads
-        results = [schedule.new_buffer(operand.value.dims, channels_last=True) for operand in self.operands()]
-        scratch = schedule.new_buffer((min(rows, self.ROWS), columns))
-
-        def bind(at: Callable[[Buffer], Tensor]) -> Call:
-            q, k, v, g = (self._heads(at(buffer)) for buffer in (query, key, value, gradient))
-            dq, dk, dv = (self._heads(at(buffer)) for buffer in results)
-            p, temporary = at(weights), at(scratch)
-
-            def call() -> int:
-                for image in range(batch):
-                    for head in range(self.heads):
-                        for row in range(0, rows, self.ROWS):
-                            block = slice(row, row + self.ROWS)
-                            probability, upstream = p[image, head, block], g[image, head, block]
-                            beta = 0 if row == 0 else 1
-                            torch.addmm(
-                                dv[image, head], probability.t(), upstream, beta=beta, out=dv[image, head]
-                            )
-                            scores = temporary[: len(probability)]
-                            torch.mm(upstream, v[image, head].t(), out=scores)
-                            torch._softmax_backward_data(scores, probability, 1, torch.float32, grad_input=scores)
-                            torch.addmm(
-                                dq[image, head, block], scores, k[image, head], beta=0, alpha=self.scale,
-                                out=dq[image, head, block],
-                            )
-                            torch.addmm(
-                                dk[image, head], scores.t(), q[image, head, block], beta=beta, alpha=self.scale,
-                                out=dk[image, head],
-                            )
-                return 0
-
-            return call
-
-        schedule.emit(
-            self,
-            bind,
-            reads=[gradient, query, key, value, weights],
-            writes=[*results, scratch],
-            algorithm="torch matrix products",
-            operations=8 * batch * self.heads * rows * columns * size,
-        )
-        for operand, result in zip(self.operands(), results, strict=True):
-            schedule.pass_on(operand.value, result)
-
-    def _heads(self, tensor: Tensor) -> Tensor:
-        """[B, C, h, w] channels-last -> [B, heads, h · w, size]."""
-        batch, channels, height, width = tensor.shape
-        tokens = tensor.permute(0, 2, 3, 1).view(batch, height * width, self.heads, channels // self.heads)
-        return tokens.transpose(1, 2)
-
-
-@dataclass(eq=False)
-class TorchLayer(Layer):
-    """An op that has no kernel here: torch runs it on the buffers, and makes its gradient by autograd."""
-
-    #: from the operands' tensors to the result
-    function: Callable[..., Tensor]
-    sources: list[Operand]
-    #: size and strides of each operand and of the result
-    views: list[tuple[tuple[int, ...], tuple[int, ...]]]
-    output_view: tuple[tuple[int, ...], tuple[int, ...]]
-    kind: str = field(default="torch", kw_only=True)
-
-    def operands(self) -> list[Operand]:
-        return self.sources
-
-    def forward(self, schedule: Schedule) -> None:
-        sources = [schedule.buffer(operand.value) for operand in self.sources]
-        output = schedule.buffer(self.output)
-        graph: dict[str, Any] = schedule.state(self)
-
-        def bind(at: Callable[[Buffer], Tensor]) -> Call:
-            inputs = [at(buffer).as_strided(*view) for buffer, view in zip(sources, self.views, strict=True)]
-            out = at(output).as_strided(*self.output_view)
-
-            def call() -> int:
-                with torch.set_grad_enabled(schedule.differentiable):
-                    leaves = [tensor.detach().requires_grad_(schedule.differentiable) for tensor in inputs]
-                    result = self.function(*leaves)
-                out.copy_(result.detach())
-                graph.update(leaves=leaves, result=result)
-                return 0
-
-            return call
-
-        # A function may keep its inputs for its gradient.
-        schedule.emit(self, bind, reads=sources, writes=[output], algorithm="torch")
-
-    def backward(self, schedule: Schedule, gradient: Buffer) -> None:
-        sources = [schedule.buffer(operand.value) for operand in self.sources]
-        results = [schedule.new_buffer(operand.value.dims, channels_last=True) for operand in self.sources]
-        graph: dict[str, Any] = schedule.state(self)
-
-        def bind(at: Callable[[Buffer], Tensor]) -> Call:
-            upstream = at(gradient).as_strided(*self.output_view)
-            out = [at(buffer).as_strided(*view) for buffer, view in zip(results, self.views, strict=True)]
-
-            def call() -> int:
-                gradients = torch.autograd.grad(graph["result"], graph["leaves"], upstream, allow_unused=True)
-                graph.clear()
-                for target, made in zip(out, gradients, strict=True):
-                    if made is None:
-                        target.zero_()
-                    else:
-                        target.copy_(made)
-                return 0
-
-            return call
-
-        schedule.emit(self, bind, reads=[gradient, *sources], writes=results, algorithm="torch")
-        for operand, result in zip(self.sources, results, strict=True):
-            schedule.pass_on(operand.value, result)
 
 
 def recut(tensor: Tensor, dims: Dims) -> Tensor:
@@ -640,9 +334,7 @@ def recut(tensor: Tensor, dims: Dims) -> Tensor:
     return tensor.permute(0, 2, 3, 1).view(batch, height, width, channels).permute(0, 3, 1, 2)
 
 
-def finish_of(
-    at: Callable[[Buffer], Tensor], residual: Buffer | None, gate: Buffer | None, dims: Dims
-) -> Finish:
+def finish_of(at: Callable[[Buffer], Tensor], residual: Buffer | None, gate: Buffer | None, dims: Dims) -> Finish:
     """The finish of a gradient: what others have contributed, and the gate of the value it belongs to."""
     return Finish(
         residual=None if residual is None else recut(at(residual), dims),

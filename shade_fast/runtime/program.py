@@ -210,7 +210,7 @@ class Schedule:
 
 
 class Program:
-    """A schedule with its buffers' places: `forward`, then where it is differentiable `backward`, in a borrowed block."""
+    """A schedule with its buffers' places: `forward`, then where it is differentiable `backward`, in a block."""
 
     def __init__(self, network: Network, differentiable: bool, threads: int, choose: Choose) -> None:
         schedule = Schedule(network, differentiable, threads, choose)
@@ -229,6 +229,7 @@ class Program:
         """The outputs, views of the block: copy what is to outlive the block's next use. images: [B, 3, h, w]."""
         self._bind(block, extras)
         threads = self._schedule.threads
+        images = images.contiguous()
         for layer, buffer in zip(self._network.images, self._schedule.images, strict=True):
             _check(memory_format.bind_channels_last(images, layer.scale, layer.shift, self._at(buffer), threads)())
         self._run(0, self.forward_steps)

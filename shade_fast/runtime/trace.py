@@ -13,22 +13,18 @@ from torch import Tensor, fx, nn
 
 from shade_fast.ops.convolution import Convolution
 from shade_fast.runtime.layers import (
-    AttentionLayer,
-    BlurLayer,
     ConvolutionLayer,
     Dims,
     GroupNormLayer,
     Layer,
-    LpipsLayer,
-    MaxPoolLayer,
     Operand,
     PointwiseLayer,
     SiluLayer,
-    TorchLayer,
-    UnitLengthLayer,
     Value,
 )
+from shade_fast.runtime.perceptual_layers import BlurLayer, LpipsLayer, MaxPoolLayer, UnitLengthLayer
 from shade_fast.runtime.program import ImagesLayer, Network
+from shade_fast.runtime.torch_layers import AttentionLayer, TorchLayer
 
 aten = torch.ops.aten
 
@@ -93,16 +89,14 @@ def lower(graph: Graph, inputs: Sequence[Tensor], packs: Packs) -> Network:
 
 
 class _Lowering:
-    def __init__(
-        self, graph: Graph, inputs: Sequence[Tensor], packs: Packs
-    ) -> None:
+    def __init__(self, graph: Graph, inputs: Sequence[Tensor], packs: Packs) -> None:
         self.graph = graph
         self.packs = packs
         self.layers: list[Layer] = []
         self.images: list[ImagesLayer] = []
         self.environment: dict[fx.Node, Any] = {}
         self.made_by: dict[Value, Layer] = {}
-        self._inputs = {name: tensor for name, tensor in zip(graph.inputs, inputs, strict=True)}
+        self._inputs = dict(zip(graph.inputs, inputs, strict=True))
 
     def network(self) -> Network:
         outputs: list[Ref] = []
@@ -113,7 +107,8 @@ class _Lowering:
                 if node.users:
                     self.environment[node] = self._call(node)
             elif node.op == "output":
-                outputs = [self._materialized(self.environment[one]) for one in node.args[0]]  # type: ignore[union-attr]
+                results: Any = node.args[0]
+                outputs = [self._materialized(self.environment[one]) for one in results]
             else:
                 raise NotImplementedError(f"{node.op} in a traced graph")
         values = [self._value(ref) for ref in outputs]
@@ -145,7 +140,7 @@ class _Lowering:
         padded = args[0] if args and isinstance(args[0], _Padded) else None
         if padded is None and not _refs((args, kwargs)):
             return node.target(*args, **kwargs)  # type: ignore[operator]
-        handler = _HANDLERS.get(node.target, _refuse)
+        handler = _HANDLERS.get(node.target) or _of_shade_fast(node.target) or _refuse
         made = handler(self, node, *args, **kwargs)
         if made is NotImplemented and padded is not None:
             args = (self._torch(padded.node, *padded.arguments), *args[1:])
@@ -340,7 +335,14 @@ class _Lowering:
         return self._add(node, layer, torch.empty(*x.meta.shape[:-1], weight.shape[0], device="meta"))
 
     def group_norm(
-        self, node: fx.Node, x: Any, groups: int, gamma: Any = None, beta: Any = None, epsilon: float = 1e-5, _: Any = True
+        self,
+        node: fx.Node,
+        x: Any,
+        groups: int,
+        gamma: Any = None,
+        beta: Any = None,
+        epsilon: float = 1e-5,
+        _: Any = True,
     ) -> Any:
         operand = self._operand(x)
         if operand is None or isinstance(gamma, Ref) or isinstance(beta, Ref):
@@ -422,7 +424,8 @@ class _Lowering:
         channels = ref.meta.shape[1]
         if isinstance(constant, Tensor):
             if constant.numel() not in (1, channels) or (
-                constant.numel() > 1 and constant.ndim not in (3, 4) or constant.ndim == 4 and constant.shape[0] != 1
+                (constant.numel() > 1 and constant.ndim not in (3, 4))
+                or (constant.ndim == 4 and constant.shape[0] != 1)
             ):
                 return NotImplemented
             if constant.numel() > 1 and constant.shape[-3] != channels:
@@ -511,7 +514,9 @@ class _Lowering:
         layer = AttentionLayer(
             _name(node),
             Value((batch, heads * size, 1, tokens_count)),
-            *operands,
+            query=operands[0],
+            key=operands[1],
+            value=operands[2],
             heads=heads,
             scale=size**-0.5 if scale is None else scale,
         )
@@ -575,6 +580,15 @@ _HANDLERS: dict[Any, Callable[..., Any]] = {
     aten.contiguous.default: _Lowering.identity,
     aten.dropout.default: _Lowering.identity,
 }
+
+
+def _of_shade_fast(target: Any) -> Callable[..., Any] | None:
+    """The handlers of our own ops, which are registered where they are used."""
+    names: dict[str, Callable[..., Any]] = {
+        "shade_fast::lpips_layer": _Lowering.lpips_layer,
+        "shade_fast::unit_length": _Lowering.unit_length,
+    }
+    return names.get(str(target._name)) if isinstance(target, torch._ops.OpOverload) else None
 
 
 def _in_place(node: fx.Node) -> bool:

@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from shade_fast.errors import ShadeFastError
+from shade_fast.ops.lpips_layer import lpips_layer
 from shade_fast.perceptual import Perceptual
-from shade_fast.perceptual.lpips import lpips_layer
 from shade_fast.perceptual.trunks import TRUNKS
 
 Pair = Callable[..., tuple[Tensor, Tensor]]

@@ -1,0 +1,194 @@
+// Convolutions with frozen weights: check the arguments, cut the work into tasks, share them out to threads.
+#include "convolution.h"
+
+#include <algorithm>
+#include <atomic>
+#include <new>
+
+#include "isa.h"
+#include "pack.h"
+#include "threads.h"
+
+namespace shade_fast::cpu {
+namespace {
+
+struct Kernels {
+  decltype(&portable::panel_width) panel_width;
+  decltype(&portable::direct) direct;
+  decltype(&portable::narrow) narrow;
+  decltype(&portable::winograd) winograd;
+};
+
+const Kernels kKernels[kIsas] = {
+#if defined(SHADE_FAST_X86)
+    {avx512::panel_width, avx512::direct, avx512::narrow, avx512::winograd},
+    {avx2::panel_width, avx2::direct, avx2::narrow, avx2::winograd},
+#endif
+    {portable::panel_width, portable::direct, portable::narrow, portable::winograd},
+};
+
+// Operations for which a further thread is worth its waking.
+constexpr double kOperationsPerThread = 1e6;
+
+bool is_sound(const Convolution& c) {
+  return c.images >= 0 && c.height >= 0 && c.width >= 0 && c.channels >= 1 && c.out_height >= 0 && c.out_width >= 0 &&
+         c.filters >= 1 && c.kernel_height >= 1 && c.kernel_width >= 1 && c.stride >= 1 && c.up >= 1 &&
+         (c.stride == 1 || c.up == 1);
+}
+
+float* aligned(float* scratch) {
+  return reinterpret_cast<float*>(round_up(reinterpret_cast<std::intptr_t>(scratch), 64));
+}
+
+std::int64_t worthwhile_threads(const Convolution& c, int threads) {
+  const double operations = static_cast<double>(c.images * c.out_height * c.out_width * c.filters) *
+                            static_cast<double>(c.kernel_height * c.kernel_width * c.channels) /
+                            static_cast<double>(c.up * c.up);
+  return std::clamp<std::int64_t>(static_cast<std::int64_t>(operations / kOperationsPerThread), 1, threads);
+}
+
+// Calls work(task, scratch) for every task; `slice` floats of scratch memory belong to each thread.
+template <typename Work>
+void share_out(std::int64_t tasks, std::int64_t threads, float* scratch, std::int64_t slice, const Work& work) {
+  std::atomic<std::int64_t> next{0};
+  const std::int64_t sharers = std::min(tasks, threads);
+  parallel_for(sharers, 1, static_cast<int>(sharers), [&](std::int64_t sharer) {
+    for (std::int64_t task = next++; task < tasks; task = next++) work(task, scratch + sharer * slice);
+  });
+}
+
+std::int64_t direct_scratch(const Convolution& c) { return kDirectPixels * (round_up(c.filters, 16) + kDirectDepth); }
+
+void run_direct(const Kernels& kernels, const Call& call, float* scratch, int threads) {
+  const Convolution& c = call.convolution;
+  const std::int64_t sharers = worthwhile_threads(c, threads);
+  for (std::int64_t index = 0; index < phases(c); ++index) {
+    const Phase part = phase(Algorithm::direct, c, index);
+    const std::int64_t pixels = part.pixels(c);
+    const std::int64_t tasks = std::min(pixels, round_up(ceil_div(pixels, kDirectPixels), sharers));
+    share_out(tasks, sharers, scratch, direct_scratch(c), [&](std::int64_t task, float* own) {
+      const std::int64_t first = pixels * task / tasks;
+      kernels.direct(call, part, first, pixels * (task + 1) / tasks - first, own);
+    });
+  }
+}
+
+void run_narrow(const Kernels& kernels, const Call& call, int threads) {
+  const Convolution& c = call.convolution;
+  for (std::int64_t index = 0; index < phases(c); ++index) {
+    const Phase part = phase(Algorithm::narrow, c, index);
+    if (part.pixels(c) == 0) continue;
+    share_out(c.images * part.rows, worthwhile_threads(c, threads), nullptr, 0,
+              [&](std::int64_t row, float*) { kernels.narrow(call, part, row); });
+  }
+}
+
+// How the tiles and filters of a Winograd convolution are cut into tasks.
+struct WinogradPlan {
+  std::int64_t outputs, tiles, filters, filters_at_once;
+  std::int64_t blocks, tiles_at_once;   // of tiles
+  std::int64_t parts, filters_in_part;  // of filters
+
+  WinogradPlan(Algorithm algorithm, const Convolution& c, std::int64_t panel, std::int64_t sharers)
+      : outputs(static_cast<std::int64_t>(algorithm)),
+        tiles(c.images * ceil_div(c.out_height, outputs) * ceil_div(c.out_width, outputs)),
+        filters(round_up(c.filters, 16)) {
+    const bool few_channels = c.channels <= 128;
+    const std::int64_t wished = few_channels ? 28 : 56;
+    blocks = ceil_div(tiles, wished);
+    if (blocks < sharers) {
+      parts = std::min(ceil_div(sharers, std::max<std::int64_t>(blocks, 1)), ceil_div(filters, panel));
+    } else {
+      parts = 1;
+      blocks = std::min(tiles, round_up(blocks, sharers));
+    }
+    tiles_at_once = ceil_div(tiles, std::max<std::int64_t>(blocks, 1));
+    filters_in_part = round_up(ceil_div(filters, parts), panel);
+    filters_at_once = few_channels ? panel : filters_in_part;
+  }
+
+  std::int64_t scratch(const Convolution& c) const {
+    const std::int64_t points = (outputs + 2) * (outputs + 2);
+    return points * (winograd_step(c.channels, tiles_at_once) + winograd_step(filters_at_once, tiles_at_once));
+  }
+};
+
+void run_winograd(const Kernels& kernels, Algorithm algorithm, const Call& call, float* scratch, int threads) {
+  const Convolution& c = call.convolution;
+  const std::int64_t sharers = worthwhile_threads(c, threads);
+  const WinogradPlan plan(algorithm, c, kernels.panel_width(), sharers);
+  share_out(plan.blocks * plan.parts, sharers, scratch, plan.scratch(c), [&](std::int64_t task, float* own) {
+    const std::int64_t block = task / plan.parts, part = task % plan.parts;
+    const std::int64_t first = plan.tiles * block / plan.blocks;
+    const std::int64_t first_filter = part * plan.filters_in_part;
+    const std::int64_t end_filter = std::min(plan.filters, first_filter + plan.filters_in_part);
+    kernels.winograd(call,
+                     {plan.outputs, first, plan.tiles * (block + 1) / plan.blocks - first, first_filter, end_filter,
+                      plan.filters_at_once},
+                     own);
+  });
+}
+
+}  // namespace
+
+bool supports(Algorithm algorithm, const Convolution& c) {
+  if (!is_sound(c)) return false;
+  switch (algorithm) {
+    case Algorithm::direct: return true;
+    case Algorithm::narrow: return c.filters <= kMostNarrowFilters;
+    case Algorithm::winograd2:
+    case Algorithm::winograd4:
+    case Algorithm::winograd6: return c.kernel_height == 3 && c.kernel_width == 3 && c.stride == 1 && c.up == 1;
+  }
+  return false;
+}
+
+std::int64_t packed_weights_size(Algorithm algorithm, const Convolution& c) {
+  return supports(algorithm, c) ? packed_size(algorithm, c) : 0;
+}
+
+Status pack_weights(Algorithm algorithm, const Convolution& c, const float* weights, float* packed) {
+  if (!supports(algorithm, c) || weights == nullptr || packed == nullptr) return Status::bad_argument;
+  const std::int64_t panel = selected(kKernels).panel_width();
+  switch (algorithm) {
+    case Algorithm::direct: pack_direct(c, panel, weights, packed); break;
+    case Algorithm::narrow: pack_narrow(c, weights, packed); break;
+    default: pack_winograd(c, static_cast<std::int64_t>(algorithm), panel, weights, packed);
+  }
+  return Status::ok;
+}
+
+std::int64_t convolution_scratch(Algorithm algorithm, const Convolution& c, int threads) {
+  if (!supports(algorithm, c) || threads < 1) return 0;
+  const std::int64_t sharers = worthwhile_threads(c, threads);
+  switch (algorithm) {
+    case Algorithm::direct: return direct_scratch(c) * sharers + 16;
+    case Algorithm::narrow: return 0;
+    default: return WinogradPlan(algorithm, c, selected(kKernels).panel_width(), sharers).scratch(c) * sharers + 16;
+  }
+}
+
+Status convolve(Algorithm algorithm, const Convolution& c, const float* packed, const float* input, float* result,
+                const Finish& finish, float* scratch, int threads) try {
+  if (!supports(algorithm, c) || threads < 1) return Status::bad_argument;
+  const std::int64_t results = c.images * c.out_height * c.out_width;
+  if (results == 0) return Status::ok;
+  const bool reads = c.height * c.width > 0;
+  const bool needs_scratch = algorithm != Algorithm::narrow;
+  if (packed == nullptr || result == nullptr || (reads && input == nullptr) ||
+      (needs_scratch && scratch == nullptr)) {
+    return Status::bad_argument;
+  }
+  const Kernels& kernels = selected(kKernels);
+  const Call call{c, packed, input, result, finish};
+  switch (algorithm) {
+    case Algorithm::direct: run_direct(kernels, call, aligned(scratch), threads); break;
+    case Algorithm::narrow: run_narrow(kernels, call, threads); break;
+    default: run_winograd(kernels, algorithm, call, aligned(scratch), threads);
+  }
+  return Status::ok;
+} catch (const std::bad_alloc&) {
+  return Status::out_of_memory;
+}
+
+}  // namespace shade_fast::cpu

@@ -1,0 +1,38 @@
+// Inner loops of the elementwise layers: 4 bytes read and 4 written per value; a gradient, a residual: 4 more read each.
+#include "layers.h"
+#include "sigmoid.h"
+
+namespace shade_fast::cpu::SHADE_FAST_ISA {
+namespace {
+
+// Where no part needs to know a value's channel, a run of pixels is one long pixel.
+SHADE_FAST_LANES void flatten(std::int64_t& pixels, std::int64_t& channels, const Finish& finish) {
+  const bool masked = finish.positive != nullptr || finish.gate != nullptr;
+  if (finish.bias != nullptr || (masked && channels % kBlock != 0)) return;
+  channels *= pixels;
+  pixels = 1;
+}
+
+}  // namespace
+
+void pointwise(const float* a, float* result, std::int64_t pixels, std::int64_t channels, const Finish& finish,
+               bool stream) {
+  flatten(pixels, channels, finish);
+  map_pixels(stream, pixels, channels, result, finish,
+             [&](const auto& lanes, std::int64_t place, std::int64_t) { return lanes.load(a + place); });
+}
+
+void silu(const float* a, float* result, std::int64_t pixels, std::int64_t channels, bool stream) {
+  map_pixels(stream, 1, pixels * channels, result, Finish{},
+             [&](const auto& lanes, std::int64_t place, std::int64_t) { return silu_of(lanes.load(a + place)); });
+}
+
+void silu_gradient(const float* gradient, const float* a, float* result, std::int64_t pixels, std::int64_t channels,
+                   const Finish& finish, bool stream) {
+  flatten(pixels, channels, finish);
+  map_pixels(stream, pixels, channels, result, finish, [&](const auto& lanes, std::int64_t place, std::int64_t) {
+    return lanes.load(gradient + place) * silu_slope(lanes.load(a + place));
+  });
+}
+
+}  // namespace shade_fast::cpu::SHADE_FAST_ISA

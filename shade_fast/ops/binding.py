@@ -1,0 +1,70 @@
+"""Binding a compiled kernel to tensors: checks of their shapes, and a call that keeps them alive."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from shade_fast.errors import ShadeFastError
+from shade_fast.ops.finish import Call, Finish, check_channels_last
+
+
+def bound(kernel: Callable[..., int], *arguments: Any) -> Call:
+    """The call of `kernel` with these arguments: tensors as their addresses, absent ones 0, a Finish as its pointers.
+
+    The tensors live as long as the call does.
+    """
+    call = functools.partial(kernel, *(_plain(argument) for argument in arguments))
+    call.__dict__["arguments"] = arguments
+    return call
+
+
+def extent(tensor: Tensor) -> tuple[int, int, int]:
+    """Images, pixels and channels of a tensor [B, C, h, w]."""
+    images, channels, height, width = tensor.shape
+    return images, height * width, channels
+
+
+def check_images(result: Tensor, **inputs: Tensor) -> None:
+    """Raise ShadeFastError unless all are dense channels-last float32 tensors on the CPU, of the result's shape."""
+    for name, tensor in {"out": result, **inputs}.items():
+        check_channels_last(name, tensor)
+        _check_device(name, tensor)
+        if tensor.shape != result.shape:
+            raise ShadeFastError(f"{name} is {list(tensor.shape)}, out {list(result.shape)}: give one shape")
+
+
+def check_array(name: str, tensor: Tensor, shape: Sequence[int], dtype: torch.dtype = torch.float32) -> None:
+    """Raise ShadeFastError unless a tensor is a contiguous array of this shape and dtype on the CPU."""
+    _check_device(name, tensor)
+    if tensor.dtype != dtype or tuple(tensor.shape) != tuple(shape) or not tensor.is_contiguous():
+        raise ShadeFastError(
+            f"{name} is {tensor.dtype} {list(tensor.shape)} with strides {tensor.stride()}: "
+            f"give contiguous {dtype} {list(shape)}"
+        )
+
+
+def check_scratch(scratch: Tensor, size: int) -> None:
+    """Raise ShadeFastError unless a tensor is contiguous float32 on the CPU with `size` values or more."""
+    _check_device("scratch", scratch)
+    if scratch.dtype != torch.float32 or not scratch.is_contiguous() or scratch.numel() < size:
+        raise ShadeFastError(f"scratch is {scratch.dtype} {list(scratch.shape)}: give contiguous float32 [{size}]")
+
+
+def _check_device(name: str, tensor: Tensor) -> None:
+    if tensor.device.type != "cpu":
+        raise ShadeFastError(f"{name} is on {tensor.device}: the kernels run on the CPU")
+
+
+def _plain(argument: Any) -> Any:
+    if argument is None:
+        return 0
+    if isinstance(argument, Tensor):
+        return argument.data_ptr()
+    if isinstance(argument, Finish):
+        return argument.pointers()
+    return argument
