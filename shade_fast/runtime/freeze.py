@@ -56,7 +56,7 @@ class Frozen(nn.Module):
         self.module = module
         self.accuracy = accuracy
         #: why torch runs the whole module, for inputs of these shapes
-        self._reasons: dict[Any, str] = {}
+        self.reasons: dict[Any, str] = {}
         self._lock = threading.RLock()
         self._packs: Packs = {}
         self._free: dict[Any, list[Program]] = {}
@@ -89,7 +89,7 @@ class Frozen(nn.Module):
         images, extras = inputs[0], inputs[1:]
         run = self._begin(inputs, True)
         if run is None:
-            return Report((), self._reasons[_shapes(inputs)])
+            return Report((), self.reasons[_shapes(inputs)])
         program = run.program
         try:
             times = []
@@ -125,7 +125,7 @@ class Frozen(nn.Module):
     def _begin(self, inputs: Sequence[Tensor], differentiable: bool) -> _Run | None:
         """A program for these inputs with a block to work in; None where torch must run the module."""
         shapes = _shapes(inputs)
-        if shapes in self._reasons:
+        if shapes in self.reasons:
             return None
         key = (shapes, differentiable, torch.get_num_threads(), native.cpu().selected_isa())
         with self._lock:
@@ -145,7 +145,7 @@ class Frozen(nn.Module):
             raise
         except Exception as error:  # a module's code may do whatever Python can
             lines = str(error).strip().splitlines() or ["no message"]
-            self._reasons[_shapes(inputs)] = f"it cannot be traced ({type(error).__name__}: {lines[0][:200]})"
+            self.reasons[_shapes(inputs)] = f"it cannot be traced ({type(error).__name__}: {lines[0][:200]})"
             return None
         self._single = graph.single
         choose = functools.partial(plan.choose, self.accuracy)
