@@ -47,7 +47,7 @@ def test_every_isa_equals_the_reference(size: tuple[int, int, int], layouts: tup
                     assert call() == 0
                     assert bool(wide[:, columns:].isnan().all())
                     # Sums of `depth` products, each rounded to 6e-8 of the sums' size.
-                    bound = 1e-6 * (1 + depth**0.5)
+                    bound = 2e-6 * (1 + depth**0.5)
                     torch.testing.assert_close(out.double(), expected, rtol=0, atol=bound)
                     made.append(out)
                 assert torch.equal(made[0], made[1])
@@ -57,7 +57,7 @@ def test_every_isa_equals_the_reference(size: tuple[int, int, int], layouts: tup
 
 def test_nothing_to_do() -> None:
     out = torch.empty(0, 5)
-    assert matrix_product.bind(torch.empty(0, 3), torch.empty(3, 5), out, torch.empty(10_000), 1)() == 0
+    assert matrix_product.bind(torch.empty(0, 3), torch.empty(3, 5), out, torch.empty(100_000), 1)() == 0
 
 
 @pytest.mark.parametrize(
