@@ -44,13 +44,19 @@ ISA_FLAGS = {"avx512": AVX512_FLAGS, "avx2": ("-mavx2", "-mfma"), "portable": ()
 CPU_SOURCES = (
     *("csrc/bindings_cpu.cpp", "csrc/bindings_convolution.cpp", "csrc/bindings_layers.cpp"),
     *("csrc/cpu/isa.cpp", "csrc/cpu/threads.cpp", "csrc/cpu/pixel_ops.cpp"),
-    *("csrc/cpu/convolution.cpp", "csrc/cpu/pack.cpp"),
+    *("csrc/cpu/convolution.cpp", "csrc/cpu/pack.cpp", "csrc/cpu/matrix_product.cpp"),
     *("csrc/cpu/layers.cpp", "csrc/cpu/layers_norm.cpp", "csrc/cpu/layers_windows.cpp"),
 )
 CPU_KERNELS = ("csrc/cpu/optimizer_update.cpp", "csrc/cpu/quantize.cpp", "csrc/cpu/resize.cpp")
 # The frozen networks' kernels: sums of products, where fused multiply-adds are worth more than equal bits.
 CPU_NETWORK_KERNELS = (
-    *("csrc/cpu/multiply.cpp", "csrc/cpu/direct.cpp", "csrc/cpu/winograd.cpp", "csrc/cpu/narrow.cpp"),
+    *(
+        "csrc/cpu/multiply.cpp",
+        "csrc/cpu/matrix.cpp",
+        "csrc/cpu/direct.cpp",
+        "csrc/cpu/winograd.cpp",
+        "csrc/cpu/narrow.cpp",
+    ),
     *("csrc/cpu/pointwise.cpp", "csrc/cpu/group_norm.cpp", "csrc/cpu/pool.cpp", "csrc/cpu/blur.cpp"),
     *("csrc/cpu/lpips.cpp", "csrc/cpu/memory_format.cpp"),
 )

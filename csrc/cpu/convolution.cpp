@@ -57,7 +57,7 @@ void share_out(std::int64_t tasks, std::int64_t threads, float* scratch, std::in
   });
 }
 
-std::int64_t direct_scratch(const Convolution& c) { return kDirectPixels * (round_up(c.filters, 16) + kDirectDepth); }
+std::int64_t direct_scratch(const Convolution& c) { return 56 * (round_up(c.filters, 16) + kDirectDepth); }
 
 void run_direct(const Kernels& kernels, const Call& call, float* scratch, int threads) {
   const Convolution& c = call.convolution;
@@ -65,7 +65,7 @@ void run_direct(const Kernels& kernels, const Call& call, float* scratch, int th
   for (std::int64_t index = 0; index < phases(c); ++index) {
     const Phase part = phase(Algorithm::direct, c, index);
     const std::int64_t pixels = part.pixels(c);
-    const std::int64_t tasks = std::min(pixels, round_up(ceil_div(pixels, kDirectPixels), sharers));
+    const std::int64_t tasks = std::min(pixels, round_up(ceil_div(pixels, kDirectTask), sharers));
     share_out(tasks, sharers, scratch, direct_scratch(c), [&](std::int64_t task, float* own) {
       const std::int64_t first = pixels * task / tasks;
       kernels.direct(call, part, first, pixels * (task + 1) / tasks - first, own);

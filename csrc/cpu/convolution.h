@@ -49,9 +49,14 @@ struct Product {
   bool accumulate;
 };
 
-// Pixels in a task of direct(), and values of each that lie in scratch memory at once.
-constexpr std::int64_t kDirectPixels = 56;
+// Pixels in a task of direct(); of them, pixels whose input values lie in scratch memory at once; and values of each.
+// With weights in the second-level cache it is the input that has to stay in the first; else weights read from further
+// away have to serve more pixels.
+constexpr std::int64_t kDirectTask = 112;
 constexpr std::int64_t kDirectDepth = 1152;
+static constexpr inline std::int64_t direct_pixels(const Phase& phase, const Convolution& convolution) {
+  return phase.taps_y * phase.taps_x * convolution.channels * convolution.filters <= 160 * 1024 ? 14 : 56;
+}
 
 constexpr int kMostNarrowFilters = 8;
 

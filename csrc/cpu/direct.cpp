@@ -7,14 +7,23 @@
 namespace shade_fast::cpu::SHADE_FAST_ISA {
 namespace {
 
+// A pixel of a phase: its image, and its place among the phase's output pixels.
 struct Place {
   std::int64_t image, y, x;
-};
 
-Place place(const Phase& phase, std::int64_t pixel) {
-  const std::int64_t in_image = pixel % (phase.rows * phase.columns);
-  return {pixel / (phase.rows * phase.columns), in_image / phase.columns, in_image % phase.columns};
-}
+  Place(const Phase& phase, std::int64_t pixel)
+      : image(pixel / (phase.rows * phase.columns)),
+        y(pixel / phase.columns % phase.rows),
+        x(pixel % phase.columns) {}
+
+  void advance(const Phase& phase) {
+    if (++x < phase.columns) return;
+    x = 0;
+    if (++y < phase.rows) return;
+    y = 0;
+    ++image;
+  }
+};
 
 // Part of a phase's rows of taps: rows [first, end), and of each the values [begin, begin + length).
 struct Chunk {
@@ -27,9 +36,10 @@ void copy_run(const float* image, std::int64_t base, std::int64_t low, std::int6
               float* to, std::int64_t step) {
   const std::int64_t end = chunk.begin + chunk.length;
   if (low <= chunk.begin && end <= high) {
-    for (std::int64_t k = chunk.begin; k < end; k += kBlock, to += step) {
-      store_block(to, load_block(image + (base + k), end - k));
-    }
+    const float* from = image + (base + chunk.begin);
+    std::int64_t left = chunk.length;
+    for (; left >= kBlock; left -= kBlock, from += kBlock, to += step) store_block(to, load_block(from));
+    if (left > 0) store_block(to, load_block(from, left));
     return;
   }
   for (std::int64_t k = chunk.begin; k < end; k += kBlock, to += step) {
@@ -46,8 +56,8 @@ void gather(const Call& call, const Phase& phase, std::int64_t first, std::int64
   const std::int64_t channels = convolution.channels;
   const std::int64_t step = pixels * kBlock;
   const std::int64_t run_step = ceil_div(chunk.length, kBlock) * step;
-  for (std::int64_t pixel = 0; pixel < pixels; ++pixel) {
-    const Place at = place(phase, first + pixel);
+  Place at(phase, first);
+  for (std::int64_t pixel = 0; pixel < pixels; ++pixel, at.advance(phase)) {
     const std::int64_t x = at.x * convolution.stride + phase.offset_x;
     const std::int64_t low = clamp(-x, 0, phase.taps_x) * channels;
     const std::int64_t high = clamp(convolution.width - x, 0, phase.taps_x) * channels;
@@ -84,15 +94,20 @@ void add_up(const Call& call, const Phase& phase, std::int64_t first, std::int64
   }
 }
 
-void finish_panel(const Call& call, const Phase& phase, std::int64_t first, std::int64_t pixels, std::int64_t filter,
-                  std::int64_t width, const float* sums) {
+void finish_pixels(const Call& call, const Phase& phase, std::int64_t first, std::int64_t pixels, const float* sums) {
   const Convolution& convolution = call.convolution;
-  for (std::int64_t pixel = 0; pixel < pixels; ++pixel, sums += width) {
-    const Place at = place(phase, first + pixel);
+  const std::int64_t filters = round_up(convolution.filters, kBlock);
+  const std::int64_t panel = panel_width();
+  Place at(phase, first);
+  for (std::int64_t pixel = 0; pixel < pixels; ++pixel, at.advance(phase)) {
     const std::int64_t y = phase.first_y + at.y * phase.step, x = phase.first_x + at.x * phase.step;
     const std::int64_t target = (at.image * convolution.out_height + y) * convolution.out_width + x;
-    for (std::int64_t block = 0; block < width; block += kBlock) {
-      finish_block(load_block(sums + block), call.finish, target, filter + block, convolution.filters, call.result);
+    for (std::int64_t filter = 0; filter < filters; filter += panel) {
+      const std::int64_t width = clamp(filters - filter, 0, panel);
+      const float* from = sums + filter * pixels + pixel * width;
+      for (std::int64_t block = 0; block < width; block += kBlock) {
+        finish_block(load_block(from + block), call.finish, target, filter + block, convolution.filters, call.result);
+      }
     }
   }
 }
@@ -101,16 +116,18 @@ void finish_panel(const Call& call, const Phase& phase, std::int64_t first, std:
 
 void direct(const Call& call, const Phase& phase, std::int64_t first, std::int64_t pixels, float* scratch) {
   const std::int64_t filters = round_up(call.convolution.filters, kBlock);
-  const std::int64_t panel = panel_width();
-  float* const sums = scratch;
-  float* const left = scratch + pixels * filters;
-  if (phase.taps_y * phase.taps_x > 0) {
-    add_up(call, phase, first, pixels, left, sums);
-  } else {
-    for (std::int64_t i = 0; i < pixels * filters; ++i) sums[i] = 0.0f;
-  }
-  for (std::int64_t filter = 0; filter < filters; filter += panel) {
-    finish_panel(call, phase, first, pixels, filter, clamp(filters - filter, 0, panel), sums + filter * pixels);
+  const std::int64_t blocks = ceil_div(pixels, direct_pixels(phase, call.convolution));
+  for (std::int64_t block = 0; block < blocks; ++block) {
+    const std::int64_t begin = pixels * block / blocks;
+    const std::int64_t count = pixels * (block + 1) / blocks - begin;
+    float* const sums = scratch;
+    float* const left = scratch + count * filters;
+    if (phase.taps_y * phase.taps_x > 0) {
+      add_up(call, phase, first + begin, count, left, sums);
+    } else {
+      for (std::int64_t i = 0; i < count * filters; ++i) sums[i] = 0.0f;
+    }
+    finish_pixels(call, phase, first + begin, count, sums);
   }
 }
 

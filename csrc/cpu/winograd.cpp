@@ -112,7 +112,8 @@ class Winograd {
 
   void run() const {
     for (std::int64_t channel = 0; channel < channels_; channel += kBlock) {
-      for (std::int64_t tile = 0; tile < task_.tiles; ++tile) transform_tile(tile, channel);
+      Place at = first_place();
+      for (std::int64_t tile = 0; tile < task_.tiles; ++tile, advance(at)) transform_tile(tile, at, channel);
     }
     for (std::int64_t filter = task_.first_filter; filter < task_.end_filter; filter += task_.filters_at_once) {
       const std::int64_t end = clamp(filter + task_.filters_at_once, 0, task_.end_filter);
@@ -122,18 +123,27 @@ class Winograd {
   }
 
  private:
-  Place place(std::int64_t tile) const {
+  Place first_place() const {
     const Convolution& c = call_.convolution;
-    const std::int64_t across = ceil_div(c.out_width, kOutputs);
-    const std::int64_t in_image = across * ceil_div(c.out_height, kOutputs);
-    const std::int64_t number = task_.first_tile + tile;
-    return {number / in_image, number % in_image / across * kOutputs, number % in_image % across * kOutputs};
+    const std::int64_t across = ceil_div(c.out_width, kOutputs), down = ceil_div(c.out_height, kOutputs);
+    const std::int64_t tile = task_.first_tile;
+    return {tile / (across * down), tile / across % down * kOutputs, tile % across * kOutputs};
+  }
+
+  void advance(Place& at) const {
+    const Convolution& c = call_.convolution;
+    at.x += kOutputs;
+    if (at.x < c.out_width) return;
+    at.x = 0;
+    at.y += kOutputs;
+    if (at.y < c.out_height) return;
+    at.y = 0;
+    ++at.image;
   }
 
   // at: [n * n, channels / 16, tiles, 16].
-  void transform_tile(std::int64_t tile, std::int64_t channel) const {
+  void transform_tile(std::int64_t tile, const Place& at, std::int64_t channel) const {
     const Convolution& c = call_.convolution;
-    const Place at = place(tile);
     const std::int64_t y = at.y - c.pad_top, x = at.x - c.pad_left;
     const std::int64_t count = clamp(channels_ - channel, 0, kBlock);
     float* to = at_ + channel * task_.tiles + tile * kBlock;
@@ -192,7 +202,8 @@ class Winograd {
     const std::int64_t before = (filter - first) / panel * panel;
     const std::int64_t width = clamp(filters_ - first - before, 0, panel);
     const float* sums = sums_ + before * task_.tiles + (filter - first - before);
-    for (std::int64_t tile = 0; tile < task_.tiles; ++tile) finish_tile(sums + tile * width, place(tile), filter);
+    Place at = first_place();
+    for (std::int64_t tile = 0; tile < task_.tiles; ++tile, advance(at)) finish_tile(sums + tile * width, at, filter);
   }
 
   void finish_tile(const float* sums, const Place& at, std::int64_t filter) const {

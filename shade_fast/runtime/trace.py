@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from shade_fast.ops.convolution import Convolution
+from shade_fast.runtime.attention_layer import AttentionLayer
 from shade_fast.runtime.layers import (
     ConvolutionLayer,
     Dims,
@@ -24,7 +25,7 @@ from shade_fast.runtime.layers import (
 )
 from shade_fast.runtime.perceptual_layers import BlurLayer, LpipsLayer, MaxPoolLayer, UnitLengthLayer
 from shade_fast.runtime.program import ImagesLayer, Network
-from shade_fast.runtime.torch_layers import AttentionLayer, TorchLayer
+from shade_fast.runtime.torch_layers import TorchLayer
 
 aten = torch.ops.aten
 
