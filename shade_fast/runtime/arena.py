@@ -87,9 +87,14 @@ class Block:
     def grow(self, size: int) -> None:
         """Make it at least `size` bytes; what it held is lost where it moves."""
         if self.memory.numel() < size:
-            self.memory = torch.empty(0, dtype=torch.uint8)  # the old block is given back before the new one is had
+            self.release()  # the old memory is given back before the new one is had
             self.memory = torch.empty(size, dtype=torch.uint8)
             self.serial = next(self._serials)
+
+    def release(self) -> None:
+        """Give the memory back, though programs that were bound to it still hold its tensors."""
+        self.memory.untyped_storage().resize_(0)
+        self.memory = torch.empty(0, dtype=torch.uint8)
 
 
 class Blocks:
@@ -113,6 +118,8 @@ class Blocks:
     def release(self) -> None:
         """Give the memory of all blocks that are not at work back to the system."""
         with self._lock:
+            for block in self._free:
+                block.release()
             self._free.clear()
 
 

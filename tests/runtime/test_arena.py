@@ -67,10 +67,16 @@ def test_a_block_that_was_given_back_is_lent_next_and_others_are_made_meanwhile(
     assert first.serial != serial
 
 
-def test_released_blocks_give_their_memory_back() -> None:
+def test_released_blocks_give_their_memory_back_whoever_holds_their_tensors() -> None:
     blocks = Blocks()
     block = blocks.borrow(1 << 20)
+    held = block.memory[:100]
     blocks.give_back(block)
     blocks.release()
     assert isinstance(block, Block)
-    assert blocks.borrow(1) is not block
+    assert held.untyped_storage().nbytes() == 0
+    other = blocks.borrow(1)
+    assert other is not block
+    held = other.memory
+    other.grow(1 << 20)
+    assert held.untyped_storage().nbytes() == 0
