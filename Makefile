@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 SOURCES := pyproject.toml setup.py Makefile $(shell find csrc -type f)
 
-.PHONY: demo test lint bench sanitize clean
+.PHONY: demo test lint bench bench-docs sanitize clean
 
 # Exit code 1 of the first line is a run with an image below target or failed, which the report shows.
 demo: $(STAMP)
@@ -34,8 +34,17 @@ sanitize: $(STAMP)
 	SHADE_FAST_CUDA=0 SHADE_FAST_SANITIZE=thread $(BIN)/python setup.py -q build --build-base $(SANITIZED)/thread --build-lib $(SANITIZED)/thread/lib
 	LD_PRELOAD="$$($(CXX) -print-file-name=libtsan.so)" TSAN_OPTIONS=ignore_noninstrumented_modules=1 PYTHONPATH=$(SANITIZED)/thread/lib $(BIN)/pytest $(SANITIZED_TESTS)
 
+# About half an hour on 2 cores. `make bench-docs` then writes the results into docs/.
 bench: $(STAMP)
-	$(BIN)/python -m benchmarks run --csv build/bench.csv
+	$(BIN)/python -m benchmarks run --csv build/bench/times.csv
+	$(BIN)/python -m benchmarks memory --backends eager,channels-last,compile,native --csv build/bench/memory.csv
+	$(BIN)/python -m benchmarks time-to-quality --csv build/bench/quality.csv
+	$(BIN)/python -m benchmarks table build/bench/*.csv
+
+bench-docs: $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[bench]'
+	$(BIN)/python -m benchmarks table build/bench/*.csv --into docs/performance.md
+	$(BIN)/python -m benchmarks plot build/bench/*.csv --out docs
 
 # Torch goes first, so that a range in another package's metadata cannot choose a different build of it;
 # lpips is read for its heads alone, and its own dependencies would bring torchvision.

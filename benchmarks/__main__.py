@@ -19,7 +19,7 @@ from benchmarks.rows import csv_file
 from benchmarks.tables import write_tables
 
 #: What `memory` measures unless cases are named.
-MEMORY_CASES = ("step.kl.256", "step.kl.512", "step.taef2.512", "step.embedded.512", "step.embedded.512.lpips")
+MEMORY_CASES = ("step.kl.512", "step.taef2.512", "step.embedded.512")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -112,7 +112,7 @@ def _parser() -> argparse.ArgumentParser:
     add = command("run", "time them, with the tuned allocator", _run, tuned=True)
     names(add, "the standard ones")
     backends(add)
-    add("--repeats", type=int, help="timed runs of each side (default: what fits 20 s, 5 to 50)")
+    add("--repeats", type=int, help="timed runs of each side (default: what fits 10 s, 5 to 50)")
     add("--warmup", type=int, help="untimed runs of each side before them (default: 2; 1 of the long ones)")
     machine(add)
 
@@ -125,7 +125,7 @@ def _parser() -> argparse.ArgumentParser:
     add = command("time-to-quality", purpose, _time_to_quality, tuned=True)
     add("--encoder", default=taef2(), help="what load_encoder takes (default: TAEF2)")
     add("--photographs", type=Path, default=FOLDER, help="files and folders of images")
-    add("--count", type=int, default=3, help="how many of the photographs, from the first (default: 3)")
+    add("--count", type=int, default=2, help="how many of the photographs, from the first (default: 2)")
     add("--size", type=int, default=256, help="side of the centre squares that are protected (default: 256)")
     add("--target", default="cat", help="the anchor (default: cat)")
     add("--linf", type=float, default=0.05, help="largest change in [0, 1] units (default: 0.05)")

@@ -14,7 +14,7 @@ from benchmarks.registry import Case, Side
 from shade_fast.errors import ShadeFastError
 
 #: Timed turns of a case where their number is not asked for: what fits these seconds, within these bounds.
-TURNS_SECONDS, LEAST_REPEATS, MOST_REPEATS = 20.0, 5, 50
+TURNS_SECONDS, LEAST_REPEATS, MOST_REPEATS = 10.0, 5, 50
 #: Untimed turns before them; one where a turn takes longer than LONG_TURN.
 WARMUP, LONG_TURN = 2, 10.0
 

@@ -269,7 +269,7 @@ def _register(name: str, size: int, batch: int, lpips: bool) -> None:
             prepare=functools.partial(prepare, name, size, batch, lpips),
             images=batch,
             operations=functools.partial(operations, name, size, batch, lpips),
-            standard=batch == 1 or (batch == 4 and size == 256 and not lpips),
+            standard=(batch == 1 and not (lpips and size == 512)) or (name == "kl" and batch == 4 and not lpips),
         )
     )
 

@@ -68,7 +68,7 @@ def test_turns_follow_from_their_length() -> None:
         return row.warmup, row.repeats
 
     assert turns(60.0) == (1, 5)
-    assert turns(2.0) == (2, 10)
+    assert turns(1.0) == (2, 10)
     assert turns(0.001) == (2, 50)
 
 
