@@ -190,7 +190,7 @@ class Winograd {
       for (std::int64_t filter = first; filter < end; filter += panel) {
         const std::int64_t width = clamp(filters_ - filter, 0, panel);
         const float* right = call_.packed + (filter * kPoints * kPoints + point * width) * channels_;
-        multiply({at_ + point * at_step_, task_.tiles, task_.tiles, 1, channels_, right, width,
+        multiply({at_ + point * at_step_, kBlock, task_.tiles * kBlock, task_.tiles, channels_, kBlock, right, width,
                   sums_ + point * sums_step_ + (filter - first) * task_.tiles, false});
       }
     }
