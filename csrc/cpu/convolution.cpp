@@ -30,6 +30,9 @@ const Kernels kKernels[kIsas] = {
 // Operations for which a further thread is worth its waking.
 constexpr double kOperationsPerThread = 1e6;
 
+// A result of 8 MiB leaves the second-level caches before anyone reads it.
+constexpr std::int64_t kStreamedResult = 2 * 1024 * 1024;
+
 // Of direct().
 constexpr std::int64_t kPixelsPerTask = 224;
 
@@ -184,7 +187,8 @@ Status convolve(Algorithm algorithm, const Convolution& c, const float* packed, 
     return Status::bad_argument;
   }
   const Kernels& kernels = selected(kKernels);
-  const Call call{c, packed, input, result, finish};
+  const bool whole_blocks = c.filters % 16 == 0 && reinterpret_cast<std::uintptr_t>(result) % 64 == 0;
+  const Call call{c, packed, input, result, finish, whole_blocks && results * c.filters >= kStreamedResult};
   switch (algorithm) {
     case Algorithm::direct: run_direct(kernels, call, aligned(scratch), threads); break;
     case Algorithm::narrow: run_narrow(kernels, call, threads); break;

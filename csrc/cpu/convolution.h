@@ -34,6 +34,7 @@ struct Call {
   const float* input;
   float* result;
   Finish finish;
+  bool stream;  // the result goes past the caches
 };
 
 // A product of matrices: sums[row, column] = sum over k of left * right, added to what is there if `accumulate`.

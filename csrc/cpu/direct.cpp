@@ -136,7 +136,8 @@ class Direct {
       const std::int64_t width = clamp(filters_ - filter, 0, panel);
       const float* from = sums_ + filter * pixels + i * width;
       for (std::int64_t block = 0; block < width; block += kBlock) {
-        finish_block(load_block(from + block), call_.finish, target, filter + block, c_.filters, call_.result);
+        finish_block(load_block(from + block), call_.finish, target, filter + block, c_.filters, call_.result,
+                     call_.stream);
       }
     }
   }
@@ -157,6 +158,7 @@ void direct(const Call& call, const Phase& phase, std::int64_t first, std::int64
   Direct work(call, phase, scratch);
   for (std::int64_t row = first; row < first + rows; ++row) work.run_row(row);
   work.run_edges();
+  if (call.stream) stores_done();
 }
 
 }  // namespace shade_fast::cpu::SHADE_FAST_ISA

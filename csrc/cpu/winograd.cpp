@@ -230,7 +230,8 @@ class Winograd {
       }
       const std::int64_t pixel = (at.image * c.out_height + at.y + y) * c.out_width + at.x;
       for (std::int64_t x = 0; x < columns; ++x) {
-        finish_block(row[x], call_.finish, pixel + x, filter, c.filters, call_.result);
+        finish_block(row[x], call_.finish, pixel + x, filter, c.filters, call_.result,
+                     call_.stream);
       }
     }
   }
@@ -248,10 +249,11 @@ class Winograd {
 
 void winograd(const Call& call, const WinogradTask& task, float* scratch) {
   switch (task.outputs) {
-    case 2: return Winograd<1>(call, task, scratch).run();
-    case 4: return Winograd<2>(call, task, scratch).run();
-    default: return Winograd<3>(call, task, scratch).run();
+    case 2: Winograd<1>(call, task, scratch).run(); break;
+    case 4: Winograd<2>(call, task, scratch).run(); break;
+    default: Winograd<3>(call, task, scratch).run();
   }
+  if (call.stream) stores_done();
 }
 
 }  // namespace shade_fast::cpu::SHADE_FAST_ISA
