@@ -30,6 +30,12 @@ const Kernels kKernels[kIsas] = {
 // Operations for which a further thread is worth its waking.
 constexpr double kOperationsPerThread = 1e6;
 
+// A result of 8 MiB leaves the second-level caches before anyone reads it.
+constexpr std::int64_t kStreamedResult = 2 * 1024 * 1024;
+
+// Of direct().
+constexpr std::int64_t kPixelsPerTask = 224;
+
 bool is_sound(const Convolution& c) {
   return c.images >= 0 && c.height >= 0 && c.width >= 0 && c.channels >= 1 && c.out_height >= 0 && c.out_width >= 0 &&
          c.filters >= 1 && c.kernel_height >= 1 && c.kernel_width >= 1 && c.stride >= 1 && c.up >= 1 &&
@@ -57,18 +63,19 @@ void share_out(std::int64_t tasks, std::int64_t threads, float* scratch, std::in
   });
 }
 
-std::int64_t direct_scratch(const Convolution& c) { return 56 * (round_up(c.filters, 16) + kDirectDepth); }
+std::int64_t direct_scratch(const Convolution& c) { return kDirectPixels * (round_up(c.filters, 16) + kDirectDepth); }
 
 void run_direct(const Kernels& kernels, const Call& call, float* scratch, int threads) {
   const Convolution& c = call.convolution;
   const std::int64_t sharers = worthwhile_threads(c, threads);
   for (std::int64_t index = 0; index < phases(c); ++index) {
     const Phase part = phase(Algorithm::direct, c, index);
-    const std::int64_t pixels = part.pixels(c);
-    const std::int64_t tasks = std::min(pixels, round_up(ceil_div(pixels, kDirectTask), sharers));
+    if (part.pixels(c) == 0) continue;
+    const std::int64_t rows = c.images * part.rows;
+    const std::int64_t tasks = std::min(rows, round_up(ceil_div(part.pixels(c), kPixelsPerTask), sharers));
     share_out(tasks, sharers, scratch, direct_scratch(c), [&](std::int64_t task, float* own) {
-      const std::int64_t first = pixels * task / tasks;
-      kernels.direct(call, part, first, pixels * (task + 1) / tasks - first, own);
+      const std::int64_t first = rows * task / tasks;
+      kernels.direct(call, part, first, rows * (task + 1) / tasks - first, own);
     });
   }
 }
@@ -180,7 +187,8 @@ Status convolve(Algorithm algorithm, const Convolution& c, const float* packed, 
     return Status::bad_argument;
   }
   const Kernels& kernels = selected(kKernels);
-  const Call call{c, packed, input, result, finish};
+  const bool whole_blocks = c.filters % 16 == 0 && reinterpret_cast<std::uintptr_t>(result) % 64 == 0;
+  const Call call{c, packed, input, result, finish, whole_blocks && results * c.filters >= kStreamedResult};
   switch (algorithm) {
     case Algorithm::direct: run_direct(kernels, call, aligned(scratch), threads); break;
     case Algorithm::narrow: run_narrow(kernels, call, threads); break;

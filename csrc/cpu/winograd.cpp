@@ -190,7 +190,7 @@ class Winograd {
       for (std::int64_t filter = first; filter < end; filter += panel) {
         const std::int64_t width = clamp(filters_ - filter, 0, panel);
         const float* right = call_.packed + (filter * kPoints * kPoints + point * width) * channels_;
-        multiply({at_ + point * at_step_, task_.tiles, task_.tiles, 1, channels_, right, width,
+        multiply({at_ + point * at_step_, kBlock, task_.tiles * kBlock, task_.tiles, channels_, kBlock, right, width,
                   sums_ + point * sums_step_ + (filter - first) * task_.tiles, false});
       }
     }
@@ -230,7 +230,8 @@ class Winograd {
       }
       const std::int64_t pixel = (at.image * c.out_height + at.y + y) * c.out_width + at.x;
       for (std::int64_t x = 0; x < columns; ++x) {
-        finish_block(row[x], call_.finish, pixel + x, filter, c.filters, call_.result);
+        finish_block(row[x], call_.finish, pixel + x, filter, c.filters, call_.result,
+                     call_.stream);
       }
     }
   }
@@ -248,10 +249,11 @@ class Winograd {
 
 void winograd(const Call& call, const WinogradTask& task, float* scratch) {
   switch (task.outputs) {
-    case 2: return Winograd<1>(call, task, scratch).run();
-    case 4: return Winograd<2>(call, task, scratch).run();
-    default: return Winograd<3>(call, task, scratch).run();
+    case 2: Winograd<1>(call, task, scratch).run(); break;
+    case 4: Winograd<2>(call, task, scratch).run(); break;
+    default: Winograd<3>(call, task, scratch).run();
   }
+  if (call.stream) stores_done();
 }
 
 }  // namespace shade_fast::cpu::SHADE_FAST_ISA
