@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 SOURCES := pyproject.toml setup.py Makefile $(shell find csrc -type f)
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint bench sanitize clean
 
 # Exit code 1 of the first line is a run with an image below target or failed, which the report shows.
 demo: $(STAMP)
@@ -23,6 +23,16 @@ lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# The CPU module's tests under AddressSanitizer with UndefinedBehaviorSanitizer, then under ThreadSanitizer. Python and
+# torch are not instrumented: leaks and races of theirs are not looked at.
+SANITIZED := build/sanitize
+SANITIZED_TESTS := tests/ops tests/runtime
+sanitize: $(STAMP)
+	SHADE_FAST_CUDA=0 SHADE_FAST_SANITIZE=address,undefined $(BIN)/python setup.py -q build --build-base $(SANITIZED)/address --build-lib $(SANITIZED)/address/lib
+	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=$(SANITIZED)/address/lib $(BIN)/pytest $(SANITIZED_TESTS)
+	SHADE_FAST_CUDA=0 SHADE_FAST_SANITIZE=thread $(BIN)/python setup.py -q build --build-base $(SANITIZED)/thread --build-lib $(SANITIZED)/thread/lib
+	LD_PRELOAD="$$($(CXX) -print-file-name=libtsan.so)" TSAN_OPTIONS=ignore_noninstrumented_modules=1 PYTHONPATH=$(SANITIZED)/thread/lib $(BIN)/pytest $(SANITIZED_TESTS)
 
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks run --csv build/bench.csv

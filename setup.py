@@ -6,6 +6,7 @@ Environment:
     SHADE_FAST_CUDA_ARCHS   compute capabilities to compile for, such as "80;90"; unset: 80, 90 and 100.
     CUDA_HOME               where bin/nvcc is (else nvcc on PATH, else /usr/local/cuda).
     MAX_JOBS                how many compilers run at once.
+    SHADE_FAST_SANITIZE     sanitizers for the CPU module, such as "address,undefined" (see `make sanitize`).
 """
 
 from __future__ import annotations
@@ -35,17 +36,27 @@ NVCC_FLAGS = (
     *("-std=c++17", "-O3", "--fmad=false", "--expt-relaxed-constexpr", "-Xcompiler=-fPIC,-fvisibility=hidden,-Wall"),
 )
 AVX512_FLAGS = ("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx2", "-mfma", "-mprefer-vector-width=512")
+SANITIZERS = os.environ.get("SHADE_FAST_SANITIZE", "")
+if SANITIZERS:
+    CXX_FLAGS += (f"-fsanitize={SANITIZERS}", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer", "-g", "-O1")
 ISA_FLAGS = {"avx512": AVX512_FLAGS, "avx2": ("-mavx2", "-mfma"), "portable": ()}
 
 CPU_SOURCES = (
     *("csrc/bindings_cpu.cpp", "csrc/bindings_convolution.cpp", "csrc/bindings_layers.cpp"),
-    *("csrc/cpu/isa.cpp", "csrc/cpu/pixel_ops.cpp", "csrc/cpu/convolution.cpp", "csrc/cpu/pack.cpp"),
+    *("csrc/cpu/isa.cpp", "csrc/cpu/threads.cpp", "csrc/cpu/pixel_ops.cpp"),
+    *("csrc/cpu/convolution.cpp", "csrc/cpu/pack.cpp", "csrc/cpu/matrix_product.cpp"),
     *("csrc/cpu/layers.cpp", "csrc/cpu/layers_norm.cpp", "csrc/cpu/layers_windows.cpp"),
 )
 CPU_KERNELS = ("csrc/cpu/optimizer_update.cpp", "csrc/cpu/quantize.cpp", "csrc/cpu/resize.cpp")
 # The frozen networks' kernels: sums of products, where fused multiply-adds are worth more than equal bits.
 CPU_NETWORK_KERNELS = (
-    *("csrc/cpu/multiply.cpp", "csrc/cpu/direct.cpp"),
+    *(
+        "csrc/cpu/multiply.cpp",
+        "csrc/cpu/matrix.cpp",
+        "csrc/cpu/direct.cpp",
+        "csrc/cpu/winograd.cpp",
+        "csrc/cpu/narrow.cpp",
+    ),
     *("csrc/cpu/pointwise.cpp", "csrc/cpu/group_norm.cpp", "csrc/cpu/pool.cpp", "csrc/cpu/blur.cpp"),
     *("csrc/cpu/lpips.cpp", "csrc/cpu/memory_format.cpp"),
 )
@@ -141,6 +152,7 @@ def cuda_compiles(cxx: str, nvcc: str) -> list[Compile]:
 def rules(cxx: str, nvcc: str | None) -> list[str]:
     """Ninja's rules for the compilers that are there."""
     shared = "-bundle -undefined dynamic_lookup" if sys.platform == "darwin" else "-shared"
+    link_flags = " ".join(["-pthread", *([f"-fsanitize={SANITIZERS}"] if SANITIZERS else [])])
     lines = [
         "rule cxx",
         f"  command = {escape(quote(cxx))} -MMD -MF $out.d $flags -c $in -o $out",
@@ -148,11 +160,11 @@ def rules(cxx: str, nvcc: str | None) -> list[str]:
         "  deps = gcc",
         "  description = $out",
         "rule link_cxx",
-        f"  command = {escape(quote(cxx))} {shared} -pthread -o $out $in",
+        f"  command = {escape(quote(cxx))} {shared} {link_flags} -o $out $in",
         "  description = $out",
     ]
     if nvcc is not None:
-        link_flags = f"-arch=sm_{cuda_architectures(nvcc)[0]} -ccbin={escape(quote(cxx))}"
+        device_flags = f"-arch=sm_{cuda_architectures(nvcc)[0]} -ccbin={escape(quote(cxx))}"
         lines += [
             "rule nvcc",
             f"  command = {escape(quote(nvcc))} -MD -MF $out.d $flags -c $in -o $out",
@@ -160,7 +172,7 @@ def rules(cxx: str, nvcc: str | None) -> list[str]:
             "  deps = gcc",
             "  description = $out",
             "rule link_cuda",
-            f"  command = {escape(quote(nvcc))} -shared -cudart=static {link_flags} -o $out $in",
+            f"  command = {escape(quote(nvcc))} -shared -cudart=static {device_flags} -o $out $in",
             "  description = $out",
         ]
     return [*lines, ""]

@@ -1,4 +1,4 @@
-// Convolutions with frozen weights for Python. Pointers are integers; the GIL is released while work runs.
+// Convolutions with frozen weights, and products of matrices, for Python. Pointers are integers; the GIL is released while work runs.
 #include <pybind11/pybind11.h>
 
 #include <cstdint>
@@ -39,6 +39,18 @@ int convolve(int algorithm, const PyConvolution& fields, std::uintptr_t packed, 
       pointer<float>(scratch), threads));
 }
 
+using PyMatrix = std::tuple<std::uintptr_t, Size, Size>;
+
+int matrix_product(const PyMatrix& left, const PyMatrix& right, std::uintptr_t result, Size result_step, Size rows,
+                   Size depth, Size columns, float factor, bool accumulate, std::uintptr_t scratch, int threads) {
+  const auto matrix = [](const PyMatrix& fields) {
+    return cpu::Matrix{pointer<const float>(std::get<0>(fields)), std::get<1>(fields), std::get<2>(fields)};
+  };
+  return static_cast<int>(cpu::matrix_product({matrix(left), matrix(right), pointer<float>(result), result_step, rows,
+                                               depth, columns, factor, accumulate},
+                                              pointer<float>(scratch), threads));
+}
+
 }  // namespace
 
 void define_convolution(py::module_& module) {
@@ -54,6 +66,8 @@ void define_convolution(py::module_& module) {
   });
   module.def("pack_weights", &pack_weights, released);
   module.def("convolve", &convolve, released);
+  module.def("matrix_product", &matrix_product, released);
+  module.def("matrix_product_scratch", &cpu::matrix_product_scratch);
 }
 
 }  // namespace shade_fast::bindings

@@ -111,6 +111,26 @@ std::int64_t convolution_scratch(Algorithm algorithm, const Convolution& convolu
 Status convolve(Algorithm algorithm, const Convolution& convolution, const float* packed, const float* input,
                 float* result, const Finish& finish, float* scratch, int threads);
 
+// A matrix whose value (i, j) lies at values[i * row_step + j * column_step]; one of the steps is 1.
+struct Matrix {
+  const float* values;
+  std::int64_t row_step, column_step;
+};
+
+// result[i * result_step + j] = factor * sum over k < depth of left[i, k] * right[k, j] (+ what is there: accumulate).
+// A row's sums run in a fixed order, whatever the other rows and the thread count.
+struct MatrixProduct {
+  Matrix left, right;
+  float* result;
+  std::int64_t result_step, rows, depth, columns;
+  float factor;
+  bool accumulate;
+};
+
+// scratch: matrix_product_scratch(...) floats.
+std::int64_t matrix_product_scratch(std::int64_t depth, std::int64_t columns, int threads);
+Status matrix_product(const MatrixProduct& product, float* scratch, int threads);
+
 // The values of one call: `images` images of `pixels` pixels of `channels` channels.
 struct Extent {
   std::int64_t images, pixels, channels;

@@ -24,6 +24,7 @@ from shade_fast.info import describe_machine, info_lines
 from shade_fast.poison import Poisoner
 from shade_fast.report import write_report
 from shade_fast.results import PoisonedImage, summarize
+from shade_fast.runtime import ACCURACIES
 from shade_fast.version import __version__
 from shade_fast.view import View
 
@@ -62,6 +63,7 @@ def _poison(options: argparse.Namespace) -> int:
         optimizer=options.optimizer,
         steps=options.steps,
         backend=options.backend,
+        accuracy=options.accuracy,
         devices=options.devices,
         batch_size=options.batch_size,
         seed=options.seed,
@@ -77,6 +79,7 @@ def _poison(options: argparse.Namespace) -> int:
         "view": {"size": view.size},
         "perceptual": options.perceptual,
         "backend": options.backend,
+        "accuracy": options.accuracy,
         "devices": options.devices,
         "batch_size": options.batch_size,
         "anchors": options.anchors,
@@ -200,6 +203,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--optimizer", default="momentum", choices=OPTIMIZERS, help="momentum, or one of the published loops")
     add("--steps", type=int, default=60, help="optimiser steps")
     add("--backend", default="auto", choices=BACKENDS, help="what executes the networks and the optimiser")
+    add("--accuracy", default="fast", choices=ACCURACIES, help="of the native backend's gradients: 1e-4, or exact 1e-5")
     add("--devices", default="auto", help="auto, cpu, cuda:0")
     add(
         "--batch-size",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -12,6 +13,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from shade_fast import runtime
 from shade_fast.anchors import Anchor, AnchorLibrary, ImageLike, Target, resolve_anchor
 from shade_fast.budget import Budget
 from shade_fast.encoders import load_encoder
@@ -46,6 +48,7 @@ def poison_batch(
     optimizer: str = "momentum",
     steps: int = 60,
     backend: str = "auto",
+    accuracy: str = "fast",
     devices: str | Sequence[str] = "auto",
     batch_size: int | Literal["auto"] = "auto",
     seed: int = 0,
@@ -64,6 +67,7 @@ def poison_batch(
     perceptual: the LPIPS network, by name; `auto` takes the strongest whose weights are on this machine.
     optimizer: `momentum`, or the published loops `release` and `paper`. steps: its steps, at least 1.
     backend, devices: what executes, and where; `auto` chooses, and the result's `.backend` and `.device` say what.
+    accuracy: of the `native` networks' input gradient, against float64: `fast` within 1e-4 relative, `exact` 1e-5.
     batch_size: neighbouring images of one size that are optimised together on a GPU; `auto` is 8. On a CPU, where
         batches gain nothing, images are taken one by one whatever is asked: a result cannot depend on its neighbours.
     seed: recorded with the run; today's optimisers draw nothing at random.
@@ -91,6 +95,7 @@ def poison_batch(
         optimizer=optimizer,
         steps=steps,
         backend=backend,
+        accuracy=accuracy,
         devices=devices,
         batch_size=batch_size,
         seed=seed,
@@ -136,6 +141,7 @@ class Poisoner:
         optimizer: str = "momentum",
         steps: int = 60,
         backend: str = "auto",
+        accuracy: str = "fast",
         devices: str | Sequence[str] = "auto",
         batch_size: int | Literal["auto"] = "auto",
         seed: int = 0,
@@ -154,11 +160,16 @@ class Poisoner:
         self.backend = resolve_backend(backend, self.device)
         asked = 8 if batch_size == "auto" else _whole("batch_size", batch_size)
         self.batch_size = asked if self.device.type == "cuda" else 1
+        self.accuracy = accuracy
         self.perceptual = _load_perceptual(perceptual, self.budget, self.device)
         specs = encoder if isinstance(encoder, list | tuple) else [encoder]
         if not specs:
             raise ShadeFastError("encoder: an empty list; give at least one")
         self.encoders = tuple(load_encoder(spec, self.device).to(self.device) for spec in specs)
+        if self.backend == "native":
+            freeze = functools.partial(runtime.freeze, backend="native", accuracy=accuracy)
+            self.encoders = tuple(encoder.frozen(freeze) for encoder in self.encoders)
+            self.perceptual = None if self.perceptual is None else self.perceptual.frozen(freeze)
         check_optimizer(optimizer, budget, len(self.encoders))
         self.anchors = AnchorLibrary.embedded() if anchors is None else anchors
 

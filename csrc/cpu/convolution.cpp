@@ -15,18 +15,26 @@ namespace {
 struct Kernels {
   decltype(&portable::panel_width) panel_width;
   decltype(&portable::direct) direct;
+  decltype(&portable::narrow) narrow;
+  decltype(&portable::winograd) winograd;
 };
 
 const Kernels kKernels[kIsas] = {
 #if defined(SHADE_FAST_X86)
-    {avx512::panel_width, avx512::direct},
-    {avx2::panel_width, avx2::direct},
+    {avx512::panel_width, avx512::direct, avx512::narrow, avx512::winograd},
+    {avx2::panel_width, avx2::direct, avx2::narrow, avx2::winograd},
 #endif
-    {portable::panel_width, portable::direct},
+    {portable::panel_width, portable::direct, portable::narrow, portable::winograd},
 };
 
 // Operations for which a further thread is worth its waking.
 constexpr double kOperationsPerThread = 1e6;
+
+// A result of 8 MiB leaves the second-level caches before anyone reads it.
+constexpr std::int64_t kStreamedResult = 2 * 1024 * 1024;
+
+// Of direct().
+constexpr std::int64_t kPixelsPerTask = 224;
 
 bool is_sound(const Convolution& c) {
   return c.images >= 0 && c.height >= 0 && c.width >= 0 && c.channels >= 1 && c.out_height >= 0 && c.out_width >= 0 &&
@@ -61,14 +69,71 @@ void run_direct(const Kernels& kernels, const Call& call, float* scratch, int th
   const Convolution& c = call.convolution;
   const std::int64_t sharers = worthwhile_threads(c, threads);
   for (std::int64_t index = 0; index < phases(c); ++index) {
-    const Phase part = phase(c, index);
-    const std::int64_t pixels = part.pixels(c);
-    const std::int64_t tasks = std::min(pixels, round_up(ceil_div(pixels, kDirectPixels), sharers));
+    const Phase part = phase(Algorithm::direct, c, index);
+    if (part.pixels(c) == 0) continue;
+    const std::int64_t rows = c.images * part.rows;
+    const std::int64_t tasks = std::min(rows, round_up(ceil_div(part.pixels(c), kPixelsPerTask), sharers));
     share_out(tasks, sharers, scratch, direct_scratch(c), [&](std::int64_t task, float* own) {
-      const std::int64_t first = pixels * task / tasks;
-      kernels.direct(call, part, first, pixels * (task + 1) / tasks - first, own);
+      const std::int64_t first = rows * task / tasks;
+      kernels.direct(call, part, first, rows * (task + 1) / tasks - first, own);
     });
   }
+}
+
+void run_narrow(const Kernels& kernels, const Call& call, int threads) {
+  const Convolution& c = call.convolution;
+  for (std::int64_t index = 0; index < phases(c); ++index) {
+    const Phase part = phase(Algorithm::narrow, c, index);
+    if (part.pixels(c) == 0) continue;
+    share_out(c.images * part.rows, worthwhile_threads(c, threads), nullptr, 0,
+              [&](std::int64_t row, float*) { kernels.narrow(call, part, row); });
+  }
+}
+
+// How the tiles and filters of a Winograd convolution are cut into tasks.
+struct WinogradPlan {
+  std::int64_t outputs, tiles, filters, filters_at_once;
+  std::int64_t blocks, tiles_at_once;   // of tiles
+  std::int64_t parts, filters_in_part;  // of filters
+
+  WinogradPlan(Algorithm algorithm, const Convolution& c, std::int64_t panel, std::int64_t sharers)
+      : outputs(static_cast<std::int64_t>(algorithm)),
+        tiles(c.images * ceil_div(c.out_height, outputs) * ceil_div(c.out_width, outputs)),
+        filters(round_up(c.filters, 16)) {
+    const bool few_channels = c.channels <= 128;
+    const std::int64_t wished = few_channels ? 28 : 56;
+    blocks = ceil_div(tiles, wished);
+    if (blocks < sharers) {
+      parts = std::min(ceil_div(sharers, std::max<std::int64_t>(blocks, 1)), ceil_div(filters, panel));
+    } else {
+      parts = 1;
+      blocks = std::min(tiles, round_up(blocks, sharers));
+    }
+    tiles_at_once = ceil_div(tiles, std::max<std::int64_t>(blocks, 1));
+    filters_in_part = round_up(ceil_div(filters, parts), panel);
+    filters_at_once = few_channels ? panel : filters_in_part;
+  }
+
+  std::int64_t scratch(const Convolution& c) const {
+    const std::int64_t points = (outputs + 2) * (outputs + 2);
+    return points * (winograd_step(c.channels, tiles_at_once) + winograd_step(filters_at_once, tiles_at_once));
+  }
+};
+
+void run_winograd(const Kernels& kernels, Algorithm algorithm, const Call& call, float* scratch, int threads) {
+  const Convolution& c = call.convolution;
+  const std::int64_t sharers = worthwhile_threads(c, threads);
+  const WinogradPlan plan(algorithm, c, kernels.panel_width(), sharers);
+  share_out(plan.blocks * plan.parts, sharers, scratch, plan.scratch(c), [&](std::int64_t task, float* own) {
+    const std::int64_t block = task / plan.parts, part = task % plan.parts;
+    const std::int64_t first = plan.tiles * block / plan.blocks;
+    const std::int64_t first_filter = part * plan.filters_in_part;
+    const std::int64_t end_filter = std::min(plan.filters, first_filter + plan.filters_in_part);
+    kernels.winograd(call,
+                     {plan.outputs, first, plan.tiles * (block + 1) / plan.blocks - first, first_filter, end_filter,
+                      plan.filters_at_once},
+                     own);
+  });
 }
 
 }  // namespace
@@ -77,28 +142,37 @@ bool supports(Algorithm algorithm, const Convolution& c) {
   if (!is_sound(c)) return false;
   switch (algorithm) {
     case Algorithm::direct: return true;
-    case Algorithm::narrow: return false;
+    case Algorithm::narrow: return c.filters <= kMostNarrowFilters;
     case Algorithm::winograd2:
     case Algorithm::winograd4:
-    case Algorithm::winograd6: return false;
+    case Algorithm::winograd6: return c.kernel_height == 3 && c.kernel_width == 3 && c.stride == 1 && c.up == 1;
   }
   return false;
 }
 
 std::int64_t packed_weights_size(Algorithm algorithm, const Convolution& c) {
-  if (!supports(algorithm, c)) return 0;
-  return round_up(c.filters, 16) * c.channels * c.kernel_height * c.kernel_width;
+  return supports(algorithm, c) ? packed_size(algorithm, c) : 0;
 }
 
 Status pack_weights(Algorithm algorithm, const Convolution& c, const float* weights, float* packed) {
   if (!supports(algorithm, c) || weights == nullptr || packed == nullptr) return Status::bad_argument;
-  pack_direct(c, selected(kKernels).panel_width(), weights, packed);
+  const std::int64_t panel = selected(kKernels).panel_width();
+  switch (algorithm) {
+    case Algorithm::direct: pack_direct(c, panel, weights, packed); break;
+    case Algorithm::narrow: pack_narrow(c, weights, packed); break;
+    default: pack_winograd(c, static_cast<std::int64_t>(algorithm), panel, weights, packed);
+  }
   return Status::ok;
 }
 
 std::int64_t convolution_scratch(Algorithm algorithm, const Convolution& c, int threads) {
   if (!supports(algorithm, c) || threads < 1) return 0;
-  return direct_scratch(c) * threads + 16;
+  const std::int64_t sharers = worthwhile_threads(c, threads);
+  switch (algorithm) {
+    case Algorithm::direct: return direct_scratch(c) * sharers + 16;
+    case Algorithm::narrow: return 0;
+    default: return WinogradPlan(algorithm, c, selected(kKernels).panel_width(), sharers).scratch(c) * sharers + 16;
+  }
 }
 
 Status convolve(Algorithm algorithm, const Convolution& c, const float* packed, const float* input, float* result,
@@ -107,11 +181,19 @@ Status convolve(Algorithm algorithm, const Convolution& c, const float* packed, 
   const std::int64_t results = c.images * c.out_height * c.out_width;
   if (results == 0) return Status::ok;
   const bool reads = c.height * c.width > 0;
-  if (packed == nullptr || result == nullptr || scratch == nullptr || (reads && input == nullptr)) {
+  const bool needs_scratch = algorithm != Algorithm::narrow;
+  if (packed == nullptr || result == nullptr || (reads && input == nullptr) ||
+      (needs_scratch && scratch == nullptr)) {
     return Status::bad_argument;
   }
-  const Call call{c, packed, input, result, finish};
-  run_direct(selected(kKernels), call, aligned(scratch), threads);
+  const Kernels& kernels = selected(kKernels);
+  const bool whole_blocks = c.filters % 16 == 0 && reinterpret_cast<std::uintptr_t>(result) % 64 == 0;
+  const Call call{c, packed, input, result, finish, whole_blocks && results * c.filters >= kStreamedResult};
+  switch (algorithm) {
+    case Algorithm::direct: run_direct(kernels, call, aligned(scratch), threads); break;
+    case Algorithm::narrow: run_narrow(kernels, call, threads); break;
+    default: run_winograd(kernels, algorithm, call, aligned(scratch), threads);
+  }
   return Status::ok;
 } catch (const std::bad_alloc&) {
   return Status::out_of_memory;

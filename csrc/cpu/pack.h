@@ -5,11 +5,21 @@
 
 namespace shade_fast::cpu {
 
-// The phases of a convolution: 1, or up * up of them.
+// Floats that the packed weights take.
+std::int64_t packed_size(Algorithm algorithm, const Convolution& convolution);
+
+// The phases of a convolution, for direct and narrow: 1, or up * up of them.
 std::int64_t phases(const Convolution& convolution);
-Phase phase(const Convolution& convolution, std::int64_t index);
+Phase phase(Algorithm algorithm, const Convolution& convolution, std::int64_t index);
 
 // packed: [filters / panel, taps_y, taps_x, channels, panel] for each phase.
 void pack_direct(const Convolution& convolution, std::int64_t panel, const float* weights, float* packed);
+
+// packed: [taps_y, taps_x * channels / 16, filters, 16] for each phase, 0 past the last channel of the last tap.
+void pack_narrow(const Convolution& convolution, const float* weights, float* packed);
+
+// packed: [filters / panel, n * n points, channels, panel], n = outputs + 2.
+void pack_winograd(const Convolution& convolution, std::int64_t outputs, std::int64_t panel, const float* weights,
+                   float* packed);
 
 }  // namespace shade_fast::cpu

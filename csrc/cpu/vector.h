@@ -31,7 +31,7 @@ inline Vector load(const float* from) {
 
 inline void store(float* to, Vector value) { __builtin_memcpy(to, &value, sizeof value); }
 
-inline Vector broadcast(float value) { return Vector{} + value; }
+inline Vector broadcast(float value) { return value - Vector{}; }  // exact for -0 too
 
 inline std::int64_t clamp(std::int64_t value, std::int64_t low, std::int64_t high) {
   return value < low ? low : value > high ? high : value;
@@ -115,6 +115,25 @@ inline Block load_block(const float* from, std::int64_t count) {
 
 inline void store_block(float* to, const Block& block) {
   for (int i = 0; i < kParts; ++i) store(to + i * kLanes, block.part[i]);
+}
+
+// Past the caches; `to` is a multiple of 64 bytes. Other threads see it once stores_done() has run.
+inline void stream_block(float* to, const Block& block) {
+  for (int i = 0; i < kParts; ++i) {
+#if defined(__AVX512F__)
+    _mm512_stream_ps(to, block.part[i]);
+#elif defined(__AVX2__)
+    _mm256_stream_ps(to + i * kLanes, block.part[i]);
+#else
+    store(to + i * kLanes, block.part[i]);
+#endif
+  }
+}
+
+inline void stores_done() {
+#if defined(__AVX2__)
+  _mm_sfence();
+#endif
 }
 
 inline void store_block(float* to, const Block& block, std::int64_t count) {

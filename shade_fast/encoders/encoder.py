@@ -110,6 +110,12 @@ class Encoder:
         moved._decoder = None
         return moved
 
+    def frozen(self, freeze: Callable[[nn.Module], nn.Module]) -> Encoder:
+        """This encoder with its map executed by what `freeze` makes of it (see `shade_fast.runtime.freeze`)."""
+        frozen = copy.copy(self)
+        frozen.module = freeze(self.module)
+        return frozen
+
     def describe(self) -> dict[str, str | int | bool | None]:
         """The encoder in plain values, for a report or a manifest."""
         return {

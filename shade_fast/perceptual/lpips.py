@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import copy
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -30,9 +31,6 @@ class Perceptual(nn.Module):
     Formula and numerics: arXiv 1801.03924, version 0.1 of the published networks.
     """
 
-    gain: Tensor
-    offset: Tensor
-
     def __init__(
         self,
         name: str,
@@ -49,13 +47,20 @@ class Perceptual(nn.Module):
         self.source = source
         self.sha256 = sha256
         self.minimum_side = minimum_side
-        self.trunk = trunk
+        self.activations = _Activations(trunk, minimum_side)
         self.heads = nn.ParameterList([nn.Parameter(head) for head in heads])
-        scale, shift = torch.tensor(_SCALE), torch.tensor(_SHIFT)
-        self.register_buffer("gain", (2.0 / scale)[None, :, None, None], persistent=False)
-        self.register_buffer("offset", (-(1.0 + shift) / scale)[None, :, None, None], persistent=False)
+        self._features: nn.Module = _Features(self.activations, "reference")
+        self._distances: nn.Module = _Distances(self.activations, self.heads, "reference")
         self.requires_grad_(False)
         self.eval()
+
+    def frozen(self, freeze: Callable[[nn.Module], nn.Module]) -> Perceptual:
+        """This network executed by what `freeze` makes of its two maps (see `shade_fast.runtime.freeze`)."""
+        frozen = copy.copy(self)
+        frozen._modules = dict(self._modules)
+        frozen._features = freeze(_Features(self.activations, "native"))
+        frozen._distances = freeze(_Distances(self.activations, self.heads, "native"))
+        return frozen
 
     @torch.no_grad()
     def features(self, images: Tensor) -> tuple[Tensor, ...]:
@@ -63,35 +68,54 @@ class Perceptual(nn.Module):
 
         images: [B,3,h,w] in [0,1]. Returns one tensor [B,C,h',w'] per compared layer, of unit length along C.
         """
-        return tuple(unit_length(activations, backend="reference") for activations in self._activations(images))
+        self._check(images)
+        features: tuple[Tensor, ...] = self._features(images)
+        return features
 
     def distance(self, images: Tensor, clean_features: Sequence[Tensor]) -> Tensor:
         """The distance [B] of `images` from the clean images whose `features` are given; differentiable in `images`.
 
         images: [B,3,h,w] in [0,1], as many and as large as the clean images were.
         """
+        self._check(images)
         if len(clean_features) != len(self.heads):
             raise ShadeFastError(
                 f"{self.name} compares {len(self.heads)} layers, but {len(clean_features)} clean features were given: "
                 f"take them from features() of the same network"
             )
-        layers = []
-        for activations, clean, head in zip(self._activations(images), clean_features, self.heads, strict=True):
-            if activations.shape != clean.shape:
-                raise ShadeFastError(
-                    f"images of shape {tuple(images.shape)} make {self.name} features of shape "
-                    f"{tuple(activations.shape)}, the clean features have {tuple(clean.shape)}: "
-                    f"both must come from the same number of images of the same size"
-                )
-            layers.append(lpips_layer(activations, clean.detach(), head, backend="reference"))
-        return torch.stack(layers).sum(0)
+        distances = self._distances(images, *(features.detach() for features in clean_features))
+        return torch.stack(distances).sum(0)
 
     def forward(self, images: Tensor, clean_images: Tensor) -> Tensor:
         """The distance [B] of two batches [B,3,h,w] in [0,1]; differentiable in the first."""
         return self.distance(images, self.features(clean_images))
 
-    def _activations(self, images: Tensor) -> Iterator[Tensor]:
-        self._check(images)
+    def _check(self, images: Tensor) -> None:
+        if images.ndim != 4 or images.shape[1] != 3 or 0 in images.shape[2:]:
+            raise ShadeFastError(f"images must be [B,3,h,w] with at least one pixel, not {tuple(images.shape)}")
+        gain = self.activations.gain
+        if images.dtype != gain.dtype or images.device != gain.device:
+            raise ShadeFastError(
+                f"images are {images.dtype} on {images.device}, {self.name} is {gain.dtype} on "
+                f"{gain.device}: move one with .to(...)"
+            )
+
+
+class _Activations(nn.Module):
+    """Images to what every stage of the trunk makes of them."""
+
+    gain: Tensor
+    offset: Tensor
+
+    def __init__(self, trunk: nn.ModuleList, minimum_side: int) -> None:
+        super().__init__()
+        self.trunk = trunk
+        self.minimum_side = minimum_side
+        scale, shift = torch.tensor(_SCALE), torch.tensor(_SHIFT)
+        self.register_buffer("gain", (2.0 / scale)[None, :, None, None], persistent=False)
+        self.register_buffer("offset", (-(1.0 + shift) / scale)[None, :, None, None], persistent=False)
+
+    def forward(self, images: Tensor) -> Iterator[Tensor]:
         # The zero padding of the first convolution is that of the scaled image, so the scaling cannot move into its
         # weights.
         features = _pad_to(images, self.minimum_side) * self.gain + self.offset
@@ -99,14 +123,39 @@ class Perceptual(nn.Module):
             features = stage(features)
             yield features
 
-    def _check(self, images: Tensor) -> None:
-        if images.ndim != 4 or images.shape[1] != 3 or 0 in images.shape[2:]:
-            raise ShadeFastError(f"images must be [B,3,h,w] with at least one pixel, not {tuple(images.shape)}")
-        if images.dtype != self.gain.dtype or images.device != self.gain.device:
-            raise ShadeFastError(
-                f"images are {images.dtype} on {images.device}, {self.name} is {self.gain.dtype} on "
-                f"{self.gain.device}: move one with .to(...)"
-            )
+
+class _Features(nn.Module):
+    """Images to the clean side of the distance."""
+
+    def __init__(self, activations: _Activations, backend: str) -> None:
+        super().__init__()
+        self.activations = activations
+        self.backend = backend
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        return tuple(unit_length(activations, backend=self.backend) for activations in self.activations(images))
+
+
+class _Distances(nn.Module):
+    """Images and clean features to each layer's share of the distance, [B]."""
+
+    def __init__(self, activations: _Activations, heads: nn.ParameterList, backend: str) -> None:
+        super().__init__()
+        self.activations = activations
+        self.heads = heads
+        self.backend = backend
+
+    def forward(self, images: Tensor, *clean_features: Tensor) -> tuple[Tensor, ...]:
+        layers = []
+        for activations, clean, head in zip(self.activations(images), clean_features, self.heads, strict=True):
+            if activations.shape != clean.shape:
+                raise ShadeFastError(
+                    f"images of shape {tuple(images.shape)} make features of shape {tuple(activations.shape)}, the "
+                    f"clean features have {tuple(clean.shape)}: "
+                    "both must come from the same number of images of the same size"
+                )
+            layers.append(lpips_layer(activations, clean, head, backend=self.backend))
+        return tuple(layers)
 
 
 def _pad_to(images: Tensor, side: int) -> Tensor:

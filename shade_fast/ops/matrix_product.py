@@ -1,0 +1,68 @@
+"""Products of matrices that both change from call to call, into memory that is there."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from shade_fast.errors import ShadeFastError
+from shade_fast.ops import native
+from shade_fast.ops.finish import Call
+
+
+def reference(left: Tensor, right: Tensor, out: Tensor, factor: float, accumulate: bool) -> None:
+    """The specification, in plain torch: out = factor · left · right, added to what is there with `accumulate`."""
+    made = factor * (left @ right)
+    out.copy_(out + made if accumulate else made)
+
+
+def bind(
+    left: Tensor,
+    right: Tensor,
+    out: Tensor,
+    scratch: Tensor,
+    threads: int,
+    *,
+    factor: float = 1.0,
+    accumulate: bool = False,
+) -> Call:
+    """The product of float32 matrices, as a call.
+
+    left: [n, k], right: [k, m], either of them with neighbouring values along one of its axes; out: [n, m], its rows
+    dense, none of it in the others' memory. scratch: `scratch_size(k, m, threads)` float32 values. Raises
+    ShadeFastError for other shapes and layouts.
+    """
+    (rows, depth), columns = left.shape, right.shape[1]
+    if right.shape[0] != depth or tuple(out.shape) != (rows, columns) or not depth:
+        raise ShadeFastError(f"{list(left.shape)} by {list(right.shape)} into {list(out.shape)}: the sides do not fit")
+    for name, matrix in (("left", left), ("right", right), ("out", out)):
+        if matrix.dtype != torch.float32 or 1 not in (matrix.stride(1), matrix.stride(0) if name != "out" else 1):
+            raise ShadeFastError(f"{name} is {matrix.dtype} with strides {matrix.stride()}: give dense float32 rows")
+    if out.stride(1) != 1 and columns > 1:
+        raise ShadeFastError(f"out has strides {out.stride()}: its rows are dense")
+    if scratch.numel() < scratch_size(depth, columns, threads) or scratch.dtype != torch.float32:
+        raise ShadeFastError(
+            f"scratch holds {scratch.numel()} values: {scratch_size(depth, columns, threads)} are used"
+        )
+    return partial(
+        native.cpu().matrix_product,
+        (left.data_ptr(), left.stride(0), left.stride(1)),
+        (right.data_ptr(), right.stride(0), right.stride(1)),
+        out.data_ptr(),
+        out.stride(0),
+        rows,
+        depth,
+        columns,
+        factor,
+        accumulate,
+        scratch.data_ptr(),
+        threads,
+    )
+
+
+def scratch_size(depth: int, columns: int, threads: int) -> int:
+    """How many float32 values of scratch memory a product with a right operand [depth, columns] takes."""
+    size: int = native.cpu().matrix_product_scratch(depth, columns, threads)
+    return size

@@ -1,0 +1,233 @@
+"""A frozen network made fast: `freeze(module, backend)`."""
+
+from __future__ import annotations
+
+import functools
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from shade_fast.errors import ShadeFastError
+from shade_fast.ops import native
+from shade_fast.runtime import plan
+from shade_fast.runtime.arena import BLOCKS, Block
+from shade_fast.runtime.program import Program
+from shade_fast.runtime.trace import Graph, Packs, lower
+
+#: Image sizes whose programs are kept; a program takes little memory without its block.
+MOST_SIZES = 32
+
+
+def freeze(module: nn.Module, backend: str = "native", *, accuracy: str = "fast") -> nn.Module:
+    """A module with the same results whose weights never change again, executed by a backend.
+
+    module: from images float32 [B, 3, h, w] (and further tensors, which get no gradient) to a tensor or a tuple of
+        tensors; in eval mode, on the CPU for `native`. Its weights are read, not copied, while it is frozen: those of
+        convolutions are packed anew at the first use.
+    backend: `reference` gives the module itself; `native` a `Frozen`. A module that is frozen already stays as it is.
+    accuracy: `fast`: the input gradient within 1e-4 relative root-mean-square of float64 arithmetic, with Winograd's
+        algorithms. `exact`: within 1e-5, direct sums alone.
+
+    Raises ShadeFastError for an unknown backend or accuracy, and where the compiled module is not built.
+    """
+    if backend == "reference" or isinstance(module, Frozen):
+        return module
+    if backend != "native":
+        raise ShadeFastError(f"backend {backend!r}: networks are frozen for 'native', or 'reference' as they are")
+    if accuracy not in plan.ACCURACIES:
+        raise ShadeFastError(f"accuracy {accuracy!r}: give one of {', '.join(plan.ACCURACIES)}")
+    native.cpu()
+    return Frozen(module, accuracy)
+
+
+class Frozen(nn.Module):
+    """A network of compiled layers; differentiable, once, in its first input alone.
+
+    Its steps work in a block of memory that all frozen networks of the process share: a step that is finished lends it
+    to the next, so that a steady loop allocates nothing but what it is given back.
+    """
+
+    def __init__(self, module: nn.Module, accuracy: str) -> None:
+        super().__init__()
+        self.module = module
+        self.accuracy = accuracy
+        #: why torch runs the whole module, for inputs of these shapes
+        self._reasons: dict[Any, str] = {}
+        self._lock = threading.RLock()
+        self._packs: Packs = {}
+        self._free: dict[Any, list[Program]] = {}
+        self._single = True
+
+    def forward(self, *inputs: Tensor) -> Any:
+        """The module's result. Raises ShadeFastError for images that are not float32 [B, C, h, w] on the CPU."""
+        images, extras = inputs[0], inputs[1:]
+        if images.dtype != torch.float32 or images.ndim != 4 or images.device.type != "cpu":
+            raise ShadeFastError(
+                f"a network frozen for the CPU takes float32 images [B, C, h, w]; got {images.dtype} "
+                f"{list(images.shape)} on {images.device}"
+            )
+        if not images.numel():
+            return self.module(*inputs)
+        differentiable = torch.is_grad_enabled() and images.requires_grad
+        run = self._begin(inputs, differentiable)
+        if run is None:
+            return self.module(*inputs)
+        if differentiable:
+            outputs = _Step.apply(run, images, *extras)  # type: ignore[no-untyped-call]
+        else:
+            with torch.no_grad():
+                outputs = tuple(output.clone() for output in run.forward(images, extras))
+            run.end()
+        return outputs[0] if self._single else outputs
+
+    def report(self, *inputs: Tensor) -> Report:
+        """Each layer, the algorithms of its forward and backward, and its share of a step's time on these inputs."""
+        images, extras = inputs[0], inputs[1:]
+        run = self._begin(inputs, True)
+        if run is None:
+            return Report((), self._reasons[_shapes(inputs)])
+        program = run.program
+        try:
+            times = []
+            for _ in range(4):
+                program.seconds = [0.0] * len(program.steps)
+                with torch.no_grad():
+                    outputs = run.forward(images, extras)
+                    program.backward([torch.ones_like(output) for output in outputs], torch.empty_like(images))
+                times.append(program.seconds)
+        finally:
+            program.seconds = None
+            run.end()
+        seconds = torch.tensor(times[1:]).median(dim=0).values.tolist()
+        rows: dict[str, Row] = {}
+        total = sum(seconds)
+        for number, (step, took) in enumerate(zip(program.steps, seconds, strict=True)):
+            if not (step.layer or took > 1e-5):
+                continue
+            forward = number < program.forward_steps
+            name = step.layer or step.kind
+            row = rows.get(name, Row(name, step.kind, "", "", 0.0, 0.0, 0.0))
+            rows[name] = Row(
+                name,
+                row.kind,
+                step.algorithm if forward else row.forward,
+                row.backward if forward else step.algorithm,
+                row.milliseconds + 1e3 * took,
+                row.share + took / total,
+                row.operations + step.operations,
+            )
+        return Report(tuple(rows.values()), None)
+
+    def _begin(self, inputs: Sequence[Tensor], differentiable: bool) -> _Run | None:
+        """A program for these inputs with a block to work in; None where torch must run the module."""
+        shapes = _shapes(inputs)
+        if shapes in self._reasons:
+            return None
+        key = (shapes, differentiable, torch.get_num_threads(), native.cpu().selected_isa())
+        with self._lock:
+            free = self._free.setdefault(key, [])
+            program = free.pop() if free else self._make(inputs, differentiable)
+            if program is None:
+                return None
+            while len(self._free) > MOST_SIZES:
+                del self._free[next(iter(self._free))]
+        return _Run(program, BLOCKS.borrow(program.bytes), free)
+
+    def _make(self, inputs: Sequence[Tensor], differentiable: bool) -> Program | None:
+        try:
+            graph = Graph(self.module, inputs)
+            network = lower(graph, inputs, self._packs)
+        except ShadeFastError:
+            raise
+        except Exception as error:  # a module's code may do whatever Python can
+            lines = str(error).strip().splitlines() or ["no message"]
+            self._reasons[_shapes(inputs)] = f"it cannot be traced ({type(error).__name__}: {lines[0][:200]})"
+            return None
+        self._single = graph.single
+        choose = functools.partial(plan.choose, self.accuracy)
+        return Program(network, differentiable, torch.get_num_threads(), choose)
+
+
+def _shapes(inputs: Sequence[Tensor]) -> tuple[tuple[int, ...], ...]:
+    return tuple(tuple(tensor.shape) for tensor in inputs)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One layer in a report: algorithms, milliseconds of a step, share of it, and operations of its products."""
+
+    layer: str
+    kind: str
+    forward: str
+    backward: str
+    milliseconds: float
+    share: float
+    operations: float
+
+
+@dataclass(frozen=True)
+class Report:
+    """What runs how: `rows` in the order of the forward; `reason` says why torch runs the whole module instead."""
+
+    rows: tuple[Row, ...]
+    reason: str | None
+
+    def __str__(self) -> str:
+        if self.reason is not None:
+            return f"torch runs the whole network: {self.reason}"
+        lines = [f"{'layer':44} {'kind':24} {'forward':12} {'backward':12} {'ms':>9} {'share':>6} {'GFLOP/s':>8}"]
+        for row in self.rows:
+            rate = row.operations / row.milliseconds / 1e6 if row.operations else 0.0
+            lines.append(
+                f"{row.layer[-44:]:44} {row.kind[:24]:24} {row.forward[:12]:12} {row.backward[:12]:12} "
+                f"{row.milliseconds:9.3f} {row.share:6.1%} {f'{rate:8.0f}' if rate else '':>8}"
+            )
+        return "\n".join(lines)
+
+
+class _Run:
+    """A program at work in a block, until `end`."""
+
+    def __init__(self, program: Program, block: Block, free: list[Program]) -> None:
+        self.program = program
+        self._block = block
+        self._free: list[Program] | None = free
+
+    def forward(self, images: Tensor, extras: Sequence[Tensor]) -> list[Tensor]:
+        return self.program.forward(self._block, images, extras)
+
+    @property
+    def ended(self) -> bool:
+        return self._free is None
+
+    def end(self) -> None:
+        if self._free is not None:
+            self._free.append(self.program)
+            self._free = None
+            BLOCKS.give_back(self._block)
+
+    def __del__(self) -> None:
+        self.end()
+
+
+class _Step(torch.autograd.Function):
+    """Forward and input gradient as one node of autograd's graph."""
+
+    @staticmethod
+    def forward(ctx: Any, run: _Run, images: Tensor, *extras: Tensor) -> tuple[Tensor, ...]:
+        ctx.run, ctx.extras, ctx.images = run, extras, images.detach()
+        return tuple(output.clone() for output in run.forward(images.detach(), extras))
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        if ctx.run.ended:
+            raise ShadeFastError("the gradient of a frozen network's step is taken once: run its forward again")
+        result = torch.empty_like(ctx.images, memory_format=torch.contiguous_format)
+        ctx.run.program.backward(gradients, result)
+        ctx.run.end()
+        return None, result, *([None] * len(ctx.extras))

@@ -1,0 +1,195 @@
+"""The layers of perceptual networks: pooling, blur, and the LPIPS distance itself."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from shade_fast.ops import lpips_layer, pool
+from shade_fast.runtime.arena import Buffer
+from shade_fast.runtime.layers import Layer, Operand, finish_of, recut
+
+if TYPE_CHECKING:
+    from shade_fast.runtime.program import Schedule
+
+
+@dataclass(eq=False)
+class MaxPoolLayer(Layer):
+    """max pooling with square windows."""
+
+    source: Operand
+    kernel: int
+    stride: int
+    padding: int
+    kind: str = field(default="max pool", kw_only=True)
+
+    def operands(self) -> list[Operand]:
+        return [self.source]
+
+    def forward(self, schedule: Schedule) -> None:
+        source, output = schedule.buffer(self.source.value), schedule.buffer(self.output)
+        batch, channels, height, width = self.output.dims
+        index = schedule.keep(self, (batch, height, width, channels), torch.uint8) if schedule.differentiable else None
+        schedule.emit(
+            self,
+            lambda at: pool.bind_max(
+                recut(at(source), self.source.dims),
+                at(output),
+                None if index is None else at(index),
+                self.kernel,
+                self.stride,
+                self.padding,
+                schedule.threads,
+            ),
+            reads=[source],
+            writes=[output] if index is None else [output, index],
+        )
+
+    def backward(self, schedule: Schedule, gradient: Buffer) -> None:
+        index, dims = schedule.kept(self), self.source.dims
+
+        def emit(result: Buffer, residual: Buffer | None, gate: Buffer | None) -> None:
+            schedule.emit(
+                self,
+                lambda at: pool.bind_max_gradient(
+                    recut(at(gradient), self.output.dims),
+                    at(index),
+                    recut(at(result), dims),
+                    self.kernel,
+                    self.stride,
+                    self.padding,
+                    finish_of(at, residual, gate, dims),
+                    schedule.threads,
+                ),
+                reads=[gradient, index, *(buffer for buffer in (residual, gate) if buffer)],
+                writes=[result],
+            )
+
+        schedule.contribute(self.source.value, emit)
+
+
+@dataclass(eq=False)
+class BlurLayer(Layer):
+    """the same small kernel for every channel, on an image continued by its mirror image."""
+
+    source: Operand
+    taps: Tensor
+    stride: int
+    padding: int
+    kind: str = field(default="blur", kw_only=True)
+
+    def operands(self) -> list[Operand]:
+        return [self.source]
+
+    def forward(self, schedule: Schedule) -> None:
+        source, output = schedule.buffer(self.source.value), schedule.buffer(self.output)
+        schedule.emit(
+            self,
+            lambda at: pool.bind_blur(
+                recut(at(source), self.source.dims),
+                self.taps,
+                at(output),
+                self.stride,
+                self.padding,
+                schedule.threads,
+            ),
+            reads=[source],
+            writes=[output],
+        )
+
+    def backward(self, schedule: Schedule, gradient: Buffer) -> None:
+        dims = self.source.dims
+
+        def emit(result: Buffer, residual: Buffer | None, gate: Buffer | None) -> None:
+            schedule.emit(
+                self,
+                lambda at: pool.bind_blur_gradient(
+                    recut(at(gradient), self.output.dims),
+                    self.taps,
+                    recut(at(result), dims),
+                    self.stride,
+                    self.padding,
+                    finish_of(at, residual, gate, dims),
+                    schedule.threads,
+                ),
+                reads=[gradient, *(buffer for buffer in (residual, gate) if buffer)],
+                writes=[result],
+            )
+
+        schedule.contribute(self.source.value, emit)
+
+
+@dataclass(eq=False)
+class LpipsLayer(Layer):
+    """one layer's share of the LPIPS distance, [B]; the clean image's features are the network's `clean`-th input."""
+
+    source: Operand
+    clean: int
+    head: Tensor
+    kind: str = field(default="lpips", kw_only=True)
+
+    def operands(self) -> list[Operand]:
+        return [self.source]
+
+    def forward(self, schedule: Schedule) -> None:
+        source, output = schedule.buffer(self.source.value), schedule.buffer(self.output)
+        scratch = schedule.new_buffer((lpips_layer.scratch_size(self.source.dims),))
+        schedule.emit(
+            self,
+            lambda at, clean: lpips_layer.bind(
+                recut(at(source), self.source.dims),
+                clean,
+                self.head,
+                at(output).view(-1),
+                at(scratch),
+                schedule.threads,
+            ),
+            reads=[source],
+            writes=[output, scratch],
+            extra=self.clean,
+        )
+
+    def backward(self, schedule: Schedule, gradient: Buffer) -> None:
+        source, dims = schedule.buffer(self.source.value), self.source.dims
+
+        def emit(result: Buffer, residual: Buffer | None, gate: Buffer | None) -> None:
+            schedule.emit(
+                self,
+                lambda at, clean: lpips_layer.bind_gradient(
+                    recut(at(source), dims),
+                    clean,
+                    self.head,
+                    at(gradient).view(-1),
+                    recut(at(result), dims),
+                    finish_of(at, residual, gate, dims),
+                    schedule.threads,
+                ),
+                reads=[gradient, source, *(buffer for buffer in (residual, gate) if buffer)],
+                writes=[result],
+                extra=self.clean,
+            )
+
+        schedule.contribute(self.source.value, emit)
+
+
+@dataclass(eq=False)
+class UnitLengthLayer(Layer):
+    """each pixel's channels over their length: the clean image's features. Not differentiated."""
+
+    source: Operand
+    kind: str = field(default="lpips", kw_only=True)
+
+    def operands(self) -> list[Operand]:
+        return [self.source]
+
+    def forward(self, schedule: Schedule) -> None:
+        source, output = schedule.buffer(self.source.value), schedule.buffer(self.output)
+        schedule.emit(
+            self,
+            lambda at: lpips_layer.bind_unit(recut(at(source), self.output.dims), at(output), schedule.threads),
+            reads=[source],
+            writes=[output],
+        )

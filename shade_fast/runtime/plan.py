@@ -1,0 +1,147 @@
+"""Which algorithm each convolution runs: measured once per machine and shape, and remembered; or by fixed rules.
+
+`fast` takes Winograd's algorithms where they are faster: fewer multiplications, rounding errors of about 1e-5 of the
+largest value. `exact` takes direct sums alone.
+
+Environment:
+    SHADE_FAST_PLAN     measured (the default), or fixed: rules that depend on no measurement.
+    SHADE_FAST_CACHE    the folder of what was measured, default ~/.cache/shade_fast; empty: nothing is kept on disk.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import platform
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+import torch
+
+from shade_fast.errors import ShadeFastError
+from shade_fast.ops import convolution as conv
+from shade_fast.ops import native
+from shade_fast.ops.convolution import Convolution
+from shade_fast.ops.finish import Finish
+from shade_fast.runtime.layers import Dims
+from shade_fast.version import __version__
+
+#: What an accuracy admits, the one to take without measurements first, where it supports the convolution.
+ACCURACIES = {
+    "fast": ("narrow", "winograd4", "winograd6", "direct"),
+    "exact": ("narrow", "direct"),
+}
+#: Winograd's transforms are worth their time from this many channels and filters on.
+LEAST_CHANNELS = 16
+#: A measurement runs on at most this many result pixels: the rates of larger images are theirs.
+MOST_PIXELS = 128 * 128
+REPEATS = 5
+
+
+def choose(accuracy: str, convolution: Convolution, source: Dims, result: Dims, threads: int) -> str:
+    """The algorithm for a convolution from [B, C, h, w] to [B, K, h', w'] on so many threads."""
+    candidates = [name for name in ACCURACIES[accuracy] if conv.supports(name, convolution)]
+    plan = os.environ.get("SHADE_FAST_PLAN", "measured")
+    if plan not in ("measured", "fixed"):
+        raise ShadeFastError(f"SHADE_FAST_PLAN={plan}: give measured or fixed")
+    if len(candidates) == 1 or plan == "fixed":
+        few = min(convolution.channels, convolution.filters) < LEAST_CHANNELS
+        return next(name for name in candidates if not (few and name.startswith("winograd")))
+    return _measured(accuracy, candidates, convolution, source, result, threads)
+
+
+_lock = threading.Lock()
+
+
+def _measured(
+    accuracy: str, candidates: list[str], convolution: Convolution, source: Dims, result: Dims, threads: int
+) -> str:
+    source, result = _bounded(convolution, source, result)
+    bucket = (result[0] * result[2] * result[3]).bit_length()
+    key = (
+        f"{accuracy} {convolution.channels}->{convolution.filters} {convolution.kernel[0]}x{convolution.kernel[1]} "
+        f"/{convolution.stride} *{convolution.up} 2^{bucket} {threads} threads"
+    )
+    with _lock:
+        known = _known()
+        if known.get(key) not in candidates:
+            seconds = {name: _time(name, convolution, source, result, threads) for name in candidates}
+            known[key] = min(seconds, key=lambda name: seconds[name])
+            _remember(known)
+        return known[key]
+
+
+def _bounded(convolution: Convolution, source: Dims, result: Dims) -> tuple[Dims, Dims]:
+    """The shapes of one image that is cut down to MOST_PIXELS."""
+    sides = [result[2], result[3]]
+    while sides[0] * sides[1] > MOST_PIXELS:
+        longer = sides.index(max(sides))
+        sides[longer] = -(-sides[longer] // 2)
+    grown = [
+        min(had, -(-side * convolution.stride // convolution.up) + kernel)
+        for side, had, kernel in zip(sides, source[2:], convolution.kernel, strict=True)
+    ]
+    return (1, source[1], grown[0], grown[1]), (1, result[1], sides[0], sides[1])
+
+
+def _time(name: str, convolution: Convolution, source: Dims, result: Dims, threads: int) -> float:
+    """The least seconds of a few runs."""
+    generator = torch.Generator().manual_seed(0)
+    kernel = convolution.kernel
+    weight = torch.randn(convolution.filters, convolution.channels, *kernel, generator=generator)
+    x = torch.randn(source, generator=generator).contiguous(memory_format=torch.channels_last)
+    out = torch.empty(result, memory_format=torch.channels_last)
+    scratch = torch.empty(conv.scratch_size(name, convolution, source, result, threads))
+    packed = conv.pack(name, convolution, weight)
+    call = conv.bind(name, convolution, packed, x, out, Finish(), scratch, threads)
+    times = []
+    for _ in range(REPEATS):
+        start = time.perf_counter()
+        native.check(native.cpu(), call())
+        times.append(time.perf_counter() - start)
+    return min(times)
+
+
+@functools.cache
+def _known() -> dict[str, str]:
+    """What was measured on this machine so far."""
+    file = _file()
+    try:
+        read = json.loads(file.read_text()) if file is not None else {}
+    except (OSError, ValueError):
+        return {}
+    return {str(key): str(name) for key, name in read.items()} if isinstance(read, dict) else {}
+
+
+def _remember(known: dict[str, str]) -> None:
+    """Write the measurements where others find them whole; a folder that cannot be written is gone without."""
+    file = _file()
+    if file is None:
+        return
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile("w", dir=file.parent, delete=False) as written:
+            json.dump(known, written, indent=0, sort_keys=True)
+        Path(written.name).replace(file)
+    except OSError:
+        return
+
+
+def _file() -> Path | None:
+    folder = os.environ.get("SHADE_FAST_CACHE", str(Path.home() / ".cache" / "shade_fast"))
+    if not folder:
+        return None
+    name = f"plan {__version__} {native.cpu().selected_isa()} {_machine()}.json"
+    return Path(folder) / "".join(letter if letter.isalnum() or letter in " .-" else "_" for letter in name)
+
+
+@functools.cache
+def _machine() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())

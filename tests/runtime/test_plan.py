@@ -1,0 +1,91 @@
+"""The choice of convolutions' algorithms: by rules, or measured once and remembered."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from shade_fast.errors import ShadeFastError
+from shade_fast.ops import convolution as conv
+from shade_fast.ops import native
+from shade_fast.ops.convolution import Convolution
+from shade_fast.runtime import plan
+
+pytestmark = pytest.mark.skipif(not native.cpu_available(), reason="shade_fast._cpu is not built")
+
+PLAIN = Convolution(32, 32, (3, 3), padding=(1, 1))
+SHAPES = ((1, 32, 40, 40), (1, 32, 40, 40))
+
+
+@pytest.fixture(autouse=True)
+def nothing_known(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    monkeypatch.setenv("SHADE_FAST_CACHE", str(tmp_path))
+    plan._known.cache_clear()
+    yield
+    plan._known.cache_clear()
+
+
+def test_exact_takes_direct_sums_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SHADE_FAST_PLAN", "fixed")
+    assert plan.choose("exact", PLAIN, *SHAPES, 1) == "direct"
+    assert plan.choose("fast", PLAIN, *SHAPES, 1) == "winograd4"
+
+
+def test_fixed_rules_leave_few_channels_to_direct_sums(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SHADE_FAST_PLAN", "fixed")
+    few = Convolution(3, 32, (3, 3), padding=(1, 1))
+    assert plan.choose("fast", few, (1, 3, 40, 40), SHAPES[1], 1) == "direct"
+    assert plan.choose("fast", few.gradient(), SHAPES[1], (1, 3, 40, 40), 1) == "narrow"
+
+
+def test_a_measurement_is_made_once_and_kept_on_disk(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    measured = []
+    times = {"winograd4": 2.0, "winograd6": 3.0, "direct": 1.0}
+
+    def time(name: str, *_: object) -> float:
+        measured.append(name)
+        return times[name]
+
+    monkeypatch.setattr(plan, "_time", time)
+    assert plan.choose("fast", PLAIN, *SHAPES, 2) == "direct"
+    count = len(measured)
+    assert count >= 2
+    assert plan.choose("fast", PLAIN, (1, 32, 41, 39), (1, 32, 41, 39), 2) == "direct"  # of about the same size
+    assert len(measured) == count
+    plan._known.cache_clear()
+    assert plan.choose("fast", PLAIN, *SHAPES, 2) == "direct"
+    assert len(measured) == count
+    plan.choose("fast", PLAIN, *SHAPES, 1)
+    assert len(measured) == 2 * count
+    (file,) = tmp_path.iterdir()
+    assert set(json.loads(file.read_text()).values()) == {"direct"}
+
+
+def test_a_damaged_file_is_measured_anew(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(plan, "_time", lambda name, *_: {"direct": 1.0}.get(name, 2.0))
+    plan.choose("fast", PLAIN, *SHAPES, 1)
+    (file,) = tmp_path.iterdir()
+    file.write_text("{")
+    plan._known.cache_clear()
+    assert plan.choose("fast", PLAIN, *SHAPES, 1) == "direct"
+    assert json.loads(file.read_text())
+
+
+@pytest.mark.parametrize("convolution", [PLAIN, PLAIN.gradient(), Convolution(8, 12, (3, 3), 2, 1, (0, 0)).gradient()])
+def test_what_is_measured_is_small_and_runs(convolution: Convolution) -> None:
+    source = (4, convolution.channels, 700, 900)
+    result = (4, convolution.filters, 700 * convolution.up, 900 * convolution.up)
+    small_source, small_result = plan._bounded(convolution, source, result)
+    assert small_result[2] * small_result[3] <= plan.MOST_PIXELS
+    for name in conv.ALGORITHMS:
+        if conv.supports(name, convolution):
+            assert plan._time(name, convolution, small_source, small_result, 1) > 0
+
+
+def test_an_unknown_plan(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SHADE_FAST_PLAN", "guess")
+    with pytest.raises(ShadeFastError, match="SHADE_FAST_PLAN=guess: give measured or fixed"):
+        plan.choose("fast", PLAIN, *SHAPES, 1)
