@@ -165,6 +165,7 @@ template <typename Work>
 SHADE_FAST_LANES void with_stores(bool stream, const Work& work) {
   if (stream) {
     work(Streamed{});
+    stores_done();
   } else {
     work(Whole{});
   }

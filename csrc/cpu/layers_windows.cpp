@@ -79,8 +79,8 @@ void for_result_rows(const Window& window, int threads, const Work& work) {
   });
 }
 
-// Runs work(kernels, windows' first value, row's first value in the result, row's finish, y) for every row of the image,
-// whose gradient is the result.
+// Runs work(kernels, windows' first value, row's first value in the result, row's finish, y) for every row of the
+// image, whose gradient is the result.
 template <typename Work>
 void for_input_rows(const Window& window, const Finish& finish, int threads, const Work& work) {
   for_rows(window.images, window.height, row_values(window), threads, [&](Row row) {
