@@ -152,7 +152,7 @@ def cuda_compiles(cxx: str, nvcc: str) -> list[Compile]:
 def rules(cxx: str, nvcc: str | None) -> list[str]:
     """Ninja's rules for the compilers that are there."""
     shared = "-bundle -undefined dynamic_lookup" if sys.platform == "darwin" else "-shared"
-    link_flags = " ".join(["-pthread", *([f"-fsanitize={SANITIZERS}"] if SANITIZERS else [])])
+    link_flags = " ".join(["-pthread", "-ldl", *([f"-fsanitize={SANITIZERS}"] if SANITIZERS else [])])
     lines = [
         "rule cxx",
         f"  command = {escape(quote(cxx))} -MMD -MF $out.d $flags -c $in -o $out",

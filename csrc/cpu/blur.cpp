@@ -31,33 +31,42 @@ inline void list_pixels(const Axis& axis, std::int64_t window, Terms& terms) {
   }
 }
 
-inline void list_windows_at(const Axis& axis, std::int64_t pixel, Terms& terms) {
-  const Range covering = axis.covering(pixel);
+inline void add_windows(const Axis& axis, std::int64_t pixel, Range covering, Terms& terms) {
   for (std::int64_t window = covering.begin; window < covering.end; ++window) {
     terms.add(window, pixel - axis.first_pixel(window));
   }
 }
 
-inline void list_windows(const Axis& axis, std::int64_t pixel, Terms& terms) {
+// `covering`: the windows that the pixel itself is in.
+inline void list_windows(const Axis& axis, std::int64_t pixel, Range covering, Terms& terms) {
   terms.count = 0;
-  list_windows_at(axis, pixel, terms);
-  if (pixel > 0 && pixel <= axis.pad) list_windows_at(axis, -pixel, terms);
-  if (pixel < axis.size - 1) list_windows_at(axis, 2 * (axis.size - 1) - pixel, terms);
+  add_windows(axis, pixel, covering, terms);
+  if (pixel > 0 && pixel <= axis.pad) add_windows(axis, -pixel, axis.covering(-pixel), terms);
+  const std::int64_t mirrored = 2 * (axis.size - 1) - pixel;
+  if (pixel < mirrored && axis.first_pixel(axis.windows - 1) + axis.kernel > mirrored) {
+    add_windows(axis, mirrored, axis.covering(mirrored), terms);
+  }
 }
 
-template <typename Lanes>
-SHADE_FAST_LANES Vector weighted_sum(const Lanes& lanes, const Terms& rows, const Terms& columns, const float* taps,
-                                     std::int64_t kernel, const float* from, std::int64_t row_values,
-                                     std::int64_t channels) {
-  Vector total{};
-  for (std::int64_t i = 0; i < rows.count; ++i) {
-    const float* const row = from + rows.term[i].source * row_values;
-    const float* const row_taps = taps + rows.term[i].tap * kernel;
-    for (std::int64_t j = 0; j < columns.count; ++j) {
-      total += row_taps[columns.term[j].tap] * lanes.load(row + columns.term[j].source * channels);
+// Calls work(lanes, sum, channel) with the sum of the terms for every vector of a pixel's channels, several vectors
+// together, so that each tap is fetched once for all.
+template <typename Full, typename Work>
+SHADE_FAST_LANES void weigh(const Terms& rows, const Terms& columns, const float* taps, std::int64_t kernel,
+                            const float* from, std::int64_t row_values, std::int64_t channels, const Work& work) {
+  for_channels_together<4, Full>(channels, [&](const auto& lanes, auto count, std::int64_t channel) {
+    constexpr int kCount = decltype(count)::value;
+    Vector totals[kCount] = {};
+    for (std::int64_t i = 0; i < rows.count; ++i) {
+      const float* const row = from + rows.term[i].source * row_values + channel;
+      const float* const row_taps = taps + rows.term[i].tap * kernel;
+      for (std::int64_t j = 0; j < columns.count; ++j) {
+        const float tap = row_taps[columns.term[j].tap];
+        const float* const pixel = row + columns.term[j].source * channels;
+        for (int k = 0; k < kCount; ++k) totals[k] += tap * lanes.load(pixel + k * kLanes);
+      }
     }
-  }
-  return total;
+    for (int k = 0; k < kCount; ++k) work(lanes, totals[k], channel + k * kLanes);
+  });
 }
 
 }  // namespace
@@ -69,28 +78,30 @@ void blur_row(const float* image, const float* taps, float* result, const Window
   list_pixels(rows(window), y, row_terms);
   for (std::int64_t x = 0; x < window.out_width; ++x) {
     list_pixels(across, x, column_terms);
-    for_channels<Whole>(channels, [&](const auto& lanes, std::int64_t channel) {
-      lanes.store(result + x * channels + channel,
-                  weighted_sum(lanes, row_terms, column_terms, taps, window.kernel, image + channel,
-                               window.width * channels, channels));
-    });
+    weigh<Whole>(row_terms, column_terms, taps, window.kernel, image, window.width * channels, channels,
+                 [&](const auto& lanes, Vector sum, std::int64_t channel) {
+                   lanes.store(result + x * channels + channel, sum);
+                 });
   }
 }
 
 void blur_gradient_row(const float* gradient, const float* taps, float* result, const Window& window,
-                       const Finish& finish, std::int64_t y) {
-  const Axis across = columns(window);
+                       const Finish& parts, std::int64_t y, bool stream) {
+  const Finish finish = parts;
+  const Axis down = rows(window), across = columns(window);
   const std::int64_t channels = window.channels;
   Terms row_terms, column_terms;
-  list_windows(rows(window), y, row_terms);
-  for (std::int64_t x = 0; x < window.width; ++x) {
-    list_windows(across, x, column_terms);
-    for_channels<Whole>(channels, [&](const auto& lanes, std::int64_t channel) {
-      const Vector total = weighted_sum(lanes, row_terms, column_terms, taps, window.kernel, gradient + channel,
-                                        window.out_width * channels, channels);
-      finish_and_store(lanes, total, finish, x, channel, channels, result);
-    });
-  }
+  list_windows(down, y, down.covering(y), row_terms);
+  with_stores(stream, [&](auto full) {
+    Sweep sweep(across);
+    for (std::int64_t x = 0; x < window.width; ++x) {
+      list_windows(across, x, sweep.at(x), column_terms);
+      weigh<decltype(full)>(row_terms, column_terms, taps, window.kernel, gradient, window.out_width * channels,
+                            channels, [&](const auto& lanes, Vector sum, std::int64_t channel) {
+                              finish_and_store(lanes, sum, finish, x, channel, channels, result);
+                            });
+    }
+  });
 }
 
 }  // namespace shade_fast::cpu::SHADE_FAST_ISA

@@ -30,6 +30,12 @@ const Kernels kKernels[kIsas] = {
 // Operations for which a further thread is worth its waking.
 constexpr double kOperationsPerThread = 1e6;
 
+// A result of 8 MiB leaves the second-level caches before anyone reads it.
+constexpr std::int64_t kStreamedResult = 2 * 1024 * 1024;
+
+// Of direct().
+constexpr std::int64_t kPixelsPerTask = 224;
+
 bool is_sound(const Convolution& c) {
   return c.images >= 0 && c.height >= 0 && c.width >= 0 && c.channels >= 1 && c.out_height >= 0 && c.out_width >= 0 &&
          c.filters >= 1 && c.kernel_height >= 1 && c.kernel_width >= 1 && c.stride >= 1 && c.up >= 1 &&
@@ -57,18 +63,19 @@ void share_out(std::int64_t tasks, std::int64_t threads, float* scratch, std::in
   });
 }
 
-std::int64_t direct_scratch(const Convolution& c) { return 56 * (round_up(c.filters, 16) + kDirectDepth); }
+std::int64_t direct_scratch(const Convolution& c) { return kDirectPixels * (round_up(c.filters, 16) + kDirectDepth); }
 
 void run_direct(const Kernels& kernels, const Call& call, float* scratch, int threads) {
   const Convolution& c = call.convolution;
   const std::int64_t sharers = worthwhile_threads(c, threads);
   for (std::int64_t index = 0; index < phases(c); ++index) {
     const Phase part = phase(Algorithm::direct, c, index);
-    const std::int64_t pixels = part.pixels(c);
-    const std::int64_t tasks = std::min(pixels, round_up(ceil_div(pixels, kDirectTask), sharers));
+    if (part.pixels(c) == 0) continue;
+    const std::int64_t rows = c.images * part.rows;
+    const std::int64_t tasks = std::min(rows, round_up(ceil_div(part.pixels(c), kPixelsPerTask), sharers));
     share_out(tasks, sharers, scratch, direct_scratch(c), [&](std::int64_t task, float* own) {
-      const std::int64_t first = pixels * task / tasks;
-      kernels.direct(call, part, first, pixels * (task + 1) / tasks - first, own);
+      const std::int64_t first = rows * task / tasks;
+      kernels.direct(call, part, first, rows * (task + 1) / tasks - first, own);
     });
   }
 }
@@ -83,49 +90,44 @@ void run_narrow(const Kernels& kernels, const Call& call, int threads) {
   }
 }
 
-// How the tiles and filters of a Winograd convolution are cut into tasks.
+// How the tiles and filters of a Winograd convolution are cut into tasks: blocks of tiles, and where those are too few
+// for the threads, parts of the filters.
 struct WinogradPlan {
-  std::int64_t outputs, tiles, filters, filters_at_once;
-  std::int64_t blocks, tiles_at_once;   // of tiles
-  std::int64_t parts, filters_in_part;  // of filters
+  std::int64_t outputs, tiles, filters;
+  std::int64_t blocks, tiles_at_once;
+  std::int64_t parts, filters_in_part;
 
   WinogradPlan(Algorithm algorithm, const Convolution& c, std::int64_t panel, std::int64_t sharers)
       : outputs(static_cast<std::int64_t>(algorithm)),
         tiles(c.images * ceil_div(c.out_height, outputs) * ceil_div(c.out_width, outputs)),
         filters(round_up(c.filters, 16)) {
-    const bool few_channels = c.channels <= 128;
-    const std::int64_t wished = few_channels ? 28 : 56;
-    blocks = ceil_div(tiles, wished);
-    if (blocks < sharers) {
-      parts = std::min(ceil_div(sharers, std::max<std::int64_t>(blocks, 1)), ceil_div(filters, panel));
-    } else {
-      parts = 1;
-      blocks = std::min(tiles, round_up(blocks, sharers));
-    }
-    tiles_at_once = ceil_div(tiles, std::max<std::int64_t>(blocks, 1));
+    // The more channels, the further away the weights are read from, and the more tiles they have to serve.
+    const std::int64_t wished = 14 * std::clamp<std::int64_t>(c.channels / 80, 2, 6);
+    const std::int64_t needed = std::max<std::int64_t>(ceil_div(tiles, wished), 1);
+    parts = std::min(ceil_div(sharers, needed), ceil_div(filters, panel));
+    blocks = parts > 1 ? needed : std::min(std::max<std::int64_t>(tiles, 1), round_up(needed, sharers));
+    tiles_at_once = ceil_div(tiles, blocks);
     filters_in_part = round_up(ceil_div(filters, parts), panel);
-    filters_at_once = few_channels ? panel : filters_in_part;
   }
 
-  std::int64_t scratch(const Convolution& c) const {
+  std::int64_t scratch(const Convolution& c, std::int64_t panel) const {
     const std::int64_t points = (outputs + 2) * (outputs + 2);
-    return points * (winograd_step(c.channels, tiles_at_once) + winograd_step(filters_at_once, tiles_at_once));
+    return points * (winograd_step(c.channels, tiles_at_once) + winograd_step(panel, tiles_at_once));
   }
 };
 
 void run_winograd(const Kernels& kernels, Algorithm algorithm, const Call& call, float* scratch, int threads) {
   const Convolution& c = call.convolution;
   const std::int64_t sharers = worthwhile_threads(c, threads);
-  const WinogradPlan plan(algorithm, c, kernels.panel_width(), sharers);
-  share_out(plan.blocks * plan.parts, sharers, scratch, plan.scratch(c), [&](std::int64_t task, float* own) {
+  const std::int64_t panel = kernels.panel_width();
+  const WinogradPlan plan(algorithm, c, panel, sharers);
+  share_out(plan.blocks * plan.parts, sharers, scratch, plan.scratch(c, panel), [&](std::int64_t task, float* own) {
     const std::int64_t block = task / plan.parts, part = task % plan.parts;
     const std::int64_t first = plan.tiles * block / plan.blocks;
     const std::int64_t first_filter = part * plan.filters_in_part;
     const std::int64_t end_filter = std::min(plan.filters, first_filter + plan.filters_in_part);
-    kernels.winograd(call,
-                     {plan.outputs, first, plan.tiles * (block + 1) / plan.blocks - first, first_filter, end_filter,
-                      plan.filters_at_once},
-                     own);
+    const std::int64_t tiles = plan.tiles * (block + 1) / plan.blocks - first;
+    kernels.winograd(call, {plan.outputs, first, tiles, first_filter, end_filter}, own);
   });
 }
 
@@ -161,10 +163,11 @@ Status pack_weights(Algorithm algorithm, const Convolution& c, const float* weig
 std::int64_t convolution_scratch(Algorithm algorithm, const Convolution& c, int threads) {
   if (!supports(algorithm, c) || threads < 1) return 0;
   const std::int64_t sharers = worthwhile_threads(c, threads);
+  const std::int64_t panel = selected(kKernels).panel_width();
   switch (algorithm) {
     case Algorithm::direct: return direct_scratch(c) * sharers + 16;
     case Algorithm::narrow: return 0;
-    default: return WinogradPlan(algorithm, c, selected(kKernels).panel_width(), sharers).scratch(c) * sharers + 16;
+    default: return WinogradPlan(algorithm, c, panel, sharers).scratch(c, panel) * sharers + 16;
   }
 }
 
@@ -180,7 +183,8 @@ Status convolve(Algorithm algorithm, const Convolution& c, const float* packed, 
     return Status::bad_argument;
   }
   const Kernels& kernels = selected(kKernels);
-  const Call call{c, packed, input, result, finish};
+  const bool whole_blocks = c.filters % 16 == 0 && reinterpret_cast<std::uintptr_t>(result) % 64 == 0;
+  const Call call{c, packed, input, result, finish, whole_blocks && results * c.filters >= kStreamedResult};
   switch (algorithm) {
     case Algorithm::direct: run_direct(kernels, call, aligned(scratch), threads); break;
     case Algorithm::narrow: run_narrow(kernels, call, threads); break;

@@ -34,41 +34,37 @@ struct Call {
   const float* input;
   float* result;
   Finish finish;
+  bool stream;  // the result goes past the caches
 };
 
-// A product of matrices: sums[row, column] = sum over run and k of left * right, added to what is there if `accumulate`.
-// left: [runs, ceil(length / 16), left_rows, 16], k = 16 * block + lane; right: [runs * length, width]; width: 16, or
-// panel_width(). A row's sums run in the order of k, whatever the other rows.
+// A product of matrices: sums[row, column] = sum over k of left * right, added to what is there if `accumulate`.
+// left: row after row `row_step` floats apart, and k in runs of `run` values (the last may be shorter), `run_step` floats
+// apart; right: [depth, width]; width: 16, or panel_width(). A row's sums run in the order of k, whatever the other rows.
 struct Product {
   const float* left;
-  std::int64_t left_rows;
-  std::int64_t rows, runs, length;
+  std::int64_t row_step, run_step;
+  std::int64_t rows, depth, run;
   const float* right;
   std::int64_t width;
   float* sums;
   bool accumulate;
 };
 
-// Pixels in a task of direct(); of them, pixels whose input values lie in scratch memory at once; and values of each.
-// With weights in the second-level cache it is the input that has to stay in the first; else weights read from further
-// away have to serve more pixels.
-constexpr std::int64_t kDirectTask = 112;
+// direct() takes at most so many pixels at once, and so many values of each. Where the weights fit the second-level
+// cache, fewer pixels do, and their input stays in the first; else the weights have to serve more of them.
+constexpr std::int64_t kDirectPixels = 56;
 constexpr std::int64_t kDirectDepth = 1152;
-static constexpr inline std::int64_t direct_pixels(const Phase& phase, const Convolution& convolution) {
-  return phase.taps_y * phase.taps_x * convolution.channels * convolution.filters <= 160 * 1024 ? 14 : 56;
-}
 
 constexpr int kMostNarrowFilters = 8;
 
 // The points at which F(2x2), F(4x4), F(6x6) evaluate polynomials, besides 0 and infinity: each with its negative.
 constexpr double kWinogradPoints[3][3] = {{1.0}, {0.625, 1.5}, {0.5, 1.0, 2.0}};
 
-// Tiles of outputs x outputs pixels, in the order of the images' rows of tiles, and filters of the result, multiples of
-// 16: `filters_at_once`, whole panels, are multiplied for one point after the other before their inverse transform.
+// Tiles of outputs x outputs pixels, in the order of the images' rows of tiles, and filters, multiples of 16.
 struct WinogradTask {
   std::int64_t outputs;
   std::int64_t first_tile, tiles;
-  std::int64_t first_filter, end_filter, filters_at_once;
+  std::int64_t first_filter, end_filter;
 };
 
 // Floats between one point's values and the next's: never a multiple of the cache's 4 KiB.
@@ -80,7 +76,7 @@ static constexpr inline std::int64_t winograd_step(std::int64_t channels, std::i
   namespace isa {                                                                                             \
   std::int64_t panel_width();                                                                                 \
   void multiply(const Product& product);                                                                      \
-  void direct(const Call& call, const Phase& phase, std::int64_t first, std::int64_t pixels, float* scratch); \
+  void direct(const Call& call, const Phase& phase, std::int64_t first, std::int64_t rows, float* scratch);   \
   void narrow(const Call& call, const Phase& phase, std::int64_t row);                                        \
   void winograd(const Call& call, const WinogradTask& task, float* scratch);                                  \
   }

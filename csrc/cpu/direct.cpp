@@ -1,134 +1,164 @@
-// A convolution as a product of matrices: the runs of input values under a few pixels' taps are copied next to each
-// other, zeros where they lie outside the image, and multiplied with all filters. Each input value is copied once for
-// each tap and read once for each panel of filters; 2 * taps * channels operations for each output value.
+// A convolution as a product of matrices, with a row for each output pixel: the values under its taps, which in the
+// input lie in one run for each row of taps. Pixels whose taps all lie between the image's left and right edge are
+// multiplied where they are; the others' values are copied, with zeros for what lies outside. 2 * taps * channels
+// operations for each output value; the input is read once for each panel of filters, the weights once for each block
+// of pixels.
 #include "convolution.h"
 #include "finish.h"
 
 namespace shade_fast::cpu::SHADE_FAST_ISA {
 namespace {
 
-// A pixel of a phase: its image, and its place among the phase's output pixels.
-struct Place {
-  std::int64_t image, y, x;
-
-  Place(const Phase& phase, std::int64_t pixel)
-      : image(pixel / (phase.rows * phase.columns)),
-        y(pixel / phase.columns % phase.rows),
-        x(pixel % phase.columns) {}
-
-  void advance(const Phase& phase) {
-    if (++x < phase.columns) return;
-    x = 0;
-    if (++y < phase.rows) return;
-    y = 0;
-    ++image;
-  }
-};
-
-// Part of a phase's rows of taps: rows [first, end), and of each the values [begin, begin + length).
+// Part of the taps: rows [first, end) of them, and of each the values [begin, begin + length).
 struct Chunk {
   std::int64_t first, end, begin, length;
 };
 
-// Copies one pixel's part of a row of taps, block by block, `step` floats apart. The values from `low` to `high` of the
-// row lie inside the image.
-void copy_run(const float* image, std::int64_t base, std::int64_t low, std::int64_t high, const Chunk& chunk,
-              float* to, std::int64_t step) {
-  const std::int64_t end = chunk.begin + chunk.length;
-  if (low <= chunk.begin && end <= high) {
-    const float* from = image + (base + chunk.begin);
-    std::int64_t left = chunk.length;
-    for (; left >= kBlock; left -= kBlock, from += kBlock, to += step) store_block(to, load_block(from));
-    if (left > 0) store_block(to, load_block(from, left));
-    return;
-  }
-  for (std::int64_t k = chunk.begin; k < end; k += kBlock, to += step) {
-    for (std::int64_t lane = 0; lane < kBlock; ++lane) {
-      const bool inside = k + lane >= low && k + lane < high;
-      to[lane] = inside ? image[base + k + lane] : 0.0f;
-    }
-  }
-}
+// Where an output pixel's taps begin in the input, and where the pixel goes.
+struct Pixel {
+  std::int64_t image, y, x, target;
+};
 
-void gather(const Call& call, const Phase& phase, std::int64_t first, std::int64_t pixels, const Chunk& chunk,
-            float* left) {
-  const Convolution& convolution = call.convolution;
-  const std::int64_t channels = convolution.channels;
-  const std::int64_t step = pixels * kBlock;
-  const std::int64_t run_step = ceil_div(chunk.length, kBlock) * step;
-  Place at(phase, first);
-  for (std::int64_t pixel = 0; pixel < pixels; ++pixel, at.advance(phase)) {
-    const std::int64_t x = at.x * convolution.stride + phase.offset_x;
-    const std::int64_t low = clamp(-x, 0, phase.taps_x) * channels;
-    const std::int64_t high = clamp(convolution.width - x, 0, phase.taps_x) * channels;
-    for (std::int64_t row = chunk.first; row < chunk.end; ++row) {
-      const std::int64_t y = at.y * convolution.stride + phase.offset_y + row;
-      const bool inside = y >= 0 && y < convolution.height;
-      const std::int64_t base = ((at.image * convolution.height + y) * convolution.width + x) * channels;
-      copy_run(call.input, base, inside ? low : 0, inside ? high : 0, chunk,
-               left + pixel * kBlock + (row - chunk.first) * run_step, step);
-    }
-  }
-}
+class Direct {
+ public:
+  Direct(const Call& call, const Phase& phase, float* scratch)
+      : call_(call),
+        phase_(phase),
+        c_(call.convolution),
+        filters_(round_up(c_.filters, kBlock)),
+        run_(phase.taps_x * c_.channels),
+        sums_(scratch),
+        copies_(scratch + kDirectPixels * filters_) {}
 
-// sums: [filters / panel, pixels, panel].
-void add_up(const Call& call, const Phase& phase, std::int64_t first, std::int64_t pixels, float* left, float* sums) {
-  const std::int64_t filters = round_up(call.convolution.filters, kBlock);
-  const std::int64_t panel = panel_width();
-  const std::int64_t run = phase.taps_x * call.convolution.channels;
-  const std::int64_t rows_at_once = clamp(kDirectDepth / round_up(run, kBlock), 1, phase.taps_y);
-  const std::int64_t length_at_once = clamp(run, 0, kDirectDepth);
-  for (std::int64_t row = 0; row < phase.taps_y; row += rows_at_once) {
-    for (std::int64_t begin = 0; begin < run; begin += length_at_once) {
-      const Chunk chunk{row, row + clamp(phase.taps_y - row, 0, rows_at_once), begin,
-                        clamp(run - begin, 0, length_at_once)};
-      gather(call, phase, first, pixels, chunk, left);
-      for (std::int64_t filter = 0; filter < filters; filter += panel) {
-        const std::int64_t width = clamp(filters - filter, 0, panel);
-        const float* right =
-            call.packed + phase.weights + filter * phase.taps_y * run + (row * run + begin) * width;
-        multiply({left, pixels, pixels, chunk.end - chunk.first, chunk.length, right, width, sums + filter * pixels,
-                  row + begin > 0});
+  void run_row(std::int64_t number) {
+    const std::int64_t last_left = c_.width - phase_.taps_x - phase_.offset_x;
+    const std::int64_t end = clamp(last_left >= 0 ? last_left / c_.stride + 1 : 0, 0, phase_.columns);
+    const std::int64_t first = clamp(ceil_div(clamp(-phase_.offset_x, 0, c_.stride * end), c_.stride), 0, end);
+    for (std::int64_t x = 0; x < first; ++x) run_edge(pixel(number, x));
+    const std::int64_t blocks = ceil_div(end - first, pixels_at_once());
+    for (std::int64_t block = 0; block < blocks; ++block) {
+      const std::int64_t begin = (end - first) * block / blocks;
+      run_inner(pixel(number, first + begin), (end - first) * (block + 1) / blocks - begin);
+    }
+    for (std::int64_t x = end; x < phase_.columns; ++x) run_edge(pixel(number, x));
+  }
+
+  void run_edges() {
+    if (edges_ == 0) return;
+    add_up(0, phase_.taps_y, edges_, [this](const Chunk& chunk) { return gather(chunk); });
+    for (std::int64_t i = 0; i < edges_; ++i) finish_pixel(i, edges_, edge_[i].target);
+    edges_ = 0;
+  }
+
+ private:
+  static constexpr std::int64_t kMostEdges = 14;
+
+  struct Left {
+    const float* values;
+    std::int64_t row_step, run_step;
+  };
+
+  std::int64_t pixels_at_once() const { return phase_.taps_y * run_ * filters_ <= 160 * 1024 ? 14 : kDirectPixels; }
+
+  Pixel pixel(std::int64_t number, std::int64_t x) const {
+    const std::int64_t image = number / phase_.rows, y = number % phase_.rows;
+    const std::int64_t out_y = phase_.first_y + y * phase_.step, out_x = phase_.first_x + x * phase_.step;
+    return {image, y * c_.stride + phase_.offset_y, x * c_.stride + phase_.offset_x,
+            (image * c_.out_height + out_y) * c_.out_width + out_x};
+  }
+
+  std::int64_t place(const Pixel& at, std::int64_t row) const {
+    return ((at.image * c_.height + at.y + row) * c_.width + at.x) * c_.channels;
+  }
+
+  void run_edge(const Pixel& at) {
+    edge_[edges_++] = at;
+    if (edges_ == kMostEdges) run_edges();
+  }
+
+  // `count` pixels from one on, in a row.
+  void run_inner(const Pixel& at, std::int64_t count) {
+    const std::int64_t first = clamp(-at.y, 0, phase_.taps_y);
+    const std::int64_t end = clamp(c_.height - at.y, first, phase_.taps_y);
+    add_up(first, end, count, [&](const Chunk& chunk) {
+      return Left{call_.input + place(at, chunk.first) + chunk.begin, c_.stride * c_.channels, c_.width * c_.channels};
+    });
+    for (std::int64_t i = 0; i < count; ++i) finish_pixel(i, count, at.target + i * phase_.step);
+  }
+
+  // sums: [filters / panel, pixels, panel], over the rows of taps [first, end). What `left` gives are a chunk's values.
+  template <typename Source>
+  void add_up(std::int64_t first, std::int64_t end, std::int64_t pixels, const Source& left) {
+    const std::int64_t panel = panel_width();
+    const std::int64_t depth = phase_.taps_y * run_;
+    if (first >= end || run_ == 0) {
+      for (std::int64_t i = 0; i < pixels * filters_; ++i) sums_[i] = 0.0f;
+      return;
+    }
+    const std::int64_t rows_at_once = clamp(kDirectDepth / run_, 1, end - first);
+    const std::int64_t length_at_once = clamp(run_, 0, kDirectDepth);
+    for (std::int64_t row = first; row < end; row += rows_at_once) {
+      for (std::int64_t begin = 0; begin < run_; begin += length_at_once) {
+        const Chunk chunk{row, clamp(row + rows_at_once, 0, end), begin, clamp(run_ - begin, 0, length_at_once)};
+        const Left from = left(chunk);
+        for (std::int64_t filter = 0; filter < filters_; filter += panel) {
+          const std::int64_t width = clamp(filters_ - filter, 0, panel);
+          const float* right = call_.packed + phase_.weights + filter * depth + (row * run_ + begin) * width;
+          multiply({from.values, from.row_step, from.run_step, pixels, (chunk.end - chunk.first) * chunk.length,
+                    chunk.length, right, width, sums_ + filter * pixels, row + begin > first});
+        }
       }
     }
   }
-}
 
-void finish_pixels(const Call& call, const Phase& phase, std::int64_t first, std::int64_t pixels, const float* sums) {
-  const Convolution& convolution = call.convolution;
-  const std::int64_t filters = round_up(convolution.filters, kBlock);
-  const std::int64_t panel = panel_width();
-  Place at(phase, first);
-  for (std::int64_t pixel = 0; pixel < pixels; ++pixel, at.advance(phase)) {
-    const std::int64_t y = phase.first_y + at.y * phase.step, x = phase.first_x + at.x * phase.step;
-    const std::int64_t target = (at.image * convolution.out_height + y) * convolution.out_width + x;
-    for (std::int64_t filter = 0; filter < filters; filter += panel) {
-      const std::int64_t width = clamp(filters - filter, 0, panel);
-      const float* from = sums + filter * pixels + pixel * width;
+  Left gather(const Chunk& chunk) const {
+    const Left left{copies_, kDirectDepth + kBlock, chunk.length};
+    for (std::int64_t i = 0; i < edges_; ++i) {
+      const Pixel& at = edge_[i];
+      const std::int64_t low = clamp(-at.x, 0, phase_.taps_x) * c_.channels;
+      const std::int64_t high = clamp(c_.width - at.x, 0, phase_.taps_x) * c_.channels;
+      float* to = copies_ + i * left.row_step;
+      for (std::int64_t row = chunk.first; row < chunk.end; ++row) {
+        const bool inside = at.y + row >= 0 && at.y + row < c_.height;
+        const std::int64_t from = place(at, row);
+        for (std::int64_t k = chunk.begin; k < chunk.begin + chunk.length; ++k) {
+          *to++ = inside && k >= low && k < high ? call_.input[from + k] : 0.0f;
+        }
+      }
+    }
+    return left;
+  }
+
+  // Pixel number i of the `pixels` whose sums there are.
+  void finish_pixel(std::int64_t i, std::int64_t pixels, std::int64_t target) const {
+    const std::int64_t panel = panel_width();
+    for (std::int64_t filter = 0; filter < filters_; filter += panel) {
+      const std::int64_t width = clamp(filters_ - filter, 0, panel);
+      const float* from = sums_ + filter * pixels + i * width;
       for (std::int64_t block = 0; block < width; block += kBlock) {
-        finish_block(load_block(from + block), call.finish, target, filter + block, convolution.filters, call.result);
+        finish_block(load_block(from + block), call_.finish, target, filter + block, c_.filters, call_.result,
+                     call_.stream);
       }
     }
   }
-}
+
+  const Call& call_;
+  const Phase& phase_;
+  const Convolution& c_;
+  std::int64_t filters_, run_;
+  float* sums_;
+  float* copies_;
+  Pixel edge_[kMostEdges];
+  std::int64_t edges_ = 0;
+};
 
 }  // namespace
 
-void direct(const Call& call, const Phase& phase, std::int64_t first, std::int64_t pixels, float* scratch) {
-  const std::int64_t filters = round_up(call.convolution.filters, kBlock);
-  const std::int64_t blocks = ceil_div(pixels, direct_pixels(phase, call.convolution));
-  for (std::int64_t block = 0; block < blocks; ++block) {
-    const std::int64_t begin = pixels * block / blocks;
-    const std::int64_t count = pixels * (block + 1) / blocks - begin;
-    float* const sums = scratch;
-    float* const left = scratch + count * filters;
-    if (phase.taps_y * phase.taps_x > 0) {
-      add_up(call, phase, first + begin, count, left, sums);
-    } else {
-      for (std::int64_t i = 0; i < count * filters; ++i) sums[i] = 0.0f;
-    }
-    finish_pixels(call, phase, first + begin, count, sums);
-  }
+void direct(const Call& call, const Phase& phase, std::int64_t first, std::int64_t rows, float* scratch) {
+  Direct work(call, phase, scratch);
+  for (std::int64_t row = first; row < first + rows; ++row) work.run_row(row);
+  work.run_edges();
+  if (call.stream) stores_done();
 }
 
 }  // namespace shade_fast::cpu::SHADE_FAST_ISA

@@ -6,9 +6,10 @@
 
 namespace shade_fast::cpu::SHADE_FAST_ISA {
 
-// Finishes and stores the channels from `channel` on, a multiple of 16, of pixel number `pixel`.
+// Finishes and stores the channels from `channel` on, a multiple of 16, of pixel number `pixel`. With `stream` the stores
+// go past the caches, for which `channels` is a multiple of 16 and `result` of 64 bytes.
 inline void finish_block(Block value, const Finish& finish, std::int64_t pixel, std::int64_t channel,
-                         std::int64_t channels, float* result) {
+                         std::int64_t channels, float* result, bool stream = false) {
   const std::int64_t place = pixel * channels + channel;
   const std::int64_t word = pixel * ((channels + kBlock - 1) / kBlock) + channel / kBlock;
   const std::int64_t count = channels - channel < kBlock ? channels - channel : kBlock;
@@ -33,6 +34,7 @@ inline void finish_block(Block value, const Finish& finish, std::int64_t pixel, 
       value.part[i] = keep(value.part[i], static_cast<unsigned>(finish.gate[word]) >> (i * kLanes));
     }
   }
+  if (stream) return stream_block(result + place, value);
   store_block(result + place, value, count);
 }
 

@@ -8,7 +8,7 @@ namespace {
 
 template <Activation activation>
 SHADE_FAST_LANES Vector activated(Vector y) {
-  if constexpr (activation == Activation::relu) return y < 0.0f ? Vector{} : y;
+  if constexpr (activation == Activation::relu) return at_least(0.0f, y);
   if constexpr (activation == Activation::silu) return silu_of(y);
   return y;
 }
@@ -36,32 +36,31 @@ SHADE_FAST_LANES void with(Activation activation, const Work& work) {
   }
 }
 
-constexpr std::int64_t kRun = 8;  // pixels whose sums stay in registers
+constexpr int kTogether = 4;  // pixels whose sums stay in registers
 
 }  // namespace
 
-// sums: [2, width] of the values and of their squares. In double, a mean a million times the deviation does no harm.
-void sum_moments(const float* input, std::int64_t pixels, std::int64_t channels, std::int64_t width,
-                 double* __restrict sums) {
-  double* __restrict squares = sums + width;
+// sums: [2, width] of the values and of their squares, width being channels rounded up to whole words. In double, a
+// mean a million times the deviation does no harm.
+void sum_moments(const float* input, std::int64_t pixels, std::int64_t channels, std::int64_t width, double* sums) {
   for (std::int64_t c = 0; c < 2 * width; ++c) sums[c] = 0.0;
-  std::int64_t pixel = 0;
-  for (; pixel + 4 <= pixels; pixel += 4) {
-    const float* __restrict from = input + pixel * channels;
-    for (std::int64_t c = 0; c < channels; ++c) {
-      const double v0 = from[c], v1 = from[c + channels], v2 = from[c + 2 * channels], v3 = from[c + 3 * channels];
-      sums[c] += (v0 + v1) + (v2 + v3);
-      squares[c] += (v0 * v0 + v1 * v1) + (v2 * v2 + v3 * v3);
-    }
-  }
-  for (; pixel < pixels; ++pixel) {
-    const float* __restrict from = input + pixel * channels;
-    for (std::int64_t c = 0; c < channels; ++c) {
-      const double value = from[c];
-      sums[c] += value;
-      squares[c] += value * value;
-    }
-  }
+  for_pixels<kTogether>(pixels, [&](auto count, std::int64_t pixel) {
+    for_channels<Whole>(channels, [&](const auto& lanes, std::int64_t channel) {
+      Doubles plain[2] = {}, squares[2] = {};
+      for (int k = 0; k < decltype(count)::value; ++k) {
+        const Halves parts = halves(lanes.load_once(input + (pixel + k) * channels + channel));
+        for (int half = 0; half < 2; ++half) {
+          const Doubles value = widened(parts.half[half]);
+          plain[half] += value;
+          squares[half] += value * value;
+        }
+      }
+      for (int half = 0; half < 2; ++half) {
+        add_to(sums + channel + half * (kLanes / 2), plain[half]);
+        add_to(sums + width + channel + half * (kLanes / 2), squares[half]);
+      }
+    });
+  });
 }
 
 void normalize(const float* input, float* result, std::int64_t pixels, std::int64_t channels,
@@ -69,35 +68,35 @@ void normalize(const float* input, float* result, std::int64_t pixels, std::int6
   with(activation, [&](auto constant) {
     map_pixels(stream, pixels, channels, result, Finish{},
                [&](const auto& lanes, std::int64_t place, std::int64_t channel) {
-                 const Vector centred = lanes.load(input + place) - lanes.load(norm.mean + channel);
+                 const Vector centred = lanes.load_once(input + place) - lanes.load(norm.mean + channel);
                  return activated<decltype(constant)::value>(centred * lanes.load(norm.scale + channel) +
                                               lanes.load(norm.beta + channel));
                });
   });
 }
 
-// sums: [2, width] of dy and of dy * xhat, width being channels rounded up to whole words.
+// sums: [2, width] of dy and of dy * xhat.
 void sum_norm_gradient(const float* gradient, const float* input, std::int64_t pixels, std::int64_t channels,
                        const Normalization& norm, Activation activation, std::int64_t width, double* sums) {
   for (std::int64_t c = 0; c < 2 * width; ++c) sums[c] = 0.0;
   with(activation, [&](auto constant) {
-    for (std::int64_t first = 0; first < pixels; first += kRun) {
-      const std::int64_t last = first + kRun < pixels ? first + kRun : pixels;
+    for_pixels<kTogether>(pixels, [&](auto count, std::int64_t pixel) {
       for_channels<Whole>(channels, [&](const auto& lanes, std::int64_t channel) {
         const Vector mean = lanes.load(norm.mean + channel), inverse = lanes.load(norm.inverse + channel);
         const Vector gamma = lanes.load(norm.gamma + channel), beta = lanes.load(norm.beta + channel);
         Vector plain{}, weighted{};
-        for (std::int64_t pixel = first; pixel < last; ++pixel) {
-          const std::int64_t place = pixel * channels + channel;
-          const Vector xhat = (lanes.load(input + place) - mean) * inverse;
-          const Vector dy = deactivated<decltype(constant)::value>(lanes.load(gradient + place), gamma * xhat + beta);
+        for (int k = 0; k < decltype(count)::value; ++k) {
+          const std::int64_t place = (pixel + k) * channels + channel;
+          const Vector xhat = (lanes.load_once(input + place) - mean) * inverse;
+          const Vector dy =
+              deactivated<decltype(constant)::value>(lanes.load_once(gradient + place), gamma * xhat + beta);
           plain += dy;
           weighted += dy * xhat;
         }
         add_to(sums + channel, plain);
         add_to(sums + width + channel, weighted);
       });
-    }
+    });
   });
 }
 
@@ -107,10 +106,10 @@ void norm_gradient(const float* gradient, const float* input, float* result, std
   with(activation, [&](auto constant) {
     map_pixels(stream, pixels, channels, result, finish,
                [&](const auto& lanes, std::int64_t place, std::int64_t channel) {
-                 const Vector centred = lanes.load(input + place) - lanes.load(norm.mean + channel);
+                 const Vector centred = lanes.load_once(input + place) - lanes.load(norm.mean + channel);
                  const Vector xhat = centred * lanes.load(norm.inverse + channel);
                  const Vector y = xhat * lanes.load(norm.gamma + channel) + lanes.load(norm.beta + channel);
-                 const Vector dy = deactivated<decltype(constant)::value>(lanes.load(gradient + place), y);
+                 const Vector dy = deactivated<decltype(constant)::value>(lanes.load_once(gradient + place), y);
                  const Vector common = lanes.load(norm.offset + channel) + xhat * lanes.load(norm.slope + channel);
                  return dy * lanes.load(norm.scale + channel) - common;
                });

@@ -31,29 +31,100 @@ SHADE_FAST_LANES void store_as(void* to, Any value) {
 SHADE_FAST_LANES Vector bits_to_float(Integers value) { return load_as<Vector>(&value); }
 SHADE_FAST_LANES Integers float_to_bits(Vector value) { return load_as<Integers>(&value); }
 
-SHADE_FAST_LANES float sum(Vector value) {
-  float lanes[kLanes];
-  store_as(lanes, value);
-  for (int width = kLanes / 2; width > 0; width /= 2) {
-    for (int lane = 0; lane < width; ++lane) lanes[lane] += lanes[lane + width];
-  }
-  return lanes[0];
+// A NaN stays a NaN. (The masked intrinsics are the plain instructions, without GCC's warnings of undefined lanes.)
+SHADE_FAST_LANES Vector at_least(float limit, Vector value) {
+#if defined(__AVX512F__)
+  return _mm512_maskz_max_ps(0xffff, _mm512_set1_ps(limit), value);
+#elif defined(__AVX2__)
+  return _mm256_max_ps(_mm256_set1_ps(limit), value);
+#else
+  return value < limit ? broadcast(limit) : value;
+#endif
 }
+
+SHADE_FAST_LANES Vector at_most(float limit, Vector value) {
+#if defined(__AVX512F__)
+  return _mm512_maskz_min_ps(0xffff, _mm512_set1_ps(limit), value);
+#elif defined(__AVX2__)
+  return _mm256_min_ps(_mm256_set1_ps(limit), value);
+#else
+  return value > limit ? broadcast(limit) : value;
+#endif
+}
+
+SHADE_FAST_LANES Doubles widened(Half value) {
+#if defined(__AVX512F__)
+  return _mm512_maskz_cvtps_pd(0xff, value);
+#elif defined(__AVX2__)
+  return _mm256_cvtps_pd(value);
+#else
+  return __builtin_convertvector(value, Doubles);
+#endif
+}
+
+struct Halves {
+  Half half[2];
+};
+
+SHADE_FAST_LANES Halves halves(Vector value) { return load_as<Halves>(&value); }
+
+typedef float Four __attribute__((vector_size(16)));
+
+SHADE_FAST_LANES float sum(Four value) { return (value[0] + value[2]) + (value[1] + value[3]); }
+
+template <typename Wide>
+SHADE_FAST_LANES float sum(Wide value) {
+  typedef float Narrow __attribute__((vector_size(sizeof(Wide) / 2)));
+  struct {
+    Narrow half[2];
+  } parts;
+  __builtin_memcpy(&parts, &value, sizeof value);
+  return sum(parts.half[0] + parts.half[1]);
+}
+
+SHADE_FAST_LANES void add_to(double* sums, Doubles value) { store_as(sums, load_as<Doubles>(sums) + value); }
 
 // sums[lane] += value[lane].
 SHADE_FAST_LANES void add_to(double* sums, Vector value) {
-  Half halves[2];
-  store_as(halves, value);
-  for (int half = 0; half < 2; ++half) {
-    double* const to = sums + half * (kLanes / 2);
-    store_as(to, load_as<Doubles>(to) + __builtin_convertvector(halves[half], Doubles));
-  }
+  const Halves parts = halves(value);
+  add_to(sums, widened(parts.half[0]));
+  add_to(sums + kLanes / 2, widened(parts.half[1]));
 }
+
+// Lanes whose index is another than `chosen` become 0.
+SHADE_FAST_LANES Vector keep_equal(Vector value, Bytes index, int chosen) {
+#if defined(__AVX512F__)
+  // Not `keep`: a load under a mask that has just been made is slow.
+  const __mmask16 kept = _mm_cmpeq_epi8_mask(load_as<__m128i>(&index), _mm_set1_epi8(static_cast<char>(chosen)));
+  return _mm512_and_ps(value, _mm512_castsi512_ps(_mm512_movm_epi32(kept)));
+#elif defined(__AVX2__)
+  const __m256i wide = _mm256_cvtepu8_epi32(_mm_cvtsi64_si128(load_as<long long>(&index)));
+  return _mm256_and_ps(value, _mm256_castsi256_ps(_mm256_cmpeq_epi32(wide, _mm256_set1_epi32(chosen))));
+#else
+  const Integers kept = __builtin_convertvector(index, Integers) == Integers{} + chosen;
+  return bits_to_float(float_to_bits(value) & kept);
+#endif
+}
+
+SHADE_FAST_LANES Bytes narrowed(Integers value) {
+#if defined(__AVX512F__)
+  return reinterpret_cast<Bytes>(_mm512_maskz_cvtepi32_epi8(0xffff, reinterpret_cast<__m512i>(value)));
+#else
+  return __builtin_convertvector(value, Bytes);
+#endif
+}
+
+// What is read once is fetched this many values ahead: the machine's own prefetching does not follow several rows.
+constexpr std::int64_t kAhead = 4096;
 
 // How a vector's worth of channels is read and written: all lanes, all of them past the caches, or the first few, the
 // others being 0 and their memory left alone.
 struct Whole {
   Vector load(const float* from) const { return load_as<Vector>(from); }
+  Vector load_once(const float* from) const {
+    __builtin_prefetch(from + kAhead);
+    return load_as<Vector>(from);
+  }
   void store(float* to, Vector value) const { store_as(to, value); }
   Bytes load_bytes(const std::uint8_t* from) const { return load_as<Bytes>(from); }
   void store_bytes(std::uint8_t* to, Bytes value) const { store_as(to, value); }
@@ -76,6 +147,7 @@ struct First {
   std::int64_t count;
 
   Vector load(const float* from) const { return load_first(from, count); }
+  Vector load_once(const float* from) const { return load_first(from, count); }
   void store(float* to, Vector value) const { store_first(to, value, count); }
   Bytes load_bytes(const std::uint8_t* from) const {
     Bytes value{};
@@ -88,6 +160,17 @@ struct First {
   unsigned present() const { return (1u << count) - 1u; }
 };
 
+// Calls work with the way in which whole vectors are stored.
+template <typename Work>
+SHADE_FAST_LANES void with_stores(bool stream, const Work& work) {
+  if (stream) {
+    work(Streamed{});
+    stores_done();
+  } else {
+    work(Whole{});
+  }
+}
+
 // Calls work(lanes, channel) for every vector of a pixel's channels.
 template <typename Full, typename Work>
 SHADE_FAST_LANES void for_channels(std::int64_t channels, const Work& work) {
@@ -96,9 +179,35 @@ SHADE_FAST_LANES void for_channels(std::int64_t channels, const Work& work) {
   if (channel < channels) work(First{channels - channel}, channel);
 }
 
-// Finishes and stores the channels from `channel` on of pixel number `pixel`.
+template <int number>
+struct Count {
+  static constexpr int value = number;
+};
+
+// Calls work(lanes, count, channel) for every `together` vectors of a pixel's channels, and for the last ones singly.
+template <int together, typename Full, typename Work>
+SHADE_FAST_LANES void for_channels_together(std::int64_t channels, const Work& work) {
+  std::int64_t channel = 0;
+  for (; channel + together * kLanes <= channels; channel += together * kLanes) {
+    work(Full{}, Count<together>{}, channel);
+  }
+  for_channels<Full>(channels - channel, [&](const auto& lanes, std::int64_t rest) {
+    work(lanes, Count<1>{}, channel + rest);
+  });
+}
+
+// Calls work(count, pixel) with a constant count for all pixels, `together` at a time and the last ones by themselves.
+template <int together, typename Work>
+SHADE_FAST_LANES void for_pixels(std::int64_t pixels, const Work& work) {
+  std::int64_t pixel = 0;
+  for (; pixel + together <= pixels; pixel += together) work(Count<together>{}, pixel);
+  for (; pixel < pixels; ++pixel) work(Count<1>{}, pixel);
+}
+
+// Finishes and stores the channels from `channel` on of pixel number `pixel`. `finish` is a copy of the caller's own,
+// whose parts stay in registers: no store can change it.
 template <typename Lanes>
-SHADE_FAST_LANES void finish_and_store(const Lanes& lanes, Vector value, const Finish& finish, std::int64_t pixel,
+SHADE_FAST_LANES void finish_and_store(const Lanes& lanes, Vector value, Finish finish, std::int64_t pixel,
                                        std::int64_t channel, std::int64_t channels, float* result) {
   const std::int64_t place = pixel * channels + channel;
   const std::int64_t word = pixel * ((channels + kBlock - 1) / kBlock) + channel / kBlock;
@@ -110,14 +219,14 @@ SHADE_FAST_LANES void finish_and_store(const Lanes& lanes, Vector value, const F
     const unsigned bits = positive_bits(value) & lanes.present();
     finish.positive[word] = static_cast<std::uint16_t>(before | bits << shift);
   }
-  if (finish.relu) value = value < 0.0f ? Vector{} : value;
+  if (finish.relu) value = at_least(0.0f, value);
   if (finish.gate != nullptr) value = keep(value, static_cast<unsigned>(finish.gate[word]) >> shift);
   lanes.store(result + place, value);
 }
 
 // result = finish(value(lanes, place, channel)) for every vector of channels of a run of pixels.
 template <typename Full, typename Value>
-SHADE_FAST_LANES void map_pixels(std::int64_t pixels, std::int64_t channels, float* result, const Finish& finish,
+SHADE_FAST_LANES void map_pixels(std::int64_t pixels, std::int64_t channels, float* result, Finish finish,
                                  const Value& value) {
   for (std::int64_t pixel = 0; pixel < pixels; ++pixel) {
     for_channels<Full>(channels, [&](const auto& lanes, std::int64_t channel) __attribute__((always_inline)) {
@@ -129,12 +238,8 @@ SHADE_FAST_LANES void map_pixels(std::int64_t pixels, std::int64_t channels, flo
 
 template <typename Value>
 SHADE_FAST_LANES void map_pixels(bool stream, std::int64_t pixels, std::int64_t channels, float* result,
-                                 const Finish& finish, const Value& value) {
-  if (stream) {
-    map_pixels<Streamed>(pixels, channels, result, finish, value);
-  } else {
-    map_pixels<Whole>(pixels, channels, result, finish, value);
-  }
+                                 Finish finish, const Value& value) {
+  with_stores(stream, [&](auto full) { map_pixels<decltype(full)>(pixels, channels, result, finish, value); });
 }
 
 }  // namespace

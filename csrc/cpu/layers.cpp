@@ -70,8 +70,9 @@ Status silu_gradient(const float* gradient, const float* a, float* result, Exten
 }
 
 Status unit_length(const float* activations, float* unit, Extent extent, int threads) {
+  const bool stream = streams(unit, extent, {});
   return run(extent, threads, [&](const Kernels& kernels, const Block& block, std::int64_t first) {
-    kernels.unit_length(activations + first, unit + first, block.pixels, extent.channels);
+    kernels.unit_length(activations + first, unit + first, block.pixels, extent.channels, stream);
   });
 }
 
@@ -98,10 +99,11 @@ Status lpips_layer(const float* activations, const float* clean, const float* he
 
 Status lpips_layer_gradient(const float* activations, const float* clean, const float* head, const float* upstream,
                             float* result, Extent extent, const Finish& finish, int threads) {
+  const bool stream = streams(result, extent, finish);
   return run(extent, threads, [&](const Kernels& kernels, const Block& block, std::int64_t first) {
     const float factor = 2.0f * upstream[block.image] / static_cast<float>(extent.pixels);
     kernels.lpips_gradient(activations + first, clean + first, head, factor, result + first, block.pixels,
-                           extent.channels, from_pixel(finish, block.pixel, extent.channels));
+                           extent.channels, from_pixel(finish, block.pixel, extent.channels), stream);
   });
 }
 

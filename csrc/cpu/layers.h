@@ -45,17 +45,18 @@ struct Planes {
   void norm_gradient(const float* gradient, const float* input, float* result, std::int64_t pixels,                 \
                      std::int64_t channels, const Normalization& norm, Activation activation,                       \
                      const Finish& finish, bool stream);                                                            \
-  void max_pool_row(const float* image, float* result, std::uint8_t* index, const Window& window, std::int64_t y);  \
+  void max_pool_row(const float* image, float* result, std::uint8_t* index, const Window& window, std::int64_t y,   \
+                    bool stream);                                                                                   \
   void max_pool_gradient_row(const float* gradient, const std::uint8_t* index, float* result,                       \
-                             const Window& window, const Finish& finish, std::int64_t y);                           \
+                             const Window& window, const Finish& finish, std::int64_t y, bool stream);              \
   void blur_row(const float* image, const float* taps, float* result, const Window& window, std::int64_t y);        \
   void blur_gradient_row(const float* gradient, const float* taps, float* result, const Window& window,             \
-                         const Finish& finish, std::int64_t y);                                                     \
-  void unit_length(const float* activations, float* unit, std::int64_t pixels, std::int64_t channels);              \
+                         const Finish& finish, std::int64_t y, bool stream);                                        \
+  void unit_length(const float* activations, float* unit, std::int64_t pixels, std::int64_t channels, bool stream); \
   double lpips_distance(const float* activations, const float* clean, const float* head, std::int64_t pixels,       \
                         std::int64_t channels);                                                                     \
   void lpips_gradient(const float* activations, const float* clean, const float* head, float factor, float* result, \
-                      std::int64_t pixels, std::int64_t channels, const Finish& finish);                            \
+                      std::int64_t pixels, std::int64_t channels, const Finish& finish, bool stream);               \
   void interleave(const float* planes, float* result, std::int64_t pixels, const Planes& shape);                    \
   void separate(const float* input, float* planes, std::int64_t pixels, const Planes& shape);                       \
   }

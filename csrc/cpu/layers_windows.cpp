@@ -62,6 +62,10 @@ void for_rows(std::int64_t images, std::int64_t height, std::int64_t row_values,
                [&](std::int64_t task) { work(Row{task / height, task % height}); });
 }
 
+Extent image_extent(const Window& window) { return {window.images, window.height * window.width, window.channels}; }
+Extent out_extent(const Window& window) {
+  return {window.images, window.out_height * window.out_width, window.channels};
+}
 std::int64_t image_values(const Window& window) { return window.height * window.width * window.channels; }
 std::int64_t row_values(const Window& window) { return window.width * window.channels; }
 std::int64_t out_row_values(const Window& window) { return window.out_width * window.channels; }
@@ -75,7 +79,8 @@ void for_result_rows(const Window& window, int threads, const Work& work) {
   });
 }
 
-// The same for every row of the input, whose gradient is the result.
+// Runs work(kernels, windows' first value, row's first value in the result, row's finish, y) for every row of the
+// image, whose gradient is the result.
 template <typename Work>
 void for_input_rows(const Window& window, const Finish& finish, int threads, const Work& work) {
   for_rows(window.images, window.height, row_values(window), threads, [&](Row row) {
@@ -89,8 +94,9 @@ void for_input_rows(const Window& window, const Finish& finish, int threads, con
 
 Status max_pool(const float* input, float* result, std::uint8_t* index, const Window& window, int threads) try {
   if (!fits_pool(window) || threads < 1) return Status::bad_argument;
+  const bool stream = streams(result, out_extent(window), {});
   for_result_rows(window, threads, [&](const Kernels& kernels, std::int64_t image, std::int64_t row, std::int64_t y) {
-    kernels.max_pool_row(input + image, result + row, index == nullptr ? nullptr : index + row, window, y);
+    kernels.max_pool_row(input + image, result + row, index == nullptr ? nullptr : index + row, window, y, stream);
   });
   return Status::ok;
 } catch (const std::bad_alloc&) {
@@ -100,10 +106,12 @@ Status max_pool(const float* input, float* result, std::uint8_t* index, const Wi
 Status max_pool_gradient(const float* gradient, const std::uint8_t* index, float* result, const Window& window,
                          const Finish& finish, int threads) try {
   if (!fits_pool(window) || threads < 1) return Status::bad_argument;
+  const bool stream = streams(result, image_extent(window), finish);
   for_input_rows(window, finish, threads,
-                 [&](const Kernels& kernels, std::int64_t image, std::int64_t row, const Finish& row_finish,
+                 [&](const Kernels& kernels, std::int64_t windows, std::int64_t row, const Finish& parts,
                      std::int64_t y) {
-                   kernels.max_pool_gradient_row(gradient + image, index + image, result + row, window, row_finish, y);
+                   kernels.max_pool_gradient_row(gradient + windows, index + windows, result + row, window, parts, y,
+                                                 stream);
                  });
   return Status::ok;
 } catch (const std::bad_alloc&) {
@@ -123,10 +131,11 @@ Status blur(const float* input, const float* taps, float* result, const Window& 
 Status blur_gradient(const float* gradient, const float* taps, float* result, const Window& window,
                      const Finish& finish, int threads) try {
   if (!fits_blur(window) || threads < 1) return Status::bad_argument;
+  const bool stream = streams(result, image_extent(window), finish);
   for_input_rows(window, finish, threads,
-                 [&](const Kernels& kernels, std::int64_t image, std::int64_t row, const Finish& row_finish,
+                 [&](const Kernels& kernels, std::int64_t windows, std::int64_t row, const Finish& parts,
                      std::int64_t y) {
-                   kernels.blur_gradient_row(gradient + image, taps, result + row, window, row_finish, y);
+                   kernels.blur_gradient_row(gradient + windows, taps, result + row, window, parts, y, stream);
                  });
   return Status::ok;
 } catch (const std::bad_alloc&) {

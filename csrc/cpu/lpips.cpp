@@ -10,19 +10,6 @@ namespace {
 constexpr float kEpsilon = 1e-10f;
 constexpr int kTogether = 4;
 
-// Calls work(count, pixel) with a constant count for all pixels, kTogether at a time and then one by one.
-template <int value>
-struct Count {
-  static constexpr int pixels = value;
-};
-
-template <typename Work>
-SHADE_FAST_LANES void for_pixels(std::int64_t pixels, const Work& work) {
-  std::int64_t pixel = 0;
-  for (; pixel + kTogether <= pixels; pixel += kTogether) work(Count<kTogether>{}, pixel);
-  for (; pixel < pixels; ++pixel) work(Count<1>{}, pixel);
-}
-
 template <int count>
 struct Scales {
   float length[count];
@@ -34,7 +21,7 @@ SHADE_FAST_LANES Scales<count> measure(const float* pixels, std::int64_t channel
   Vector squares[count] = {};
   for_channels<Whole>(channels, [&](const auto& lanes, std::int64_t channel) {
     for (int k = 0; k < count; ++k) {
-      const Vector value = lanes.load(pixels + k * channels + channel);
+      const Vector value = lanes.load_once(pixels + k * channels + channel);
       squares[k] += value * value;
     }
   });
@@ -48,25 +35,27 @@ SHADE_FAST_LANES Scales<count> measure(const float* pixels, std::int64_t channel
 
 }  // namespace
 
-void unit_length(const float* activations, float* unit, std::int64_t pixels, std::int64_t channels) {
-  for_pixels(pixels, [&](auto count, std::int64_t pixel) {
-    constexpr int kCount = decltype(count)::pixels;
-    const std::int64_t place = pixel * channels;
-    const Scales<kCount> scales = measure<kCount>(activations + place, channels);
-    for (int k = 0; k < kCount; ++k) {
-      const std::int64_t begin = place + k * channels;
-      for_channels<Whole>(channels, [&](const auto& lanes, std::int64_t channel) {
-        lanes.store(unit + begin + channel, lanes.load(activations + begin + channel) * scales.inverse[k]);
-      });
-    }
+void unit_length(const float* activations, float* unit, std::int64_t pixels, std::int64_t channels, bool stream) {
+  with_stores(stream, [&](auto full) {
+    for_pixels<kTogether>(pixels, [&](auto count, std::int64_t pixel) {
+      constexpr int kCount = decltype(count)::value;
+      const std::int64_t place = pixel * channels;
+      const Scales<kCount> scales = measure<kCount>(activations + place, channels);
+      for (int k = 0; k < kCount; ++k) {
+        const std::int64_t begin = place + k * channels;
+        for_channels<decltype(full)>(channels, [&](const auto& lanes, std::int64_t channel) {
+          lanes.store(unit + begin + channel, lanes.load(activations + begin + channel) * scales.inverse[k]);
+        });
+      }
+    });
   });
 }
 
 double lpips_distance(const float* activations, const float* clean, const float* head, std::int64_t pixels,
                       std::int64_t channels) {
   double total = 0.0;
-  for_pixels(pixels, [&](auto count, std::int64_t pixel) {
-    constexpr int kCount = decltype(count)::pixels;
+  for_pixels<kTogether>(pixels, [&](auto count, std::int64_t pixel) {
+    constexpr int kCount = decltype(count)::value;
     const float* const a = activations + pixel * channels;
     const float* const c = clean + pixel * channels;
     const Scales<kCount> scales = measure<kCount>(a, channels);
@@ -75,7 +64,7 @@ double lpips_distance(const float* activations, const float* clean, const float*
       const Vector weight = lanes.load(head + channel);
       for (int k = 0; k < kCount; ++k) {
         const std::int64_t place = k * channels + channel;
-        const Vector difference = lanes.load(a + place) * scales.inverse[k] - lanes.load(c + place);
+        const Vector difference = lanes.load(a + place) * scales.inverse[k] - lanes.load_once(c + place);
         sums[k] += weight * (difference * difference);
       }
     });
@@ -86,34 +75,38 @@ double lpips_distance(const float* activations, const float* clean, const float*
 
 // With d = head * (unit - clean): factor * (d * inverse - a * inverse^2 * sum(a * d) / length).
 void lpips_gradient(const float* activations, const float* clean, const float* head, float factor, float* result,
-                    std::int64_t pixels, std::int64_t channels, const Finish& finish) {
-  for_pixels(pixels, [&](auto count, std::int64_t pixel) {
-    constexpr int kCount = decltype(count)::pixels;
-    const float* const a = activations + pixel * channels;
-    const float* const c = clean + pixel * channels;
-    const Scales<kCount> scales = measure<kCount>(a, channels);
-    Vector dots[kCount] = {};
-    for_channels<Whole>(channels, [&](const auto& lanes, std::int64_t channel) {
-      const Vector weight = lanes.load(head + channel);
+                    std::int64_t pixels, std::int64_t channels, const Finish& parts, bool stream) {
+  const Finish finish = parts;
+  with_stores(stream, [&](auto full) {
+    for_pixels<kTogether>(pixels, [&](auto count, std::int64_t pixel) {
+      constexpr int kCount = decltype(count)::value;
+      const float* const a = activations + pixel * channels;
+      const float* const c = clean + pixel * channels;
+      const Scales<kCount> scales = measure<kCount>(a, channels);
+      Vector dots[kCount] = {};
+      for_channels<Whole>(channels, [&](const auto& lanes, std::int64_t channel) {
+        const Vector weight = lanes.load(head + channel);
+        for (int k = 0; k < kCount; ++k) {
+          const std::int64_t place = k * channels + channel;
+          const Vector value = lanes.load(a + place);
+          dots[k] += value * (weight * (value * scales.inverse[k] - lanes.load_once(c + place)));
+        }
+      });
+      float outer[kCount], inner[kCount];
       for (int k = 0; k < kCount; ++k) {
-        const Vector value = lanes.load(a + k * channels + channel);
-        dots[k] += value * (weight * (value * scales.inverse[k] - lanes.load(c + k * channels + channel)));
+        outer[k] = factor * scales.inverse[k];
+        const float share = sum(dots[k]) * scales.inverse[k] / scales.length[k];
+        inner[k] = scales.length[k] == 0.0f ? 0.0f : outer[k] * share;
+      }
+      for (int k = 0; k < kCount; ++k) {
+        for_channels<decltype(full)>(channels, [&](const auto& lanes, std::int64_t channel) {
+          const Vector value = lanes.load(a + k * channels + channel);
+          const Vector difference = value * scales.inverse[k] - lanes.load(c + k * channels + channel);
+          const Vector made = lanes.load(head + channel) * difference * outer[k] - value * inner[k];
+          finish_and_store(lanes, made, finish, pixel + k, channel, channels, result);
+        });
       }
     });
-    float outer[kCount], inner[kCount];
-    for (int k = 0; k < kCount; ++k) {
-      const float inverse = scales.inverse[k];
-      outer[k] = factor * inverse;
-      inner[k] = scales.length[k] == 0.0f ? 0.0f : outer[k] * inverse * (sum(dots[k]) / scales.length[k]);
-    }
-    for (int k = 0; k < kCount; ++k) {
-      for_channels<Whole>(channels, [&](const auto& lanes, std::int64_t channel) {
-        const Vector value = lanes.load(a + k * channels + channel);
-        const Vector difference = value * scales.inverse[k] - lanes.load(c + k * channels + channel);
-        const Vector made = lanes.load(head + channel) * difference * outer[k] - value * inner[k];
-        finish_and_store(lanes, made, finish, pixel + k, channel, channels, result);
-      });
-    }
   });
 }
 

@@ -77,7 +77,7 @@ void multiply_rows(const MatrixProduct& product, const float* packed, std::int64
     pack_left(product.left, first, rows, begin, length, left);
     for (std::int64_t panel = 0; panel < product.columns; panel += panel_width()) {
       const std::int64_t width = clamp(round_up(product.columns - panel, kBlock), 0, panel_width());
-      multiply({left, rows, rows, 1, length, packed + panel * product.depth + begin * width, width,
+      multiply({left, kBlock, rows * kBlock, rows, length, kBlock, packed + panel * product.depth + begin * width, width,
                 sums + panel * rows, begin > 0});
     }
   }

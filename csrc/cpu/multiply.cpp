@@ -15,25 +15,32 @@ constexpr int kRows = 6, kPanelBlocks = 1;
 constexpr int kRows = 3, kPanelBlocks = 1;
 #endif
 
-template <int rows, int vectors>
-inline void add_products(Vector (&sum)[rows][vectors], const float* left, const float* right) {
-  Vector factor[vectors];
-#pragma GCC unroll 16
-  for (int v = 0; v < vectors; ++v) factor[v] = load(right + v * kLanes);
-#pragma GCC unroll 16
-  for (int row = 0; row < rows; ++row) {
-    const Vector value = broadcast(left[row * kBlock]);
-#pragma GCC unroll 16
-    for (int v = 0; v < vectors; ++v) sum[row][v] += value * factor[v];
-  }
-}
+// Rows are addressed as every third row's pointer and once or twice the step: so many pointers fit the registers.
+template <int rows>
+struct Rows {
+  static constexpr int kPointers = (rows + 2) / 3;
+  const float* every_third[kPointers];
+  std::int64_t step;
 
-template <int rows, int blocks>
+  Rows(const float* first, std::int64_t row_step) : step(row_step) {
+#pragma GCC unroll 16
+    for (int i = 0; i < kPointers; ++i) every_third[i] = first + 3 * i * row_step;
+  }
+
+  float operator[](int row) const { return every_third[row / 3][row % 3 * step]; }
+
+  void advance() {
+#pragma GCC unroll 16
+    for (int i = 0; i < kPointers; ++i) ++every_third[i];
+  }
+};
+
+template <int rows, int blocks, bool adjacent>
 void multiply_rows(const Product& product, std::int64_t first) {
   constexpr int vectors = blocks * kParts;
   constexpr std::int64_t width = blocks * kBlock;
-  const std::int64_t left_step = product.left_rows * kBlock;
-  const float* left = product.left + first * kBlock;
+  const std::int64_t row_step = adjacent ? kBlock : product.row_step;
+  const float* left = product.left + first * row_step;
   const float* right = product.right;
   float* sums = product.sums + first * width;
 
@@ -45,15 +52,20 @@ void multiply_rows(const Product& product, std::int64_t first) {
       sum[row][v] = product.accumulate ? load(sums + row * width + v * kLanes) : Vector{};
     }
   }
-  for (std::int64_t run = 0; run < product.runs; ++run) {
-    std::int64_t k = 0;
-    for (; k + kBlock <= product.length; k += kBlock, left += left_step) {
-#pragma GCC unroll 4
-      for (int lane = 0; lane < kBlock; ++lane, right += width) add_products(sum, left + lane, right);
+  for (std::int64_t rest = product.depth; rest > 0; rest -= product.run, left += product.run_step) {
+    Rows<rows> values(left, row_step);
+    const std::int64_t length = rest < product.run ? rest : product.run;
+    for (std::int64_t k = 0; k < length; ++k, right += width, values.advance()) {
+      Vector factor[vectors];
+#pragma GCC unroll 16
+      for (int v = 0; v < vectors; ++v) factor[v] = load(right + v * kLanes);
+#pragma GCC unroll 16
+      for (int row = 0; row < rows; ++row) {
+        const Vector value = broadcast(values[row]);
+#pragma GCC unroll 16
+        for (int v = 0; v < vectors; ++v) sum[row][v] += value * factor[v];
+      }
     }
-    if (k == product.length) continue;
-    for (const float* value = left; k < product.length; ++k, ++value, right += width) add_products(sum, value, right);
-    left += left_step;
   }
 #pragma GCC unroll 16
   for (int row = 0; row < rows; ++row) {
@@ -63,12 +75,21 @@ void multiply_rows(const Product& product, std::int64_t first) {
 }
 
 // multiply_rows for the number of rows that is asked for, `rows` at most.
-template <int rows, int blocks>
+template <int rows, int blocks, bool adjacent>
 void dispatch(const Product& product, std::int64_t first, std::int64_t count) {
   if constexpr (rows > 1) {
-    if (count < rows) return dispatch<rows - 1, blocks>(product, first, count);
+    if (count < rows) return dispatch<rows - 1, blocks, adjacent>(product, first, count);
   }
-  multiply_rows<rows, blocks>(product, first);
+  multiply_rows<rows, blocks, adjacent>(product, first);
+}
+
+template <int blocks, bool adjacent>
+void multiply_all(const Product& product) {
+  const std::int64_t groups = ceil_div(product.rows, kRows);
+  for (std::int64_t group = 0; group < groups; ++group) {
+    const std::int64_t first = product.rows * group / groups;
+    dispatch<kRows, blocks, adjacent>(product, first, product.rows * (group + 1) / groups - first);
+  }
 }
 
 }  // namespace
@@ -76,15 +97,11 @@ void dispatch(const Product& product, std::int64_t first, std::int64_t count) {
 std::int64_t panel_width() { return kPanelBlocks * kBlock; }
 
 void multiply(const Product& product) {
-  const std::int64_t groups = ceil_div(product.rows, kRows);
-  for (std::int64_t group = 0; group < groups; ++group) {
-    const std::int64_t first = product.rows * group / groups;
-    const std::int64_t count = product.rows * (group + 1) / groups - first;
-    if (product.width == kBlock) {
-      dispatch<kRows, 1>(product, first, count);
-    } else {
-      dispatch<kRows, kPanelBlocks>(product, first, count);
-    }
+  const bool adjacent = product.row_step == kBlock;
+  if (product.width == kBlock) {
+    adjacent ? multiply_all<1, true>(product) : multiply_all<1, false>(product);
+  } else {
+    adjacent ? multiply_all<kPanelBlocks, true>(product) : multiply_all<kPanelBlocks, false>(product);
   }
 }
 

@@ -1,4 +1,4 @@
-// Inner loops of the elementwise layers: 4 bytes read and 4 written per value; a gradient, a residual: 4 more read each.
+// Inner loops of the elementwise layers: 4 bytes read and 4 written per value; a gradient or a residual: 4 more read.
 #include "layers.h"
 #include "sigmoid.h"
 
@@ -19,19 +19,19 @@ void pointwise(const float* a, float* result, std::int64_t pixels, std::int64_t 
                bool stream) {
   flatten(pixels, channels, finish);
   map_pixels(stream, pixels, channels, result, finish,
-             [&](const auto& lanes, std::int64_t place, std::int64_t) { return lanes.load(a + place); });
+             [&](const auto& lanes, std::int64_t place, std::int64_t) { return lanes.load_once(a + place); });
 }
 
 void silu(const float* a, float* result, std::int64_t pixels, std::int64_t channels, bool stream) {
   map_pixels(stream, 1, pixels * channels, result, Finish{},
-             [&](const auto& lanes, std::int64_t place, std::int64_t) { return silu_of(lanes.load(a + place)); });
+             [&](const auto& lanes, std::int64_t place, std::int64_t) { return silu_of(lanes.load_once(a + place)); });
 }
 
 void silu_gradient(const float* gradient, const float* a, float* result, std::int64_t pixels, std::int64_t channels,
                    const Finish& finish, bool stream) {
   flatten(pixels, channels, finish);
   map_pixels(stream, pixels, channels, result, finish, [&](const auto& lanes, std::int64_t place, std::int64_t) {
-    return lanes.load(gradient + place) * silu_slope(lanes.load(a + place));
+    return lanes.load_once(gradient + place) * silu_slope(lanes.load_once(a + place));
   });
 }
 

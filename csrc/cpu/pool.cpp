@@ -6,56 +6,107 @@
 
 namespace shade_fast::cpu::SHADE_FAST_ISA {
 
-void max_pool_row(const float* image, float* result, std::uint8_t* index, const Window& window, std::int64_t y) {
-  const Axis down = rows(window), across = columns(window);
-  const std::int64_t channels = window.channels, kernel = window.kernel;
-  const Range in_rows = down.inside(y);
-  for (std::int64_t x = 0; x < window.out_width; ++x) {
-    const Range in_columns = across.inside(x);
-    const float* const corner = image + (down.first_pixel(y) * window.width + across.first_pixel(x)) * channels;
-    for_channels<Whole>(channels, [&](const auto& lanes, std::int64_t channel) {
-      const auto pixel = [&](std::int64_t i, std::int64_t j) {
-        return lanes.load(corner + (i * window.width + j) * channels + channel);
-      };
-      Vector largest = pixel(in_rows.begin, in_columns.begin);
-      Integers place = Integers{} + static_cast<std::int32_t>(in_rows.begin * kernel + in_columns.begin);
-      for (std::int64_t i = in_rows.begin; i < in_rows.end; ++i) {
-        for (std::int64_t j = in_columns.begin; j < in_columns.end; ++j) {
-          const Vector value = pixel(i, j);
-          const Integers larger = (value > largest) | ((value != value) & (largest == largest));
-          largest = larger ? value : largest;
-          place = larger ? Integers{} + static_cast<std::int32_t>(i * kernel + j) : place;
-        }
-      }
-      lanes.store(result + x * channels + channel, largest);
-      if (index != nullptr) {
-        lanes.store_bytes(index + x * channels + channel, __builtin_convertvector(place, Bytes));
-      }
-    });
+namespace {
+
+// The first larger value takes the place of the largest so far, and so does the first NaN.
+SHADE_FAST_LANES void take_larger(Vector value, int number, Vector& largest, Integers& place) {
+#if defined(__AVX512F__)
+  const __mmask16 ordered = _mm512_cmp_ps_mask(largest, largest, _CMP_ORD_Q);
+  const __mmask16 larger = _mm512_mask_cmp_ps_mask(ordered, value, largest, _CMP_NLE_UQ);
+  largest = _mm512_mask_mov_ps(largest, larger, value);
+  place = reinterpret_cast<Integers>(
+      _mm512_mask_mov_epi32(reinterpret_cast<__m512i>(place), larger, _mm512_set1_epi32(number)));
+#else
+  const Integers larger = ~(value <= largest) & (largest == largest);
+  largest = larger ? value : largest;
+  place = larger ? Integers{} + number : place;
+#endif
+}
+
+// The largest values of a window's rows and columns, and their places in it.
+template <typename Lanes>
+SHADE_FAST_LANES void pool(const Lanes& lanes, const float* corner, std::int64_t row_values, std::int64_t channels,
+                           Range rows, Range columns, int kernel, float* result, std::uint8_t* index) {
+  Vector largest = lanes.load(corner + rows.begin * row_values + columns.begin * channels);
+  Integers place = Integers{} + static_cast<int>(rows.begin * kernel + columns.begin);
+  for (std::int64_t i = rows.begin; i < rows.end; ++i) {
+    for (std::int64_t j = columns.begin; j < columns.end; ++j) {
+      if (i == rows.begin && j == columns.begin) continue;
+      const Vector value = lanes.load(corner + i * row_values + j * channels);
+      take_larger(value, static_cast<int>(i * kernel + j), largest, place);
+    }
   }
+  lanes.store(result, largest);
+  if (index != nullptr) lanes.store_bytes(index, narrowed(place));
+}
+
+template <typename Full>
+SHADE_FAST_LANES void pool_pixel(const float* corner, std::int64_t row_values, std::int64_t channels, Range rows,
+                                 Range columns, int kernel, float* result, std::uint8_t* index) {
+  for_channels<Full>(channels, [&](const auto& lanes, std::int64_t channel) {
+    pool(lanes, corner + channel, row_values, channels, rows, columns, kernel, result + channel,
+         index == nullptr ? nullptr : index + channel);
+  });
+}
+
+}  // namespace
+
+void max_pool_row(const float* image, float* result, std::uint8_t* index, const Window& window, std::int64_t y,
+                  bool stream) {
+  const Axis down = rows(window), across = columns(window);
+  const std::int64_t channels = window.channels, row_values = window.width * channels;
+  const int kernel = static_cast<int>(window.kernel);
+  const Range in_rows = down.inside(y);
+  with_stores(stream, [&](auto full) {
+    using Full = decltype(full);
+    for (std::int64_t x = 0; x < window.out_width; ++x) {
+      const Range in_columns = across.inside(x);
+      const float* const corner = image + down.first_pixel(y) * row_values + across.first_pixel(x) * channels;
+      float* const to = result + x * channels;
+      std::uint8_t* const to_index = index == nullptr ? nullptr : index + x * channels;
+      // Whole windows of the usual sizes have loops of constant length, which the compiler unrolls.
+      const bool whole = in_rows.end - in_rows.begin == kernel && in_columns.end - in_columns.begin == kernel;
+      if (whole && kernel == 2) {
+        pool_pixel<Full>(corner, row_values, channels, {0, 2}, {0, 2}, 2, to, to_index);
+      } else if (whole && kernel == 3) {
+        pool_pixel<Full>(corner, row_values, channels, {0, 3}, {0, 3}, 3, to, to_index);
+      } else {
+        pool_pixel<Full>(corner, row_values, channels, in_rows, in_columns, kernel, to, to_index);
+      }
+    }
+  });
 }
 
 void max_pool_gradient_row(const float* gradient, const std::uint8_t* index, float* result, const Window& window,
-                           const Finish& finish, std::int64_t y) {
+                           const Finish& parts, std::int64_t y, bool stream) {
+  const Finish finish = parts;
   const Axis down = rows(window), across = columns(window);
   const std::int64_t channels = window.channels;
   const Range over = down.covering(y);
-  for (std::int64_t x = 0; x < window.width; ++x) {
-    const Range beside = across.covering(x);
-    for_channels<Whole>(channels, [&](const auto& lanes, std::int64_t channel) {
-      Vector total{};
-      for (std::int64_t v = over.begin; v < over.end; ++v) {
-        for (std::int64_t u = beside.begin; u < beside.end; ++u) {
-          const std::int64_t place = (v * window.out_width + u) * channels + channel;
-          const std::int64_t here = (y - down.first_pixel(v)) * window.kernel + x - across.first_pixel(u);
-          const Integers chosen = __builtin_convertvector(lanes.load_bytes(index + place), Integers);
-          const Vector value = lanes.load(gradient + place);
-          total += chosen == Integers{} + static_cast<std::int32_t>(here) ? value : Vector{};
+  with_stores(stream, [&](auto full) {
+    Sweep sweep(across);
+    for (std::int64_t x = 0; x < window.width; ++x) {
+      const Range beside = sweep.at(x);
+      for_channels_together<4, decltype(full)>(channels, [&](const auto& lanes, auto count, std::int64_t channel) {
+        constexpr int kCount = decltype(count)::value;
+        Vector totals[kCount] = {};
+        for (std::int64_t v = over.begin; v < over.end; ++v) {
+          const std::int64_t row = (y - down.first_pixel(v)) * window.kernel + x;
+          for (std::int64_t u = beside.begin; u < beside.end; ++u) {
+            const std::int64_t place = (v * window.out_width + u) * channels + channel;
+            const int here = static_cast<int>(row - across.first_pixel(u));
+            for (int k = 0; k < kCount; ++k) {
+              const std::int64_t at = place + k * kLanes;
+              totals[k] += keep_equal(lanes.load(gradient + at), lanes.load_bytes(index + at), here);
+            }
+          }
         }
-      }
-      finish_and_store(lanes, total, finish, x, channel, channels, result);
-    });
-  }
+        for (int k = 0; k < kCount; ++k) {
+          finish_and_store(lanes, totals[k], finish, x, channel + k * kLanes, channels, result);
+        }
+      });
+    }
+  });
 }
 
 }  // namespace shade_fast::cpu::SHADE_FAST_ISA

@@ -1,7 +1,12 @@
-// The pool behind parallel_for. Workers spin for a moment after each call, since the next one mostly follows at once,
-// then sleep. They are detached and the pool is never destroyed, so a process may end while they wait.
+// The threads behind parallel_for: those of the OpenMP runtime that torch brought, where there is one, and else a pool.
+//
+// An OpenMP thread spins for milliseconds after each of torch's parallel operations, and a thread of ours would share
+// its core with it: a small network's step took half as long again. The pool's workers spin for a moment after each
+// call, since the next one mostly follows at once, then sleep. They are detached and the pool is never destroyed, so a
+// process may end while they wait.
 #include "threads.h"
 
+#include <dlfcn.h>
 #include <pthread.h>
 
 #include <atomic>
@@ -135,23 +140,77 @@ class Pool {
   alignas(64) std::atomic<std::int64_t> next_{0};
 };
 
+// The entry of an OpenMP runtime: calls run(data) on a team of so many threads, the calling one among them.
+using Parallel = void (*)(void (*run)(void*), void* data, unsigned threads, unsigned flags);
+
+Parallel find_parallel() {
+#if defined(__SANITIZE_THREAD__)
+  return nullptr;  // ThreadSanitizer does not see how it synchronises.
+#else
+  void* const library = dlopen("libgomp.so.1", RTLD_LAZY | RTLD_NOLOAD);
+  return library == nullptr ? nullptr : reinterpret_cast<Parallel>(dlsym(library, "GOMP_parallel"));
+#endif
+}
+
+class Team {
+ public:
+  explicit Team(Parallel parallel) : parallel_(parallel) {}
+
+  // False where another thread has the team.
+  bool run(std::int64_t tasks, int threads, void (*run)(const void*, std::int64_t), const void* work) {
+    if (taken_.exchange(true, std::memory_order_acquire)) return false;
+    Call call{run, work, tasks};
+    parallel_([](void* data) { static_cast<Call*>(data)->drain(); }, &call, static_cast<unsigned>(threads), 0);
+    taken_.store(false, std::memory_order_release);
+    return true;
+  }
+
+ private:
+  struct Call {
+    void (*run)(const void*, std::int64_t);
+    const void* work;
+    std::int64_t tasks;
+    std::atomic<std::int64_t> next{0};
+
+    void drain() {
+      for (std::int64_t task = next.fetch_add(1); task < tasks; task = next.fetch_add(1)) run(work, task);
+    }
+  };
+
+  Parallel parallel_;
+  std::atomic<bool> taken_{false};
+};
+
 alignas(Pool) unsigned char storage[sizeof(Pool)];
 
 // A forked child has none of the workers, and its copy of the pool is as the fork found it.
 Pool* renew() { return new (storage) Pool; }
 
-Pool& pool() {
-  static Pool* const only = [] {
-    pthread_atfork(nullptr, nullptr, [] { renew(); });
-    return renew();
+Pool* const pool = [] {
+  pthread_atfork(nullptr, nullptr, [] { renew(); });
+  return renew();
+}();
+
+bool forked = false;
+
+// The OpenMP runtime's team, until a fork: it does not know that its threads are gone in the child.
+Team* team() {
+  static Team* only = [] {
+    const Parallel parallel = find_parallel();
+    if (parallel == nullptr) return static_cast<Team*>(nullptr);
+    pthread_atfork(nullptr, nullptr, [] { forked = true; });
+    return new Team(parallel);
   }();
-  return *only;
+  return forked ? nullptr : only;
 }
 
 }  // namespace
 
 void run_on_pool(std::int64_t tasks, int threads, void (*run)(const void* work, std::int64_t task), const void* work) {
-  if (pool().run(tasks, threads, run, work)) return;
+  Team* const borrowed = team();
+  const bool done = borrowed != nullptr ? borrowed->run(tasks, threads, run, work)
+                                        : pool->run(tasks, threads, run, work);
+  if (done) return;
   for (std::int64_t task = 0; task < tasks; ++task) run(work, task);
 }
 

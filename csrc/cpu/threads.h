@@ -1,5 +1,4 @@
-// Threads that stay from call to call. torch brings an OpenMP runtime of its own, and a second one would fight it for
-// the cores.
+// Threads that stay from call to call.
 #pragma once
 
 #include <cstdint>

@@ -117,6 +117,25 @@ inline void store_block(float* to, const Block& block) {
   for (int i = 0; i < kParts; ++i) store(to + i * kLanes, block.part[i]);
 }
 
+// Past the caches; `to` is a multiple of 64 bytes. Other threads see it once stores_done() has run.
+inline void stream_block(float* to, const Block& block) {
+  for (int i = 0; i < kParts; ++i) {
+#if defined(__AVX512F__)
+    _mm512_stream_ps(to, block.part[i]);
+#elif defined(__AVX2__)
+    _mm256_stream_ps(to + i * kLanes, block.part[i]);
+#else
+    store(to + i * kLanes, block.part[i]);
+#endif
+  }
+}
+
+inline void stores_done() {
+#if defined(__AVX2__)
+  _mm_sfence();
+#endif
+}
+
 inline void store_block(float* to, const Block& block, std::int64_t count) {
   if (count >= kBlock) return store_block(to, block);
   for (int i = 0; i < kParts; ++i) store_first(to + i * kLanes, block.part[i], clamp(count - i * kLanes, 0, kLanes));

@@ -32,6 +32,22 @@ struct Axis {
   }
 };
 
+// The windows that contain a pixel, for pixels from left to right.
+class Sweep {
+ public:
+  explicit Sweep(const Axis& axis) : axis_(axis) {}
+
+  Range at(std::int64_t pixel) {
+    while (end_ < axis_.windows && axis_.first_pixel(end_) <= pixel) ++end_;
+    while (begin_ < end_ && axis_.first_pixel(begin_) + axis_.kernel <= pixel) ++begin_;
+    return {begin_, end_};
+  }
+
+ private:
+  Axis axis_;
+  std::int64_t begin_ = 0, end_ = 0;
+};
+
 inline Axis rows(const Window& window) {
   return {window.height, window.out_height, window.kernel, window.stride, window.pad};
 }

@@ -35,11 +35,11 @@ def reference(
 ) -> tuple[Tensor, Tensor]:
     """The result and the statistics."""
     grouped = _grouped(x, groups)
-    variance, mean = torch.var_mean(grouped, dim=2, correction=0)
-    inverse = (variance + epsilon).rsqrt()
-    xhat = ((grouped - mean[..., None]) * inverse[..., None]).reshape(x.shape)
+    mean = grouped.mean(2, keepdim=True)
+    inverse = ((grouped - mean).square().mean(2, keepdim=True) + epsilon).rsqrt()
+    xhat = ((grouped - mean) * inverse).reshape(x.shape)
     y = xhat * gamma[:, None, None] + beta[:, None, None]
-    return _activated(y, activation), torch.stack([mean, inverse], dim=2)
+    return _activated(y, activation), torch.cat([mean, inverse], dim=2)
 
 
 def reference_gradient(

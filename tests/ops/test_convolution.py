@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import threading
 from collections.abc import Iterator
 
 import pytest
@@ -188,6 +190,54 @@ def test_the_gradient_is_autograds(convolution: Convolution) -> None:
     torch.testing.assert_close(gradient, expected)
     torch.testing.assert_close(reference(convolution, weight, x, tuple(y.shape[2:])), y)
     assert convolution.gradient().gradient() == convolution
+
+
+class SmallConvolution:
+    """A call on two threads, and what its result is on one."""
+
+    def __init__(self) -> None:
+        convolution = Convolution(32, 32, (3, 3), padding=(1, 1))
+        self.x, weight = draw(convolution, (1, 24, 24))
+        self.expected, self.out = nan(1, 32, 24, 24), nan(1, 32, 24, 24)
+        run("winograd4", convolution, weight, self.x, self.expected, Finish(), 1)
+        self.packed = pack("winograd4", convolution, weight)
+        shape = (1, 32, 24, 24)
+        self.scratch = torch.empty(scratch_size("winograd4", convolution, shape, shape, 2))
+        self.call = bind("winograd4", convolution, self.packed, self.x, self.out, Finish(), self.scratch, 2)
+
+    def repeat(self, times: int, wrong: list[int]) -> None:
+        for i in range(times):
+            self.out.fill_(torch.nan)
+            if self.call() or not torch.equal(self.out, self.expected):
+                wrong.append(i)
+
+
+def test_many_small_calls_from_several_threads_at_once() -> None:
+    wrong: list[int] = []
+    threads = [threading.Thread(target=SmallConvolution().repeat, args=(300, wrong)) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
+def test_a_forked_child_computes_the_same() -> None:
+    small = SmallConvolution()
+    native.check(native.cpu(), small.call())
+    child = os.fork()
+    if child == 0:  # torch's own threads did not survive the fork: only the compiled module may compute here
+        status = 1
+        try:
+            failed = any(small.call() for _ in range(100))
+            result, expected = (
+                memoryview(tensor.permute(0, 2, 3, 1).numpy()) for tensor in (small.out, small.expected)
+            )
+            status = int(failed or result.tobytes() != expected.tobytes())
+        finally:
+            os._exit(status)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
 def test_what_does_not_fit_is_refused() -> None:
