@@ -105,18 +105,15 @@ def quality(rows: Rows) -> str:
     """The release's runs, and the momentum runs that reach them."""
     if not rows:
         return ""
-    heads = ("release steps", "distance", "seconds", "momentum steps", "distance", "seconds", "times faster")
+    columns = ("steps", "distance", "seconds", "step_ms")
     lines = []
     for found in compare(rows):
-        row = [
-            found.release["steps"],
-            f"{float(found.release['distance']):.3f}",
-            f"{float(found.release['seconds']):.1f}",
-        ]
+        row = [_number(found.release[column]) for column in columns]
         if found.momentum is not None and found.faster is not None:
-            row += [found.momentum["steps"], f"{float(found.momentum['distance']):.3f}"]
-            row += [f"{float(found.momentum['seconds']):.1f}", f"{found.faster:.1f}"]
-        lines.append((*row, *[""] * (len(heads) - len(row))))
+            row += [*(_number(found.momentum[column]) for column in columns), _number(str(found.faster))]
+        lines.append((*row, *[""] * (2 * len(columns) + 1 - len(row))))
+    names = ("steps", "distance", "seconds", "ms a step")
+    heads = [*(f"release: {names[0]}", *names[1:]), *(f"momentum: {names[0]}", *names[1:]), "times faster"]
     return markdown(heads, lines)
 
 
@@ -145,6 +142,10 @@ def _cell(row: dict[str, str] | None, column: str, form: str) -> str:
     if not value:
         return ""
     return form.format(value if form == "{}" else float(value))
+
+
+def _number(text: str) -> str:
+    return f"{float(text):.4g}"
 
 
 def _with_allocator(row: dict[str, str]) -> str:
