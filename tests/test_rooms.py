@@ -19,6 +19,7 @@ MAY_IMPORT = {
     "shade_fast/reference": set(),
     "shade_fast/ops": {"shade_fast.errors", "shade_fast.kernels", "shade_fast._cpu", "shade_fast._cuda"},
     "shade_fast/encoders": {"shade_fast.errors"},
+    "shade_fast/runtime": {"shade_fast.errors", "shade_fast.ops", "shade_fast.version"},
     "shade_fast/perceptual": {"shade_fast.errors", "shade_fast.ops"},
     "shade_fast/engine": {
         *("shade_fast.errors", "shade_fast.budget", "shade_fast.view", "shade_fast.ops"),

@@ -90,49 +90,44 @@ void run_narrow(const Kernels& kernels, const Call& call, int threads) {
   }
 }
 
-// How the tiles and filters of a Winograd convolution are cut into tasks.
+// How the tiles and filters of a Winograd convolution are cut into tasks: blocks of tiles, and where those are too few
+// for the threads, parts of the filters.
 struct WinogradPlan {
-  std::int64_t outputs, tiles, filters, filters_at_once;
-  std::int64_t blocks, tiles_at_once;   // of tiles
-  std::int64_t parts, filters_in_part;  // of filters
+  std::int64_t outputs, tiles, filters;
+  std::int64_t blocks, tiles_at_once;
+  std::int64_t parts, filters_in_part;
 
   WinogradPlan(Algorithm algorithm, const Convolution& c, std::int64_t panel, std::int64_t sharers)
       : outputs(static_cast<std::int64_t>(algorithm)),
         tiles(c.images * ceil_div(c.out_height, outputs) * ceil_div(c.out_width, outputs)),
         filters(round_up(c.filters, 16)) {
-    const bool few_channels = c.channels <= 128;
-    const std::int64_t wished = few_channels ? 28 : 56;
-    blocks = ceil_div(tiles, wished);
-    if (blocks < sharers) {
-      parts = std::min(ceil_div(sharers, std::max<std::int64_t>(blocks, 1)), ceil_div(filters, panel));
-    } else {
-      parts = 1;
-      blocks = std::min(tiles, round_up(blocks, sharers));
-    }
-    tiles_at_once = ceil_div(tiles, std::max<std::int64_t>(blocks, 1));
+    // The more channels, the further away the weights are read from, and the more tiles they have to serve.
+    const std::int64_t wished = 14 * std::clamp<std::int64_t>(c.channels / 80, 2, 6);
+    const std::int64_t needed = std::max<std::int64_t>(ceil_div(tiles, wished), 1);
+    parts = std::min(ceil_div(sharers, needed), ceil_div(filters, panel));
+    blocks = parts > 1 ? needed : std::min(std::max<std::int64_t>(tiles, 1), round_up(needed, sharers));
+    tiles_at_once = ceil_div(tiles, blocks);
     filters_in_part = round_up(ceil_div(filters, parts), panel);
-    filters_at_once = few_channels ? panel : filters_in_part;
   }
 
-  std::int64_t scratch(const Convolution& c) const {
+  std::int64_t scratch(const Convolution& c, std::int64_t panel) const {
     const std::int64_t points = (outputs + 2) * (outputs + 2);
-    return points * (winograd_step(c.channels, tiles_at_once) + winograd_step(filters_at_once, tiles_at_once));
+    return points * (winograd_step(c.channels, tiles_at_once) + winograd_step(panel, tiles_at_once));
   }
 };
 
 void run_winograd(const Kernels& kernels, Algorithm algorithm, const Call& call, float* scratch, int threads) {
   const Convolution& c = call.convolution;
   const std::int64_t sharers = worthwhile_threads(c, threads);
-  const WinogradPlan plan(algorithm, c, kernels.panel_width(), sharers);
-  share_out(plan.blocks * plan.parts, sharers, scratch, plan.scratch(c), [&](std::int64_t task, float* own) {
+  const std::int64_t panel = kernels.panel_width();
+  const WinogradPlan plan(algorithm, c, panel, sharers);
+  share_out(plan.blocks * plan.parts, sharers, scratch, plan.scratch(c, panel), [&](std::int64_t task, float* own) {
     const std::int64_t block = task / plan.parts, part = task % plan.parts;
     const std::int64_t first = plan.tiles * block / plan.blocks;
     const std::int64_t first_filter = part * plan.filters_in_part;
     const std::int64_t end_filter = std::min(plan.filters, first_filter + plan.filters_in_part);
-    kernels.winograd(call,
-                     {plan.outputs, first, plan.tiles * (block + 1) / plan.blocks - first, first_filter, end_filter,
-                      plan.filters_at_once},
-                     own);
+    const std::int64_t tiles = plan.tiles * (block + 1) / plan.blocks - first;
+    kernels.winograd(call, {plan.outputs, first, tiles, first_filter, end_filter}, own);
   });
 }
 
@@ -168,10 +163,11 @@ Status pack_weights(Algorithm algorithm, const Convolution& c, const float* weig
 std::int64_t convolution_scratch(Algorithm algorithm, const Convolution& c, int threads) {
   if (!supports(algorithm, c) || threads < 1) return 0;
   const std::int64_t sharers = worthwhile_threads(c, threads);
+  const std::int64_t panel = selected(kKernels).panel_width();
   switch (algorithm) {
     case Algorithm::direct: return direct_scratch(c) * sharers + 16;
     case Algorithm::narrow: return 0;
-    default: return WinogradPlan(algorithm, c, selected(kKernels).panel_width(), sharers).scratch(c) * sharers + 16;
+    default: return WinogradPlan(algorithm, c, panel, sharers).scratch(c, panel) * sharers + 16;
   }
 }
 

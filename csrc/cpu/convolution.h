@@ -60,12 +60,11 @@ constexpr int kMostNarrowFilters = 8;
 // The points at which F(2x2), F(4x4), F(6x6) evaluate polynomials, besides 0 and infinity: each with its negative.
 constexpr double kWinogradPoints[3][3] = {{1.0}, {0.625, 1.5}, {0.5, 1.0, 2.0}};
 
-// Tiles of outputs x outputs pixels, in the order of the images' rows of tiles, and filters of the result, multiples of
-// 16: `filters_at_once`, whole panels, are multiplied for one point after the other before their inverse transform.
+// Tiles of outputs x outputs pixels, in the order of the images' rows of tiles, and filters, multiples of 16.
 struct WinogradTask {
   std::int64_t outputs;
   std::int64_t first_tile, tiles;
-  std::int64_t first_filter, end_filter, filters_at_once;
+  std::int64_t first_filter, end_filter;
 };
 
 // Floats between one point's values and the next's: never a multiple of the cache's 4 KiB.

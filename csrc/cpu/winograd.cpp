@@ -108,17 +108,19 @@ class Winograd {
         at_(scratch),
         at_step_(winograd_step(channels_, task.tiles)),
         sums_(scratch + kPoints * kPoints * at_step_),
-        sums_step_(winograd_step(task.filters_at_once, task.tiles)) {}
+        sums_step_(winograd_step(panel_width(), task.tiles)) {}
 
   void run() const {
     for (std::int64_t channel = 0; channel < channels_; channel += kBlock) {
       Place at = first_place();
       for (std::int64_t tile = 0; tile < task_.tiles; ++tile, advance(at)) transform_tile(tile, at, channel);
     }
-    for (std::int64_t filter = task_.first_filter; filter < task_.end_filter; filter += task_.filters_at_once) {
-      const std::int64_t end = clamp(filter + task_.filters_at_once, 0, task_.end_filter);
-      multiply_filters(filter, end);
-      for (std::int64_t block = filter; block < end; block += kBlock) finish_filters(filter, block);
+    // One panel after the other: its sums, and the weights of a few points, stay in the second-level cache.
+    const std::int64_t panel = panel_width();
+    for (std::int64_t filter = task_.first_filter; filter < task_.end_filter; filter += panel) {
+      const std::int64_t width = clamp(filters_ - filter, 0, panel);
+      multiply_panel(filter, width);
+      for (std::int64_t block = 0; block < width; block += kBlock) finish_filters(filter, block, width);
     }
   }
 
@@ -183,27 +185,20 @@ class Winograd {
     }
   }
 
-  // sums: [n * n, panels, tiles, panel].
-  void multiply_filters(std::int64_t first, std::int64_t end) const {
-    const std::int64_t panel = panel_width();
+  // sums: [n * n, tiles, width].
+  void multiply_panel(std::int64_t filter, std::int64_t width) const {
     for (int point = 0; point < kPoints * kPoints; ++point) {
-      for (std::int64_t filter = first; filter < end; filter += panel) {
-        const std::int64_t width = clamp(filters_ - filter, 0, panel);
-        const float* right = call_.packed + (filter * kPoints * kPoints + point * width) * channels_;
-        multiply({at_ + point * at_step_, kBlock, task_.tiles * kBlock, task_.tiles, channels_, kBlock, right, width,
-                  sums_ + point * sums_step_ + (filter - first) * task_.tiles, false});
-      }
+      const float* right = call_.packed + (filter * kPoints * kPoints + point * width) * channels_;
+      multiply({at_ + point * at_step_, kBlock, task_.tiles * kBlock, task_.tiles, channels_, kBlock, right, width,
+                sums_ + point * sums_step_, false});
     }
   }
 
-  // The 16 filters from `filter` on, of those that were multiplied from `first` on.
-  void finish_filters(std::int64_t first, std::int64_t filter) const {
-    const std::int64_t panel = panel_width();
-    const std::int64_t before = (filter - first) / panel * panel;
-    const std::int64_t width = clamp(filters_ - first - before, 0, panel);
-    const float* sums = sums_ + before * task_.tiles + (filter - first - before);
+  void finish_filters(std::int64_t filter, std::int64_t within, std::int64_t width) const {
     Place at = first_place();
-    for (std::int64_t tile = 0; tile < task_.tiles; ++tile, advance(at)) finish_tile(sums + tile * width, at, filter);
+    for (std::int64_t tile = 0; tile < task_.tiles; ++tile, advance(at)) {
+      finish_tile(sums_ + tile * width + within, at, filter + within);
+    }
   }
 
   void finish_tile(const float* sums, const Place& at, std::int64_t filter) const {

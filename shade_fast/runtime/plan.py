@@ -34,6 +34,9 @@ ACCURACIES = {
     "fast": ("narrow", "winograd4", "winograd6", "direct"),
     "exact": ("narrow", "direct"),
 }
+MOST_EXACT = ("narrow", "direct", "winograd2", "winograd4", "winograd6")
+#: The share of the time of a more exact algorithm that another has to stay below.
+CLEARLY = 0.95
 #: Winograd's transforms are worth their time from this many channels and filters on.
 LEAST_CHANNELS = 16
 #: A measurement runs on at most this many result pixels: the rates of larger images are theirs.
@@ -69,9 +72,18 @@ def _measured(
         known = _known()
         if known.get(key) not in candidates:
             seconds = {name: _time(name, convolution, source, result, threads) for name in candidates}
-            known[key] = min(seconds, key=lambda name: seconds[name])
+            known[key] = _best(seconds)
             _remember(known)
         return known[key]
+
+
+def _best(seconds: dict[str, float]) -> str:
+    """The fastest; one with larger rounding errors and larger packed weights only where it is clearly faster."""
+    best = ""
+    for name in sorted(seconds, key=MOST_EXACT.index):
+        if not best or seconds[name] < CLEARLY * seconds[best]:
+            best = name
+    return best
 
 
 def _bounded(convolution: Convolution, source: Dims, result: Dims) -> tuple[Dims, Dims]:

@@ -89,3 +89,9 @@ def test_an_unknown_plan(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SHADE_FAST_PLAN", "guess")
     with pytest.raises(ShadeFastError, match="SHADE_FAST_PLAN=guess: give measured or fixed"):
         plan.choose("fast", PLAIN, *SHAPES, 1)
+
+
+def test_larger_errors_are_taken_for_a_clear_gain_alone() -> None:
+    assert plan._best({"winograd4": 1.0, "winograd6": 0.97, "direct": 3.0}) == "winograd4"
+    assert plan._best({"winograd4": 1.0, "winograd6": 0.9, "direct": 3.0}) == "winograd6"
+    assert plan._best({"narrow": 1.0, "direct": 0.99}) == "narrow"
