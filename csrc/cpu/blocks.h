@@ -12,8 +12,8 @@ namespace shade_fast::cpu {
 constexpr std::int64_t kBlockValues = 16384;
 // With fewer values for each, waking a thread takes longer than the work it takes over.
 constexpr std::int64_t kThreadValues = 65536;
-// Results of 8 MiB and more are not in the caches when the next layer reads them; they need not be read to be written.
-constexpr std::int64_t kStreamValues = 2097152;
+// Results of 16 MiB and more are not in the caches when the next layer reads them; they need not be read to be written.
+constexpr std::int64_t kStreamValues = 4194304;
 
 inline bool is_sound(const Extent& extent) { return extent.images >= 0 && extent.pixels >= 0 && extent.channels >= 1; }
 

@@ -25,6 +25,14 @@ const Kernels kKernels[kIsas] = {
     {portable::sum_moments, portable::normalize, portable::sum_norm_gradient, portable::norm_gradient},
 };
 
+// Enough pixels that a block's sums of channels are few beside its values.
+constexpr std::int64_t kLeastPixels = 128;
+
+Blocks blocks_of(const Extent& extent) {
+  const Blocks blocks{extent};
+  return blocks.block_pixels >= kLeastPixels ? blocks : Blocks{extent, kLeastPixels};
+}
+
 std::int64_t whole_words(std::int64_t channels) { return (channels + 15) / 16 * 16; }
 
 // The scratch memory: for every block two sums of each channel, which then become two sums of each group; and for
@@ -38,7 +46,7 @@ struct Scratch {
   static constexpr std::int64_t kFactors = 5;
 
   Scratch(const Extent& extent, float* memory)
-      : blocks{extent}, width(whole_words(extent.channels)), sums(doubles_in(memory)),
+      : blocks(blocks_of(extent)), width(whole_words(extent.channels)), sums(doubles_in(memory)),
         factors(memory + floats_for_doubles(blocks.count() * 2 * width)) {}
 
   double* of_block(std::int64_t index) const { return sums + index * 2 * width; }
@@ -99,7 +107,7 @@ bool is_known(Activation activation) {
 std::int64_t group_norm_scratch(Extent extent, std::int64_t groups, int threads) {
   if (!is_sound(extent, groups, threads)) return 0;
   const std::int64_t width = whole_words(extent.channels);
-  return floats_for_doubles(Blocks{extent}.count() * 2 * width) + extent.images * Scratch::kFactors * width;
+  return floats_for_doubles(blocks_of(extent).count() * 2 * width) + extent.images * Scratch::kFactors * width;
 }
 
 Status group_norm(const float* input, const float* gamma, const float* beta, float* statistics, float* result,

@@ -51,11 +51,8 @@ def reference_max_gradient(
     for i in range(kernel):
         for j in range(kernel):
             chosen = (index == i * kernel + j).permute(0, 3, 1, 2)
-            rows, columns = (
-                slice(i, i + (height - 1) * stride + 1, stride),
-                slice(j, j + (width - 1) * stride + 1, stride),
-            )
-            padded[:, :, rows, columns] += torch.where(chosen, gradient, 0)
+            pixels = padded[:, :, _every(i, height, stride), _every(j, width, stride)]
+            pixels += torch.where(chosen, gradient, 0)
     return finish.reference(padded[:, :, padding : padding + shape[2], padding : padding + shape[3]])
 
 
@@ -64,9 +61,11 @@ def reference_blur(x: Tensor, taps: Tensor, stride: int, padding: int, size: tup
     kernel = taps.shape[0]
     below, beside = _beyond(x, kernel, stride, padding, size)
     padded = functional.pad(x, (padding, max(beside, 0), padding, max(below, 0)), mode="reflect")
-    channels = x.shape[1]
-    blurred = functional.conv2d(padded, taps.expand(channels, 1, kernel, kernel), stride=stride, groups=channels)
-    return blurred[:, :, : size[0], : size[1]]
+    blurred = padded.new_zeros(*x.shape[:2], *size)
+    for i in range(kernel):
+        for j in range(kernel):
+            blurred = blurred + taps[i, j] * padded[:, :, _every(i, size[0], stride), _every(j, size[1], stride)]
+    return blurred
 
 
 def reference_blur_gradient(
@@ -79,6 +78,11 @@ def reference_blur_gradient(
         blurred = reference_blur(x, taps, stride, padding, (height, width))
     (dx,) = torch.autograd.grad(blurred, x, gradient)
     return finish.reference(dx)
+
+
+def _every(first: int, count: int, stride: int) -> slice:
+    """`count` places from `first` on, `stride` apart."""
+    return slice(first, first + (count - 1) * stride + 1, stride)
 
 
 def _beyond(x: Tensor, kernel: int, stride: int, padding: int, size: tuple[int, int]) -> tuple[int, int]:

@@ -124,6 +124,9 @@ class Layers:
 
 
 @pytest.fixture
-def layers(isa: str) -> Layers:
-    """One for each instruction set, which is selected meanwhile."""
-    return Layers()
+def layers(isa: str) -> Iterator[Layers]:
+    """One for each instruction set, which is selected meanwhile; torch runs on one thread, the tensors being small."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield Layers()
+    torch.set_num_threads(before)

@@ -77,6 +77,19 @@ def test_unit(shape, layers) -> None:
     assert torch.equal(unit_length(activations), out)
 
 
+def test_large_results(layers) -> None:
+    shape = (1, 64, 257, 257)  # 16 MiB go past the caches
+    activations, clean, head = inputs(layers, shape)
+    upstream = torch.full((1,), 257.0 * 257)
+    expected = reference_gradient(*(tensor.double() for tensor in (upstream, activations, clean, head)))
+    layers.check_finished(
+        lambda *rest: bind_gradient(activations, clean, head, upstream, *rest), expected, "gate", tolerance=2e-6
+    )
+    out = layers.poisoned(shape)
+    layers.run(bind_unit(activations, out, 2))
+    torch.testing.assert_close(out.double(), reference_unit(activations.double()), rtol=1e-6, atol=1e-7)
+
+
 def test_nan_stays_in_its_pixel(layers) -> None:
     activations, clean, head = inputs(layers, (1, 20, 2, 3))
     activations[0, 3, 1, 1] = torch.nan

@@ -12,8 +12,7 @@ from shade_fast.ops.finish import Finish
 
 pytestmark = pytest.mark.skipif(not native.cpu_available(), reason="shade_fast._cpu is not built")
 
-# Results of 8 MiB go past the caches.
-LARGE = (1, 16, 371, 370)
+LARGE = (1, 16, 513, 512)  # results of 16 MiB go past the caches
 
 
 def test_pointwise(shape, parts, layers) -> None:

@@ -18,6 +18,9 @@ POOLS = [(2, 2, 0, 0), (2, 1, 0, 0), (3, 1, 0, 0), (3, 2, 0, 0), (3, 2, 0, 1), (
 BLURS = [(3, 2, 2, 0), (3, 1, 1, 0), (3, 2, 0, 0), (4, 3, 1, 1), (1, 1, 0, 0)]
 
 
+LARGE = (1, 64, 257, 257)  # results of 16 MiB go past the caches
+
+
 def size(shape, kernel: int, stride: int, padding: int, past: int) -> tuple[int, int] | None:
     """How many windows there are; None where they do not fit."""
     down, across = ((side + 2 * padding - kernel) // stride + 1 + past for side in shape[2:])
@@ -106,6 +109,30 @@ def test_blur_gradient(shape, parts, layers) -> None:
             parts,
             tolerance=2e-6,
         )
+
+
+def test_large_results(layers) -> None:
+    x, gradient = layers.images(LARGE), layers.images((1, 64, 256, 256))
+    out, index = torch.empty_like(gradient), torch.zeros(1, 256, 256, 64, dtype=torch.uint8)
+    layers.run(pool.bind_max(x, out, index, 2, 1, 0, 2))
+    expected, expected_index = pool.reference_max(x, 2, 1, 0, (256, 256))
+    assert torch.equal(out, expected)
+    assert torch.equal(index, expected_index)
+    expected = pool.reference_max_gradient(gradient.double(), index, LARGE, 2, 1, 0, Finish())
+    layers.check_finished(
+        lambda out, finish, threads: pool.bind_max_gradient(gradient, index, out, 2, 1, 0, finish, threads),
+        expected,
+        "gate",
+        tolerance=1e-6,
+    )
+    taps = layers.normal(2, 2)
+    expected = pool.reference_blur_gradient(gradient.double(), taps.double(), LARGE, 1, 0, Finish())
+    layers.check_finished(
+        lambda out, finish, threads: pool.bind_blur_gradient(gradient, taps, out, 1, 0, finish, threads),
+        expected,
+        "in place",
+        tolerance=2e-6,
+    )
 
 
 @pytest.mark.parametrize(("kernel", "stride", "padding"), [(2, 2, 0), (3, 2, 1), (3, 1, 0)])
