@@ -114,20 +114,13 @@ class ConvolutionLayer(Layer):
     def backward(self, schedule: Schedule, gradient: Buffer) -> None:
         def emit(result: Buffer, residual: Buffer | None, gate: Buffer | None) -> None:
             dims = self.source.dims
-
-            def finish(at: Callable[[Buffer], Tensor]) -> Finish:
-                return Finish(
-                    residual=None if residual is None else recut(at(residual), dims),
-                    gate=None if gate is None else at(gate).view(mask_shape(dims)),
-                )
-
             self._convolve(
                 schedule,
                 "backward",
                 self.convolution.gradient(),
                 (gradient, self.out_dims),
                 (result, dims),
-                finish,
+                lambda at: finish_of(at, residual, gate, dims),
                 [buffer for buffer in (residual, gate) if buffer],
                 [],
             )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -61,16 +60,6 @@ CASES = [
     (Convolution(16, 3, (3, 3), up=2, padding=(1, 1)), (1, 6, 16), (12, 31)),
     (Convolution(3, 1, (5, 4), padding=(2, 2)), (1, 6, 9), (6, 9)),
 ]
-
-
-@pytest.fixture(params=native.cpu().isas if native.cpu_available() else ())
-def isa(request: pytest.FixtureRequest) -> Iterator[str]:
-    module = native.cpu()
-    before = module.selected_isa()
-    if module.select_isa(request.param):
-        pytest.skip(f"this machine does not run {request.param}")
-    yield request.param
-    module.select_isa(before)
 
 
 def channels_last(tensor: Tensor) -> Tensor:
