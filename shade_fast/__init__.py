@@ -8,6 +8,7 @@ from shade_fast.perceptual import load_perceptual
 from shade_fast.poison import poison_batch
 from shade_fast.report import write_report
 from shade_fast.results import PoisonedImage, PoisonResult
+from shade_fast.survival import Survival, survival
 from shade_fast.version import __version__
 from shade_fast.view import View
 
@@ -19,11 +20,13 @@ __all__ = [
     "PoisonResult",
     "PoisonedImage",
     "ShadeFastError",
+    "Survival",
     "View",
     "__version__",
     "generate_anchors",
     "load_encoder",
     "load_perceptual",
     "poison_batch",
+    "survival",
     "write_report",
 ]

@@ -1,4 +1,4 @@
-"""The command line: `shade-fast poison`, `report` and `info`."""
+"""The command line: `shade-fast poison`, `report`, `survive` and `info`."""
 
 from __future__ import annotations
 
@@ -23,8 +23,10 @@ from shade_fast.images import OUTPUT_FORMATS, Output
 from shade_fast.info import describe_machine, info_lines
 from shade_fast.poison import Poisoner
 from shade_fast.report import write_report
+from shade_fast.report_run import read_run
 from shade_fast.results import PoisonedImage, summarize
 from shade_fast.runtime import ACCURACIES
+from shade_fast.survival import survival
 from shade_fast.version import __version__
 from shade_fast.view import View
 
@@ -52,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _poison(options: argparse.Namespace) -> int:
     output = Output(options.format, options.quality)
     budget = Budget(linf=options.linf, lpips=options.lpips)
-    view = View(size=options.view)
+    view = View.robust(options.view) if options.robust else View(options.view)
     encoders = options.encoder or ["embedded"]
     sources = find_images(options.sources, exclude=options.out)
     poisoner = Poisoner(
@@ -68,6 +70,7 @@ def _poison(options: argparse.Namespace) -> int:
         batch_size=options.batch_size,
         seed=options.seed,
         target_ratio=options.target_ratio,
+        survival=options.survival,
         anchors=None if options.anchors is None else AnchorLibrary.from_folder(options.anchors),
     )
     if options.dry_run:
@@ -76,7 +79,7 @@ def _poison(options: argparse.Namespace) -> int:
         "target": options.target,
         "encoder": encoders,
         "budget": {"linf": budget.linf, "lpips": budget.lpips},
-        "view": {"size": view.size},
+        "view": {"size": view.size, "transforms": [repr(transform) for transform in view.transforms]},
         "perceptual": options.perceptual,
         "backend": options.backend,
         "accuracy": options.accuracy,
@@ -142,6 +145,24 @@ def _dry_run(options: argparse.Namespace, sources: Any, poisoner: Poisoner, outp
 
 def _report(options: argparse.Namespace) -> int:
     print(write_report(options.directory, options.out))
+    return EXIT_OK
+
+
+def _survive(options: argparse.Namespace) -> int:
+    run = read_run(options.directory)
+    done = [image for image in run.images if image.output is not None]
+    measured = survival(
+        [run.directory / image.source for image in done],
+        [run.directory / str(image.output) for image in done],
+        options.encoder,
+        view=View(options.view),
+    )
+    if options.json:
+        print(json.dumps({"encoder": measured.encoder, "names": measured.names, "shares": measured.shares}, indent=1))
+    else:
+        print(measured.table())
+    if options.plot:
+        print(measured.plot(options.plot), file=sys.stderr)
     return EXIT_OK
 
 
@@ -211,7 +232,9 @@ def _parser() -> argparse.ArgumentParser:
         default="auto",
         help="images of one size optimised together on a GPU, or 'auto'",
     )
-    add("--seed", type=int, default=0, help="recorded with the run")
+    add("--robust", action="store_true", help="draw crops, resizes, JPEG, noise and blur on the way to the encoder")
+    add("--survival", action="store_true", help="measure what is left of the shift after what happens to files")
+    add("--seed", type=int, default=0, help="what the draws of --robust follow from, with each image's pixels")
     add("--target-ratio", type=float, default=0.9, help="share of the latent distance that may be left for 'ok'")
     add("--anchors", metavar="DIR", help="library of anchors: a folder with a subfolder of images for each concept")
     add("--format", default="png", choices=["same", *OUTPUT_FORMATS], help="format of the files written")
@@ -225,6 +248,19 @@ def _parser() -> argparse.ArgumentParser:
     report.set_defaults(run=_report)
     report.add_argument("directory", metavar="DIR", help="a run's folder")
     report.add_argument("--out", metavar="FILE", help="the page (default: DIR/report.html)")
+
+    survive = commands.add_parser(
+        "survive",
+        help="measure what is left after compression, resizing, crops and the like",
+        description="The share of the latent shift that is left after each treatment of the protected files.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    survive.set_defaults(run=_survive)
+    survive.add_argument("directory", metavar="DIR", help="a run's folder")
+    survive.add_argument("--encoder", default="embedded", metavar="NAME|PATH|ID", help="encoder to measure with")
+    survive.add_argument("--view", type=_size, default="512", metavar="SIZE", help="shorter side, or 'none'")
+    survive.add_argument("--plot", metavar="FILE", help="draw it too: .svg, .png or .pdf (needs matplotlib)")
+    survive.add_argument("--json", action="store_true", help="print every image's shares as JSON")
 
     info = commands.add_parser("info", help="devices, backends, weights found, versions")
     info.set_defaults(run=_info)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -31,6 +32,7 @@ from shade_fast.errors import ShadeFastError
 from shade_fast.images import DecodedImage, Output, UInt8Array, decode
 from shade_fast.perceptual import Perceptual, available, load_perceptual
 from shade_fast.results import PoisonedImage, PoisonResult, Status
+from shade_fast.survival import TREATMENTS, shares
 from shade_fast.view import View
 
 #: progress(done, total) after each image, or True for a progress bar.
@@ -54,6 +56,7 @@ def poison_batch(
     seed: int = 0,
     target_ratio: float = 0.9,
     anchors: AnchorLibrary | None = None,
+    survival: bool = False,
     progress: Progress = None,
 ) -> PoisonResult:
     """Protect images: move each one's latent towards an anchor's with a perturbation that stays inside the budget.
@@ -70,9 +73,10 @@ def poison_batch(
     accuracy: of the `native` networks' input gradient, against float64: `fast` within 1e-4 relative, `exact` 1e-5.
     batch_size: neighbouring images of one size that are optimised together on a GPU; `auto` is 8. On a CPU, where
         batches gain nothing, images are taken one by one whatever is asked: a result cannot depend on its neighbours.
-    seed: recorded with the run; today's optimisers draw nothing at random.
+    seed: what each image's draws of the view's transforms follow from, with the image's own pixels.
     target_ratio: `ok` is a latent distance of at most this share of its start; anything above is `below_target`.
     anchors: the library that names are looked up in, default the embedded one.
+    survival: whether to measure each result's shift after the treatments of `shade_fast.survival` as well.
     progress: True for a bar, or a function called with (done, total) after each image.
 
     Returns a `PoisonResult`. An image that cannot be handled is in it as `failed`, with the reason; the others go on.
@@ -101,6 +105,7 @@ def poison_batch(
         seed=seed,
         target_ratio=target_ratio,
         anchors=anchors,
+        survival=survival,
     )
     if isinstance(target, list | tuple):
         if len(target) != len(images):
@@ -147,6 +152,7 @@ class Poisoner:
         seed: int = 0,
         target_ratio: float = 0.9,
         anchors: AnchorLibrary | None = None,
+        survival: bool = False,
     ) -> None:
         self.budget = budget
         self.view = view
@@ -170,7 +176,8 @@ class Poisoner:
             freeze = functools.partial(runtime.freeze, backend="native", accuracy=accuracy)
             self.encoders = tuple(encoder.frozen(freeze) for encoder in self.encoders)
             self.perceptual = None if self.perceptual is None else self.perceptual.frozen(freeze)
-        check_optimizer(optimizer, budget, len(self.encoders))
+        check_optimizer(optimizer, budget, len(self.encoders), view)
+        self.survival = survival
         self.anchors = AnchorLibrary.embedded() if anchors is None else anchors
 
     @property
@@ -253,6 +260,7 @@ class Poisoner:
             [torch.cat(latents) for latents in zip(*anchor_latents, strict=True)],
             self.perceptual,
             self.backend,
+            [self._random(work.image) for work in batch],
         )
         if not bool(torch.isfinite(problem.start).all()):
             raise ShadeFastError(f"the latent is not finite under encoder {self.encoder_name}; check its weights")
@@ -280,6 +288,7 @@ class Poisoner:
                 anchor=work.anchor.paths[picks[index]] if work.anchor.paths else None,
                 history=tuple(history[:, index].tolist()),
                 seconds=seconds,
+                survival=self._survival(work.image.pixels, pixels) if self.survival and status != "failed" else None,
             )
             data = None
             if output is not None and status != "failed":
@@ -288,6 +297,14 @@ class Poisoner:
                     raise ShadeFastError(f"{work.image.name}: the encoded file does not decode to the pixels measured")
             results.append(Protected(work.image, outcome, data))
         return results
+
+    def _random(self, image: DecodedImage) -> np.random.Generator:
+        """An image's own random numbers: they follow from the seed and its pixels, not from its place in the run."""
+        digest = hashlib.sha256(image.pixels.tobytes()).digest()
+        return np.random.default_rng([self.seed, int.from_bytes(digest[:8])])
+
+    def _survival(self, clean: UInt8Array, perturbed: UInt8Array) -> dict[str, float]:
+        return shares(self.encoders, clean, perturbed, view=self.view, treatments=TREATMENTS, backend=self.backend)
 
     @torch.no_grad()
     def _nearest(self, anchor: Anchor, view: torch.Tensor, size: tuple[int, int]) -> tuple[int, list[torch.Tensor]]:

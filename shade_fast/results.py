@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean
 from typing import Literal, overload
@@ -25,6 +25,7 @@ class PoisonedImage:
     ensemble the mean over the encoders of each one's distance over its own start (1.0 before).
     steps: optimiser steps taken. history: the distance before each step. anchor: path of the anchor's image, or None.
     seconds: the image's share of the time that its batch took.
+    survival: treatment -> share of the latent shift that is left after it (see `shade_fast.survival`); None unasked.
     """
 
     image: UInt8Array | None
@@ -39,6 +40,7 @@ class PoisonedImage:
     anchor: str | None = None
     history: tuple[float, ...] = field(default=(), repr=False)
     seconds: float = 0.0
+    survival: Mapping[str, float] | None = None
 
     @property
     def ratio(self) -> float | None:
@@ -102,6 +104,10 @@ def summarize(
         line = f"largest linf {round(255 * worst)}/255"
         lpips = [image.lpips for image in protected if image.lpips is not None]
         lines.append(line + (f", largest lpips {max(lpips):.4f}" if lpips else ""))
+    measured = [image.survival for image in images if image.survival is not None]
+    if measured:
+        means = ", ".join(f"{name} {fmean(one[name] for one in measured):.0%}" for name in measured[0])
+        lines.append(f"shift left after {means}")
     if seconds > 0:
         lines.append(f"{seconds:.1f} s, {len(images) / seconds:.3f} images/s")
     lines += [f"failed: {image.error}" for image in images if image.status == "failed"]

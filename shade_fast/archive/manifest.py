@@ -49,6 +49,7 @@ class Row:
             "distance_after": _finite(outcome.distance_after),
             "steps": outcome.steps,
             "seconds": round(outcome.seconds, 3),
+            "survival": outcome.survival and {name: _finite(share) for name, share in outcome.survival.items()},
             "history": [round(distance, 4) for distance in outcome.history if math.isfinite(distance)],
         }
 

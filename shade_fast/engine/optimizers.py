@@ -14,6 +14,7 @@ from shade_fast.engine.problem import Problem
 from shade_fast.errors import ShadeFastError
 from shade_fast.ops import optimizer_update
 from shade_fast.reference import paper_loop, release_loop
+from shade_fast.view import View
 
 #: Length of the first step, in units of linf, and the share of the momentum that is kept from step to step.
 STEP_SIZE, DECAY = 0.6, 0.8
@@ -49,7 +50,7 @@ class LpipsControl:
         return self._accumulated * torch.exp(self.RESPONSE * violation)
 
 
-def check_optimizer(optimizer: str, budget: Budget, encoders: int) -> None:
+def check_optimizer(optimizer: str, budget: Budget, encoders: int, view: View = View()) -> None:
     """Raise ShadeFastError for an unknown optimiser, and for what a published loop cannot do, with the mend."""
     if optimizer not in OPTIMIZERS:
         raise ShadeFastError(f"optimizer {optimizer!r}: give one of {', '.join(OPTIMIZERS)}")
@@ -60,6 +61,11 @@ def check_optimizer(optimizer: str, budget: Budget, encoders: int) -> None:
     if optimizer != "momentum" and encoders != 1:
         raise ShadeFastError(
             f"optimizer {optimizer!r}: the published loops know one encoder; use 'momentum' for several"
+        )
+    if optimizer != "momentum" and view.transforms:
+        raise ShadeFastError(
+            f"optimizer {optimizer!r}: the published loops know no random view; use 'momentum', or a view without "
+            "transforms"
         )
 
 

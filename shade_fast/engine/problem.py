@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
 
 from shade_fast.encoders import Encoder
 from shade_fast.engine.devices import kernels
 from shade_fast.ops import latent_distance
 from shade_fast.perceptual import Perceptual
+from shade_fast.transforms import Draw
 from shade_fast.view import ViewPlan
 
 
@@ -20,7 +22,8 @@ class Problem:
     its own value at the clean image.
 
     clean: uint8 [B, 3, H, W]. anchor_latents: one [B, C, h, w] for each encoder. perceptual: None where LPIPS is
-    neither bounded nor measured. Everything is on one device.
+    neither bounded nor measured. Everything is on one device. randoms: one for each image, where
+    the plan has transforms.
     """
 
     def __init__(
@@ -31,6 +34,7 @@ class Problem:
         anchor_latents: Sequence[torch.Tensor],
         perceptual: Perceptual | None,
         backend: str = "reference",
+        randoms: Sequence[np.random.Generator] = (),
     ) -> None:
         self.clean = clean
         self.plan = plan
@@ -38,9 +42,12 @@ class Problem:
         self.anchor_latents = tuple(anchor_latents)
         self.perceptual = perceptual
         self.backend = backend
+        self._randoms = tuple(randoms) if plan.transforms else ()
         with torch.no_grad():
             self._clean_view = view = self.see(clean / 255)
-            self._starts = [self._encoder_distance(index, view) for index in range(len(self.encoders))]
+            self._starts = [
+                self._encoder_distance(index, view, latents) for index, latents in enumerate(self.anchor_latents)
+            ]
             #: objective at the clean images, [B]
             self.start = self.distance(view)
             self._clean_features = None if perceptual is None else perceptual.features(view)
@@ -49,12 +56,15 @@ class Problem:
         """The view of images or perturbations, [B, 3, H, W] -> [B, 3, h, w]; linear and differentiable."""
         return self.plan.apply(images, backend=kernels(self.backend))
 
-    def distance(self, view: torch.Tensor) -> torch.Tensor:
-        """The objective [B] of what the encoders see, [B, 3, h, w]; differentiable."""
+    def distance(self, view: torch.Tensor, draws: Sequence[Draw] = ()) -> torch.Tensor:
+        """The objective [B] of what the encoders see, [B, 3, h, w], or of what `draws` make of it; differentiable."""
+        if draws:
+            view = torch.cat([draw.image(view[index : index + 1]) for index, draw in enumerate(draws)])
+        anchor_latents = [_drawn(latents, draws) for latents in self.anchor_latents]
         if len(self.encoders) == 1:
-            return self._encoder_distance(0, view)
+            return self._encoder_distance(0, view, anchor_latents[0])
         terms = [
-            self._encoder_distance(index, view) / start.clamp_min(torch.finfo(start.dtype).tiny)
+            self._encoder_distance(index, view, anchor_latents[index]) / start.clamp_min(torch.finfo(start.dtype).tiny)
             for index, start in enumerate(self._starts)
         ]
         return torch.stack(terms).mean(dim=0)
@@ -80,12 +90,14 @@ class Problem:
 
         Each term's gradient is taken where the encoder sees it and divided by its mean magnitude, so that the weights
         have no unit; the sum is then led back through the view. The view is linear, so the clean image's part of it is
-        kept, and clean + delta is never made at the file's size.
+        kept, and clean + delta is never made at the file's size. Where the plan has transforms, the encoders see one
+        draw of them; LPIPS does not.
         """
         delta = delta.detach().requires_grad_(True)
         seen = self.see(delta)
         view = (self._clean_view + seen).detach().requires_grad_(True)
-        distance = self.distance(view)
+        draws = [self.plan.draw(random, backend=kernels(self.backend)) for random in self._randoms]
+        distance = self.distance(view, draws)
         direction = _normalized(torch.autograd.grad(distance.sum(), view)[0])
         lpips = None if weigh is None else self.lpips(view)
         if weigh is not None and lpips is not None:
@@ -94,9 +106,17 @@ class Problem:
         (gradient,) = torch.autograd.grad(seen, delta, direction)
         return gradient, distance.detach()
 
-    def _encoder_distance(self, index: int, view: torch.Tensor) -> torch.Tensor:
-        latents = self.encoders[index].encode(view)
-        return latent_distance(latents, self.anchor_latents[index], backend=kernels(self.backend))
+    def _encoder_distance(self, index: int, view: torch.Tensor, anchor_latents: torch.Tensor) -> torch.Tensor:
+        return latent_distance(self.encoders[index].encode(view), anchor_latents, backend=kernels(self.backend))
+
+
+def _drawn(latents: torch.Tensor, draws: Sequence[Draw]) -> torch.Tensor:
+    """Latents [B, C, h, w] where the images' draws take them."""
+    if all(draw.latent is None for draw in draws):
+        return latents
+    moved = [latents[index : index + 1] for index in range(len(latents))]
+    moved = [one if draw.latent is None else draw.latent(one) for draw, one in zip(draws, moved, strict=True)]
+    return torch.cat(moved)
 
 
 def _normalized(gradient: torch.Tensor) -> torch.Tensor:
