@@ -8,6 +8,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from os import PathLike
 from typing import Any, Literal, cast
 
 import numpy as np
@@ -34,6 +35,7 @@ from shade_fast.perceptual import Perceptual, available, load_perceptual
 from shade_fast.results import PoisonedImage, PoisonResult, Status
 from shade_fast.survival import TREATMENTS, shares
 from shade_fast.view import View
+from shade_fast.warm_start import WarmStart
 
 #: progress(done, total) after each image, or True for a progress bar.
 Progress = Callable[[int, int], None] | bool | None
@@ -44,6 +46,7 @@ def poison_batch(
     target: Target | Anchor | Sequence[Target | Anchor],
     *,
     encoder: Any = "embedded",
+    weights: Sequence[float] | None = None,
     budget: Budget = Budget(linf=16 / 255, lpips=0.07),
     view: View = View(size=512),
     perceptual: str | Perceptual | None = "auto",
@@ -57,6 +60,7 @@ def poison_batch(
     target_ratio: float = 0.9,
     anchors: AnchorLibrary | None = None,
     survival: bool = False,
+    start: WarmStart | str | PathLike[str] | None = None,
     progress: Progress = None,
 ) -> PoisonResult:
     """Protect images: move each one's latent towards an anchor's with a perturbation that stays inside the budget.
@@ -66,6 +70,7 @@ def poison_batch(
         images), a PIL image, a uint8 array [H, W, C] or a latent tensor [C, h, w] or [1, C, h, w]; of several images
         each protected image is given the nearest in latent distance.
     encoder: what `load_encoder` takes (a name, path, hub id, module or callable), or a list of these: an ensemble.
+    weights: of an ensemble's encoders, as many numbers above 0; None for equal ones.
     budget: how far a file may be changed. view: what a trainer's loader does to it before the encoder sees it.
     perceptual: the LPIPS network, by name; `auto` takes the strongest whose weights are on this machine.
     optimizer: `momentum`, or the published loops `release` and `paper`. steps: its steps, at least 1.
@@ -77,22 +82,16 @@ def poison_batch(
     target_ratio: `ok` is a latent distance of at most this share of its start; anything above is `below_target`.
     anchors: the library that names are looked up in, default the embedded one.
     survival: whether to measure each result's shift after the treatments of `shade_fast.survival` as well.
+    start: a warm start for this anchor and these encoders (`fit_start`), or its file; with it half the steps do.
     progress: True for a bar, or a function called with (done, total) after each image.
 
     Returns a `PoisonResult`. An image that cannot be handled is in it as `failed`, with the reason; the others go on.
     Raises ShadeFastError for what concerns the run as a whole: no images, an unknown option, a missing network.
     Source: arXiv 2310.13828.
     """
-    if isinstance(images, torch.Tensor):
-        images = _arrays(images)
-    if isinstance(images, str | bytes) or not isinstance(images, Sequence):
-        raise ShadeFastError(
-            f"images: give a sequence of images or a uint8 tensor [N, 3, H, W]; got {type(images).__name__}"
-        )
-    if not images:
-        raise ShadeFastError("images: none were given; give at least one")
     poisoner = Poisoner(
         encoder=encoder,
+        weights=weights,
         budget=budget,
         view=view,
         perceptual=perceptual,
@@ -106,7 +105,26 @@ def poison_batch(
         target_ratio=target_ratio,
         anchors=anchors,
         survival=survival,
+        start=start,
     )
+    return protect_batch(poisoner, images, target, progress)
+
+
+def protect_batch(
+    poisoner: Poisoner,
+    images: Sequence[ImageLike] | torch.Tensor,
+    target: Target | Anchor | Sequence[Target | Anchor],
+    progress: Progress = None,
+) -> PoisonResult:
+    """`poison_batch` by a poisoner whose networks are loaded, for one batch after the other."""
+    if isinstance(images, torch.Tensor):
+        images = _arrays(images)
+    if isinstance(images, str | bytes) or not isinstance(images, Sequence):
+        raise ShadeFastError(
+            f"images: give a sequence of images or a uint8 tensor [N, 3, H, W]; got {type(images).__name__}"
+        )
+    if not images:
+        raise ShadeFastError("images: none were given; give at least one")
     if isinstance(target, list | tuple):
         if len(target) != len(images):
             raise ShadeFastError(
@@ -140,6 +158,7 @@ class Poisoner:
         self,
         *,
         encoder: Any = "embedded",
+        weights: Sequence[float] | None = None,
         budget: Budget = Budget(linf=16 / 255, lpips=0.07),
         view: View = View(size=512),
         perceptual: str | Perceptual | None = "auto",
@@ -153,6 +172,7 @@ class Poisoner:
         target_ratio: float = 0.9,
         anchors: AnchorLibrary | None = None,
         survival: bool = False,
+        start: WarmStart | str | PathLike[str] | None = None,
     ) -> None:
         self.budget = budget
         self.view = view
@@ -172,12 +192,16 @@ class Poisoner:
         if not specs:
             raise ShadeFastError("encoder: an empty list; give at least one")
         self.encoders = tuple(load_encoder(spec, self.device).to(self.device) for spec in specs)
+        self.weights = _checked_weights(weights, len(self.encoders))
         if self.backend == "native":
             freeze = functools.partial(runtime.freeze, backend="native", accuracy=accuracy)
             self.encoders = tuple(encoder.frozen(freeze) for encoder in self.encoders)
             self.perceptual = None if self.perceptual is None else self.perceptual.frozen(freeze)
         check_optimizer(optimizer, budget, len(self.encoders), view)
         self.survival = survival
+        if start is not None and optimizer != "momentum":
+            raise ShadeFastError(f"optimizer {optimizer!r}: the published loops have no warm start; leave it out")
+        self.start = WarmStart.load(start) if isinstance(start, str | PathLike) else start
         self.anchors = AnchorLibrary.embedded() if anchors is None else anchors
 
     @property
@@ -195,6 +219,8 @@ class Poisoner:
         if anchor.is_latent:
             for encoder in self.encoders:
                 anchor.latents(encoder, (self.factor, self.factor))
+        if self.start is not None:
+            self.start.check(anchor, self.encoders)
         return anchor
 
     def protect(
@@ -261,10 +287,15 @@ class Poisoner:
             self.perceptual,
             self.backend,
             [self._random(work.image) for work in batch],
+            self.weights,
         )
         if not bool(torch.isfinite(problem.start).all()):
             raise ShadeFastError(f"the latent is not finite under encoder {self.encoder_name}; check its weights")
-        delta, history = optimize(problem, self.optimizer, self.budget, self.steps)
+        start = None
+        if self.start is not None:
+            size = (clean.shape[2], clean.shape[3])
+            start = torch.cat([self.start.perturbation(pick, plan.crop, size) for pick in picks]).to(self.device)
+        delta, history = optimize(problem, self.optimizer, self.budget, self.steps, start)
         codecs = [_codec(work.image, output) for work in batch]
         projected = project(problem, delta, self.budget, codecs if any(codecs) else None)
         seconds = (time.perf_counter() - started) / len(batch)
@@ -282,6 +313,10 @@ class Poisoner:
                 lpips=lpips,
                 distance_before=before,
                 distance_after=after,
+                encoder_distances=tuple(
+                    (float(start[index]), float(end))
+                    for start, end in zip(problem.starts, projected.distances[index], strict=True)
+                ),
                 steps=self.steps,
                 error=None if error is None else f"{work.image.name}: {error}",
                 name=work.image.name,
@@ -397,6 +432,14 @@ def _arrays(images: torch.Tensor) -> list[UInt8Array]:
             f"images: a {images.dtype} tensor of shape {tuple(images.shape)}; give uint8 [N, 3, H, W], 0 to 255"
         )
     return list(images.permute(0, 2, 3, 1).cpu().numpy())
+
+
+def _checked_weights(weights: Sequence[float] | None, count: int) -> list[float]:
+    if weights is None:
+        return [1.0] * count
+    if len(weights) != count or not all(0 < weight < math.inf for weight in weights):
+        raise ShadeFastError(f"weights={list(weights)}: give {count} numbers above 0, one for each encoder")
+    return [float(weight) for weight in weights]
 
 
 def _whole(name: str, value: Any, least: int = 1) -> int:

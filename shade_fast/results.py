@@ -22,7 +22,8 @@ class PoisonedImage:
     linf: largest change of a channel, in [0, 1] units. lpips: distance between the views of the clean and the
     perturbed image, None where no network is loaded.
     distance_before, distance_after: latent distance to the anchor, ‖E(x) - anchor_latent‖₂ through the view; for an
-    ensemble the mean over the encoders of each one's distance over its own start (1.0 before).
+    ensemble the weighted mean over the encoders of each one's distance over its own start (1.0 before).
+    encoder_distances: (before, after) of each encoder, in latent units.
     steps: optimiser steps taken. history: the distance before each step. anchor: path of the anchor's image, or None.
     seconds: the image's share of the time that its batch took.
     survival: treatment -> share of the latent shift that is left after it (see `shade_fast.survival`); None unasked.
@@ -34,6 +35,7 @@ class PoisonedImage:
     lpips: float | None = None
     distance_before: float | None = None
     distance_after: float | None = None
+    encoder_distances: tuple[tuple[float, float], ...] = ()
     steps: int = 0
     error: str | None = None
     name: str = ""

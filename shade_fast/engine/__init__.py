@@ -4,6 +4,7 @@ from shade_fast.engine.devices import BACKENDS, kernels, resolve_backend, resolv
 from shade_fast.engine.optimizers import OPTIMIZERS, check_optimizer, optimize
 from shade_fast.engine.problem import Problem
 from shade_fast.engine.projection import Codec, Projected, project
+from shade_fast.engine.together import optimize_together
 
 __all__ = [
     "BACKENDS",
@@ -13,6 +14,7 @@ __all__ = [
     "Projected",
     "kernels",
     "optimize",
+    "optimize_together",
     "check_optimizer",
     "project",
     "resolve_backend",

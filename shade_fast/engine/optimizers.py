@@ -69,24 +69,34 @@ def check_optimizer(optimizer: str, budget: Budget, encoders: int, view: View = 
         )
 
 
-def optimize(problem: Problem, optimizer: str, budget: Budget, steps: int) -> tuple[torch.Tensor, torch.Tensor]:
+def optimize(
+    problem: Problem, optimizer: str, budget: Budget, steps: int, start: torch.Tensor | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Run an optimiser: perturbation float32 [B, 3, H, W], and the objective before each step, [steps, B].
 
+    start: what momentum begins with, float32 [B, 3, H, W] in units of linf; None for no perturbation.
     The perturbation keeps the images in [0, 1], and inside linf where the optimiser knows one; what the file may hold
     is `project`'s to see to. Raises ShadeFastError as `check_optimizer` does.
     """
     check_optimizer(optimizer, budget, len(problem.encoders))
-    delta, history = OPTIMIZERS[optimizer](problem, budget, steps)
+    if optimizer == "momentum":
+        delta, history = momentum(problem, budget, steps, start)
+    else:
+        delta, history = OPTIMIZERS[optimizer](problem, budget, steps)
     return delta, torch.stack(history)
 
 
-def momentum(problem: Problem, budget: Budget, steps: int) -> tuple[torch.Tensor, History]:
+def momentum(
+    problem: Problem, budget: Budget, steps: int, start: torch.Tensor | None = None
+) -> tuple[torch.Tensor, History]:
     """Sign-momentum with a cosine step; an LPIPS bound is held by `LpipsControl`.
 
     m <- 0.8·m + g/mean|g|,   delta <- clamp(delta - a_i·s·sign(m), -linf, linf),   a_i: cosine from 0.6·linf to 0
     g = ∇objective/mean|∇objective| + weight·∇LPIPS/mean|∇LPIPS|,   s the control's length
     """
     delta = torch.zeros_like(problem.clean, dtype=torch.float32)
+    if start is not None:
+        delta = inside(start.to(delta) * (DEFAULT_UNIT if budget.linf is None else budget.levels / 255), problem.clean)
     momentum_buffer = torch.zeros_like(delta)
     # The file holds whole levels: a box between two of them would only be rounded away.
     box = budget.levels / 255
@@ -108,6 +118,12 @@ def momentum(problem: Problem, budget: Budget, steps: int) -> tuple[torch.Tensor
             backend=kernels(problem.backend),
         )
     return delta, history
+
+
+def inside(delta: torch.Tensor, clean: torch.Tensor) -> torch.Tensor:
+    """A perturbation that keeps uint8 images in their range."""
+    shown = clean / 255
+    return torch.maximum(torch.minimum(delta, 1 - shown), -shown)
 
 
 def release(problem: Problem, budget: Budget, steps: int) -> tuple[torch.Tensor, History]:

@@ -18,12 +18,12 @@ from shade_fast.view import ViewPlan
 class Problem:
     """What is minimised for a batch of clean images of one size, and what bounds it.
 
-    With one encoder the objective is ‖E(view(x)) - anchor_latent‖₂; with several it is the mean of these, each over
-    its own value at the clean image.
+    With one encoder the objective is ‖E(view(x)) - anchor_latent‖₂; with several it is the weighted mean of these, each
+    over its own value at the clean image.
 
     clean: uint8 [B, 3, H, W]. anchor_latents: one [B, C, h, w] for each encoder. perceptual: None where LPIPS is
     neither bounded nor measured. Everything is on one device. randoms: one for each image, where
-    the plan has transforms.
+    the plan has transforms. weights: of the encoders, None for equal ones; positive.
     """
 
     def __init__(
@@ -35,6 +35,7 @@ class Problem:
         perceptual: Perceptual | None,
         backend: str = "reference",
         randoms: Sequence[np.random.Generator] = (),
+        weights: Sequence[float] | None = None,
     ) -> None:
         self.clean = clean
         self.plan = plan
@@ -42,32 +43,46 @@ class Problem:
         self.anchor_latents = tuple(anchor_latents)
         self.perceptual = perceptual
         self.backend = backend
+        weights = [1.0] * len(self.encoders) if weights is None else list(weights)
+        self.weights = [weight / sum(weights) for weight in weights]
         self._randoms = tuple(randoms) if plan.transforms else ()
         with torch.no_grad():
             self._clean_view = view = self.see(clean / 255)
-            self._starts = [
-                self._encoder_distance(index, view, latents) for index, latents in enumerate(self.anchor_latents)
-            ]
-            #: objective at the clean images, [B]
-            self.start = self.distance(view)
+            #: each encoder's distance at the clean images, [B]
+            self.starts = self.distances(view)
+            #: objective there, [B]
+            self.start = self.objective(self.starts)
             self._clean_features = None if perceptual is None else perceptual.features(view)
 
     def see(self, images: torch.Tensor) -> torch.Tensor:
         """The view of images or perturbations, [B, 3, H, W] -> [B, 3, h, w]; linear and differentiable."""
         return self.plan.apply(images, backend=kernels(self.backend))
 
-    def distance(self, view: torch.Tensor, draws: Sequence[Draw] = ()) -> torch.Tensor:
-        """The objective [B] of what the encoders see, [B, 3, h, w], or of what `draws` make of it; differentiable."""
-        if draws:
-            view = torch.cat([draw.image(view[index : index + 1]) for index, draw in enumerate(draws)])
-        anchor_latents = [_drawn(latents, draws) for latents in self.anchor_latents]
-        if len(self.encoders) == 1:
-            return self._encoder_distance(0, view, anchor_latents[0])
-        terms = [
-            self._encoder_distance(index, view, anchor_latents[index]) / start.clamp_min(torch.finfo(start.dtype).tiny)
-            for index, start in enumerate(self._starts)
+    def distances(self, view: torch.Tensor, draws: Sequence[Draw] = ()) -> list[torch.Tensor]:
+        """Each encoder's latent distance [B] of what it sees, [B, 3, h, w]; differentiable.
+
+        draws: those that made the view what it is, for the latents that move with it.
+        """
+        return [
+            latent_distance(encoder.encode(view), _drawn(latents, draws), backend=kernels(self.backend))
+            for encoder, latents in zip(self.encoders, self.anchor_latents, strict=True)
         ]
-        return torch.stack(terms).mean(dim=0)
+
+    def distance(self, view: torch.Tensor) -> torch.Tensor:
+        """The objective [B] of what the encoders see, [B, 3, h, w]; differentiable."""
+        return self.objective(self.distances(view))
+
+    def objective(self, distances: Sequence[torch.Tensor]) -> torch.Tensor:
+        """The objective [B] of the encoders' distances."""
+        if len(distances) == 1:
+            return distances[0]
+        tiny = torch.finfo(distances[0].dtype).tiny
+        return torch.stack(
+            [
+                weight * distance / start.clamp_min(tiny)
+                for weight, distance, start in zip(self.weights, distances, self.starts, strict=True)
+            ]
+        ).sum(dim=0)
 
     def lpips(self, view: torch.Tensor) -> torch.Tensor | None:
         """LPIPS distance [B] of a view to the clean images' view; differentiable. None without a network."""
@@ -76,10 +91,10 @@ class Problem:
         return self.perceptual.distance(view, self._clean_features)
 
     @torch.no_grad()
-    def measure(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Objective [B] and LPIPS [B] of uint8 images [B, 3, H, W]."""
+    def measure(self, pixels: torch.Tensor) -> tuple[list[torch.Tensor], torch.Tensor | None]:
+        """Each encoder's distance [B], and LPIPS [B], of uint8 images [B, 3, H, W]."""
         view = self.see(pixels / 255)
-        return self.distance(view), self.lpips(view)
+        return self.distances(view), self.lpips(view)
 
     def gradient(
         self, delta: torch.Tensor, weigh: Callable[[torch.Tensor], torch.Tensor] | None = None
@@ -88,26 +103,31 @@ class Problem:
 
         weigh: from the LPIPS distances [B] there to the weights [B] of their gradients; None leaves LPIPS out.
 
-        Each term's gradient is taken where the encoder sees it and divided by its mean magnitude, so that the weights
-        have no unit; the sum is then led back through the view. The view is linear, so the clean image's part of it is
-        kept, and clean + delta is never made at the file's size. Where the plan has transforms, the encoders see one
-        draw of them; LPIPS does not.
+        Each term's gradient, of every encoder and of LPIPS, is taken where it is seen and divided by its mean
+        magnitude, so that the weights have no unit; the sum is then led back through the view. The view is linear, so
+        the clean image's part of it is kept, and clean + delta is never made at the file's size. Where the plan has
+        transforms, the encoders see one draw of them; LPIPS does not.
         """
         delta = delta.detach().requires_grad_(True)
         seen = self.see(delta)
         view = (self._clean_view + seen).detach().requires_grad_(True)
         draws = [self.plan.draw(random, backend=kernels(self.backend)) for random in self._randoms]
-        distance = self.distance(view, draws)
-        direction = _normalized(torch.autograd.grad(distance.sum(), view)[0])
+        shown = view
+        if draws:
+            shown = torch.cat([draw.image(view[index : index + 1]) for index, draw in enumerate(draws)])
+        distances = self.distances(shown, draws)
+        direction = torch.zeros_like(view)
+        for weight, distance in zip(self.weights, distances, strict=True):
+            (gradient,) = torch.autograd.grad(distance.sum(), shown)
+            direction += weight * _normalized(gradient)
+        if draws:
+            direction = _normalized(torch.autograd.grad(shown, view, direction)[0])
         lpips = None if weigh is None else self.lpips(view)
         if weigh is not None and lpips is not None:
             constraint = _normalized(torch.autograd.grad(lpips.sum(), view)[0])
             direction = direction + weigh(lpips.detach())[:, None, None, None] * constraint
         (gradient,) = torch.autograd.grad(seen, delta, direction)
-        return gradient, distance.detach()
-
-    def _encoder_distance(self, index: int, view: torch.Tensor, anchor_latents: torch.Tensor) -> torch.Tensor:
-        return latent_distance(self.encoders[index].encode(view), anchor_latents, backend=kernels(self.backend))
+        return gradient, self.objective([distance.detach() for distance in distances])
 
 
 def _drawn(latents: torch.Tensor, draws: Sequence[Draw]) -> torch.Tensor:
