@@ -22,7 +22,7 @@ from shade_fast.errors import ShadeFastError
 from shade_fast.fit import fit_start
 from shade_fast.images import OUTPUT_FORMATS, Output
 from shade_fast.info import describe_machine, info_lines
-from shade_fast.poison import Poisoner
+from shade_fast.poison import PRESETS, Poisoner
 from shade_fast.report import write_report
 from shade_fast.report_run import read_run
 from shade_fast.results import PoisonedImage, summarize
@@ -61,7 +61,10 @@ def _poison(options: argparse.Namespace) -> int:
         options,
         view,
         optimizer=options.optimizer,
+        preset=options.preset,
         steps=options.steps,
+        stop_ratio=options.stop_ratio,
+        patience=options.patience,
         batch_size=options.batch_size,
         target_ratio=options.target_ratio,
         survival=options.survival,
@@ -83,7 +86,9 @@ def _poison(options: argparse.Namespace) -> int:
         "anchors": options.anchors,
         "optimizer": options.optimizer,
         "start": options.start,
-        "steps": options.steps,
+        "steps": poisoner.steps,
+        "stop_ratio": options.stop_ratio,
+        "patience": options.patience,
         "seed": options.seed,
         "target_ratio": options.target_ratio,
         "format": options.format,
@@ -251,7 +256,11 @@ def _parser() -> argparse.ArgumentParser:
     add("--target", required=True, metavar="NAME|PATH", help="target concept: an anchor's name, an image or a folder")
     _add_networks(add)
     add("--optimizer", default="momentum", choices=OPTIMIZERS, help="momentum, or one of the published loops")
-    add("--steps", type=int, default=60, help="optimiser steps")
+    presets = ", ".join(f"{name}: {steps} steps" for name, steps in PRESETS.items())
+    add("--preset", default="balanced", choices=PRESETS, help=presets)
+    add("--steps", type=int, help="optimiser steps, instead of the preset's")
+    add("--stop-ratio", type=float, help="stop an image once this share of its latent distance is left")
+    add("--patience", type=int, metavar="STEPS", help="stop an image after so many steps without progress")
     add(
         "--batch-size",
         type=_batch_size,

@@ -22,6 +22,7 @@ from shade_fast.encoders import load_encoder
 from shade_fast.engine import (
     Codec,
     Problem,
+    Stopping,
     check_optimizer,
     kernels,
     optimize,
@@ -41,6 +42,10 @@ from shade_fast.warm_start import WarmStart
 Progress = Callable[[int, int], None] | bool | None
 
 
+#: Preset -> steps of momentum.
+PRESETS = {"fast": 20, "balanced": 60, "strong": 240}
+
+
 def poison_batch(
     images: Sequence[ImageLike] | torch.Tensor,
     target: Target | Anchor | Sequence[Target | Anchor],
@@ -51,7 +56,8 @@ def poison_batch(
     view: View = View(size=512),
     perceptual: str | Perceptual | None = "auto",
     optimizer: str = "momentum",
-    steps: int = 60,
+    preset: str = "balanced",
+    steps: int | None = None,
     backend: str = "auto",
     accuracy: str = "fast",
     devices: str | Sequence[str] = "auto",
@@ -60,6 +66,8 @@ def poison_batch(
     target_ratio: float = 0.9,
     anchors: AnchorLibrary | None = None,
     survival: bool = False,
+    stop_ratio: float | None = None,
+    patience: int | None = None,
     start: WarmStart | str | PathLike[str] | None = None,
     progress: Progress = None,
 ) -> PoisonResult:
@@ -73,7 +81,8 @@ def poison_batch(
     weights: of an ensemble's encoders, as many numbers above 0; None for equal ones.
     budget: how far a file may be changed. view: what a trainer's loader does to it before the encoder sees it.
     perceptual: the LPIPS network, by name; `auto` takes the strongest whose weights are on this machine.
-    optimizer: `momentum`, or the published loops `release` and `paper`. steps: its steps, at least 1.
+    optimizer: `momentum`, or the published loops `release` and `paper`. preset: `fast`, `balanced` or `strong`, how
+        many steps it takes (`PRESETS`; measured in docs/strength.md). steps: as many instead, at least 1.
     backend, devices: what executes, and where; `auto` chooses, and the result's `.backend` and `.device` say what.
     accuracy: of the `native` networks' input gradient, against float64: `fast` within 1e-4 relative, `exact` 1e-5.
     batch_size: neighbouring images of one size that are optimised together on a GPU; `auto` is 8. On a CPU, where
@@ -82,6 +91,8 @@ def poison_batch(
     target_ratio: `ok` is a latent distance of at most this share of its start; anything above is `below_target`.
     anchors: the library that names are looked up in, default the embedded one.
     survival: whether to measure each result's shift after the treatments of `shade_fast.survival` as well.
+    stop_ratio: an image stops as soon as no more than this share of its distance is left. patience: it stops after so
+        many steps without progress. None for either: every image takes all its steps.
     start: a warm start for this anchor and these encoders (`fit_start`), or its file; with it half the steps do.
     progress: True for a bar, or a function called with (done, total) after each image.
 
@@ -96,7 +107,10 @@ def poison_batch(
         view=view,
         perceptual=perceptual,
         optimizer=optimizer,
+        preset=preset,
         steps=steps,
+        stop_ratio=stop_ratio,
+        patience=patience,
         backend=backend,
         accuracy=accuracy,
         devices=devices,
@@ -163,7 +177,8 @@ class Poisoner:
         view: View = View(size=512),
         perceptual: str | Perceptual | None = "auto",
         optimizer: str = "momentum",
-        steps: int = 60,
+        preset: str = "balanced",
+        steps: int | None = None,
         backend: str = "auto",
         accuracy: str = "fast",
         devices: str | Sequence[str] = "auto",
@@ -172,12 +187,17 @@ class Poisoner:
         target_ratio: float = 0.9,
         anchors: AnchorLibrary | None = None,
         survival: bool = False,
+        stop_ratio: float | None = None,
+        patience: int | None = None,
         start: WarmStart | str | PathLike[str] | None = None,
     ) -> None:
         self.budget = budget
         self.view = view
         self.optimizer = optimizer
-        self.steps = _whole("steps", steps)
+        if preset not in PRESETS:
+            raise ShadeFastError(f"preset {preset!r}: give one of {', '.join(PRESETS)}")
+        self.steps = PRESETS[preset] if steps is None else _whole("steps", steps)
+        self.stopping = Stopping(stop_ratio, patience)
         self.seed = _whole("seed", seed, least=0)
         if not 0 < target_ratio <= 1:
             raise ShadeFastError(f"target_ratio={target_ratio}: give a share above 0, at most 1")
@@ -295,9 +315,9 @@ class Poisoner:
         if self.start is not None:
             size = (clean.shape[2], clean.shape[3])
             start = torch.cat([self.start.perturbation(pick, plan.crop, size) for pick in picks]).to(self.device)
-        delta, history = optimize(problem, self.optimizer, self.budget, self.steps, start)
+        made = optimize(problem, self.optimizer, self.budget, self.steps, start, self.stopping)
         codecs = [_codec(work.image, output) for work in batch]
-        projected = project(problem, delta, self.budget, codecs if any(codecs) else None)
+        projected = project(problem, made.delta, self.budget, codecs if any(codecs) else None)
         seconds = (time.perf_counter() - started) / len(batch)
         results = []
         for index, work in enumerate(batch):
@@ -317,11 +337,11 @@ class Poisoner:
                     (float(start[index]), float(end))
                     for start, end in zip(problem.starts, projected.distances[index], strict=True)
                 ),
-                steps=self.steps,
+                steps=int(made.steps[index]),
                 error=None if error is None else f"{work.image.name}: {error}",
                 name=work.image.name,
                 anchor=work.anchor.paths[picks[index]] if work.anchor.paths else None,
-                history=tuple(history[:, index].tolist()),
+                history=tuple(made.history[: max(1, int(made.steps[index])), index].tolist()),
                 seconds=seconds,
                 survival=self._survival(work.image.pixels, pixels) if self.survival and status != "failed" else None,
             )

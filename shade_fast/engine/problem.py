@@ -104,7 +104,8 @@ class Problem:
         weigh: from the LPIPS distances [B] there to the weights [B] of their gradients; None leaves LPIPS out.
 
         Each term's gradient, of every encoder and of LPIPS, is taken where it is seen and divided by its mean
-        magnitude, so that the weights have no unit; the sum is then led back through the view. The view is linear, so
+        magnitude, so that the weights have no unit; an encoder's is multiplied by its start over its distance. The sum
+        is then led back through the view. The view is linear, so
         the clean image's part of it is kept, and clean + delta is never made at the file's size. Where the plan has
         transforms, the encoders see one draw of them; LPIPS does not.
         """
@@ -117,11 +118,15 @@ class Problem:
             shown = torch.cat([draw.image(view[index : index + 1]) for index, draw in enumerate(draws)])
         distances = self.distances(shown, draws)
         direction = torch.zeros_like(view)
-        for weight, distance in zip(self.weights, distances, strict=True):
+        for weight, distance, start in zip(self.weights, distances, self.starts, strict=True):
             (gradient,) = torch.autograd.grad(distance.sum(), shown)
-            direction += weight * _normalized(gradient)
+            # Steps count as shares of what is left: an encoder that is moved easily does not pay for the others.
+            least = 1e-3 * start.clamp_min(torch.finfo(start.dtype).tiny)
+            share = start / torch.maximum(distance.detach(), least)
+            direction += (weight * share)[:, None, None, None] * _normalized(gradient)
         if draws:
-            direction = _normalized(torch.autograd.grad(shown, view, direction)[0])
+            (direction,) = torch.autograd.grad(shown, view, direction)
+        direction = _normalized(direction)
         lpips = None if weigh is None else self.lpips(view)
         if weigh is not None and lpips is not None:
             constraint = _normalized(torch.autograd.grad(lpips.sum(), view)[0])

@@ -43,8 +43,10 @@ def test_an_ensembles_gradients_have_their_weights_whatever_their_magnitude(make
     weighted, _ = Problem(*parts, weights=[3, 1]).gradient(delta)
     expected = torch.zeros_like(weighted)
     for weight, encoder, anchor in zip((0.75, 0.25), problem.encoders, problem.anchor_latents, strict=True):
-        gradient, _ = Problem(problem.clean, problem.plan, [encoder], [anchor], None).gradient(delta)
-        expected += weight * gradient
+        single = Problem(problem.clean, problem.plan, [encoder], [anchor], None)
+        gradient, distance = single.gradient(delta)
+        expected += (weight * single.start / distance)[:, None, None, None] * gradient
+    expected /= expected.abs().mean(dim=(1, 2, 3), keepdim=True)
     torch.testing.assert_close(weighted, expected)
 
 
