@@ -22,7 +22,8 @@ from statistics import fmean
 import numpy as np
 
 from benchmarks.photographs import squares
-from shade_fast import Budget, PoisonResult, View, WarmStart, fit_start
+from shade_fast import Anchor, Budget, PoisonResult, View, WarmStart, fit_start
+from shade_fast.archive import find_images
 from shade_fast.cli import bound
 from shade_fast.images import UInt8Array
 from shade_fast.poison import Poisoner, protect_batch
@@ -57,6 +58,7 @@ def main() -> int:
     parser.add_argument("--encoder", action="append", help="again for an ensemble (default: embedded)")
     parser.add_argument("--target", default="cat")
     parser.add_argument("--size", type=int, default=256, help="side of the centre squares that are protected")
+    parser.add_argument("--pool", type=int, help="only the first so many images of the target's folder as anchors")
     parser.add_argument("--count", type=int, help="only the first so many photographs")
     parser.add_argument("--linf", type=bound, default=0.05)
     parser.add_argument("--lpips", type=bound, default=None)
@@ -71,6 +73,8 @@ def main() -> int:
     options = parser.parse_args()
     if not options.run:
         parser.error("give at least one --run")
+    if options.pool:
+        options.target = Anchor("pool", [source.path for source in find_images([options.target])[: options.pool]])
     images = squares(options.photographs, options.size, options.count)
     start = _fitted(options) if any(run.start for run in options.run) else None
     rows = csv.writer(sys.stdout, lineterminator="\n")

@@ -6,7 +6,7 @@ from shade_fast.encoders import Encoder, load_encoder
 from shade_fast.errors import ShadeFastError
 from shade_fast.fit import fit_start
 from shade_fast.perceptual import load_perceptual
-from shade_fast.poison import poison_batch
+from shade_fast.poison import PRESETS, Poisoner, poison_batch
 from shade_fast.report import write_report
 from shade_fast.results import PoisonedImage, PoisonResult
 from shade_fast.survival import Survival, survival
@@ -19,8 +19,10 @@ __all__ = [
     "AnchorLibrary",
     "Budget",
     "Encoder",
+    "PRESETS",
     "PoisonResult",
     "PoisonedImage",
+    "Poisoner",
     "ShadeFastError",
     "Survival",
     "View",
