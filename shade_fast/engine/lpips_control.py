@@ -9,7 +9,7 @@ class LpipsControl:
     """Holds the LPIPS bound of each image of a batch, by three things of which each step takes the newest.
 
         v = clip(LPIPS/bound - 1, -1, 1)
-        weight of the LPIPS gradient:  w·exp(2·v),  w <- w·exp(0.1·v) inside [0.01, 50]
+        weight of the LPIPS gradient:  w·exp(2·v),  w <- w·exp(0.1·v) inside [0.01, 50], from 0.3
         length of the step:            where v > 0 0.8·length, at least 0.05, else min(1.05·length, 1)
         share of the perturbation kept:  clip(bound/LPIPS, 0.9, 1)
 
@@ -18,7 +18,7 @@ class LpipsControl:
     and which goes away only when the perturbation shrinks.
     """
 
-    ACCUMULATION, RANGE, RESPONSE = 0.1, (0.01, 50.0), 2.0
+    FIRST, ACCUMULATION, RANGE, RESPONSE = 0.3, 0.1, (0.01, 50.0), 2.0
     SHORTEN, LENGTHEN, SHORTEST = 0.8, 1.05, 0.05
     LEAST_KEPT = 0.9
 
@@ -28,7 +28,7 @@ class LpipsControl:
         self.kept = torch.ones(count, device=device)
         #: whether the last step met each image inside its bound
         self.held = torch.ones(count, dtype=torch.bool, device=device)
-        self._accumulated = torch.ones(count, device=device)
+        self._accumulated = torch.full((count,), self.FIRST, device=device)
 
     def __call__(self, lpips: torch.Tensor) -> torch.Tensor:
         """The weights [count] for the LPIPS distances [count] that a step has met; all else is then that step's."""
