@@ -10,7 +10,7 @@ class LpipsControl:
 
         v = clip(LPIPS/bound - 1, -1, 1)
         weight of the LPIPS gradient:  w·exp(2·v),  w <- w·exp(0.1·v) inside [0.01, 50], from 0.3
-        length of the step:            where v > 0 0.8·length, at least 0.05, else min(1.05·length, 1)
+        length of the step:            where v > 0 0.8·length, at least 0.05, else min(1.15·length, 1)
         share of the perturbation kept:  clip(bound/LPIPS, 0.9, 1)
 
     The response exp(2·v) damps what the accumulated w alone would swing through. Length and share are for images with
@@ -19,7 +19,7 @@ class LpipsControl:
     """
 
     FIRST, ACCUMULATION, RANGE, RESPONSE = 0.3, 0.1, (0.01, 50.0), 2.0
-    SHORTEN, LENGTHEN, SHORTEST = 0.8, 1.05, 0.05
+    SHORTEN, LENGTHEN, SHORTEST = 0.8, 1.15, 0.05
     LEAST_KEPT = 0.9
 
     def __init__(self, bound: float, count: int, device: torch.device) -> None:

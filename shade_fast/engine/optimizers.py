@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import cast
@@ -87,9 +86,9 @@ def momentum(
     start: torch.Tensor | None = None,
     stopping: Stopping = NEVER,
 ) -> Optimized:
-    """Sign-momentum with a cosine step; an LPIPS bound is held by `LpipsControl`.
+    """Sign-momentum with a step that falls linearly; an LPIPS bound is held by `LpipsControl`.
 
-    m <- 0.8·m + g/mean|g|,   delta <- clamp(k·delta - a_i·s·sign(m), -linf, linf),   a_i: cosine from 0.6·linf to 0
+    m <- 0.8·m + g/mean|g|,   delta <- clamp(k·delta - a_i·s·sign(m), -linf, linf),   a_i = 0.6·linf·(1 - i/steps)
     g = ∇objective/mean|∇objective| + weight·∇LPIPS/mean|∇LPIPS|,   s the control's length, k the share it keeps
 
     Where the view is the same in every step, the best iterate is kept instead of the last if it was better.
@@ -110,7 +109,7 @@ def momentum(
         held = torch.ones_like(progress.moving) if control is None else control.held
         if not progress.met(i, delta, distance, held):
             break
-        length = torch.full_like(distance, STEP_SIZE * unit * (1 + math.cos(math.pi * i / steps)) / 2)
+        length = torch.full_like(distance, STEP_SIZE * unit * (1 - i / steps))
         if control is not None:
             length *= control.length
             if not bool((control.kept == 1).all()):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -47,7 +46,7 @@ def optimize_together(
             momentum_buffer,
             total,
             grey,
-            step=STEP_SIZE * box * (1 + math.cos(math.pi * i / steps)) / 2,
+            step=STEP_SIZE * box * (1 - i / steps),
             decay=DECAY,
             linf=box,
             backend=kernels(problems[0].backend),
