@@ -66,7 +66,7 @@ def _measured(
     bucket = (result[0] * result[2] * result[3]).bit_length()
     key = (
         f"{accuracy} {convolution.channels}->{convolution.filters} {convolution.kernel[0]}x{convolution.kernel[1]} "
-        f"/{convolution.stride} *{convolution.up} 2^{bucket} {threads} threads"
+        f"/{convolution.stride} *{convolution.up} 2^{bucket} {threads} threads of {', '.join(candidates)}"
     )
     with _lock:
         known = _known()
