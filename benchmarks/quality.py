@@ -30,7 +30,7 @@ from shade_fast.poison import Poisoner, protect_batch
 from shade_fast.survival import TREATMENTS
 
 COLUMNS = ["optimizer", "start", "robust", "steps", "images", "encoder", "linf", "lpips", "clean", "distance", "left"]
-COLUMNS += ["worst_linf_levels", "worst_lpips", "mean_lpips", "correlation", "seconds", "step_ms"]
+COLUMNS += ["worst_linf_levels", "worst_lpips", "mean_lpips", "left_by_encoder", "correlation", "seconds", "step_ms"]
 
 
 @dataclass(frozen=True)
@@ -92,6 +92,7 @@ def main() -> int:
                 *(options.linf, options.lpips, f"{clean:.3f}", f"{distance:.3f}", f"{distance / clean:.4f}"),
                 max(round(255 * (image.linf or 0)) for image in result),
                 *((f"{max(lpips):.4f}", f"{fmean(lpips):.4f}") if lpips else ("", "")),
+                " ".join(f"{share:.4f}" for share in left_by_encoder(result)),
                 f"{correlation(images, result):.4f}",
                 f"{result.seconds:.1f}",
                 f"{1e3 * result.seconds / len(result) / run.steps:.2f}",
@@ -108,6 +109,13 @@ def correlation(images: list[UInt8Array], result: PoisonResult) -> float:
     matrix = np.corrcoef(changes)
     count = len(images)
     return float((matrix.sum() - count) / (count * (count - 1))) if count > 1 else float("nan")
+
+
+def left_by_encoder(result: PoisonResult) -> list[float]:
+    """Each encoder's mean distance after, over its mean distance before."""
+    distances = np.array([image.encoder_distances for image in result])  # [images, encoders, 2]
+    before, after = distances.mean(axis=0).T
+    return list(after / before)
 
 
 def _measured(result: PoisonResult) -> list[str]:
