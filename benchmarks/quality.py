@@ -81,7 +81,9 @@ def main() -> int:
     rows.writerow([*COLUMNS, *(TREATMENTS if options.survival else ())])
     for run in options.run:
         poisoner = _poisoner(options, run, start if run.start else None)
+        poisoner.steps = 1
         protect_batch(poisoner, images[:1], options.target)  # traced and packed before anything is timed
+        poisoner.steps = run.steps
         result = protect_batch(poisoner, images, options.target)
         clean = fmean(image.distance_before for image in result)
         distance = fmean(image.distance_after for image in result)
