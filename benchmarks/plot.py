@@ -40,7 +40,7 @@ def write_plots(paths: Sequence[Path], out: Path) -> list[Path]:
 
 
 def _draw(rows: Rows, column: str, label: str, path: Path) -> Path:
-    pyplot = _pyplot()
+    pyplot = pyplot_or_error()
     networks = list(dict.fromkeys(row["case"].split(".")[1] for row in rows))
     figure, panels = pyplot.subplots(1, len(networks), figsize=(1 + 4 * len(networks), 4), squeeze=False)
     sides = [side for side in COLOURS if any(row["backend"] == side for row in rows)]
@@ -68,7 +68,7 @@ def _draw(rows: Rows, column: str, label: str, path: Path) -> Path:
     return path
 
 
-def _pyplot() -> Any:
+def pyplot_or_error() -> Any:
     try:
         import matplotlib
     except ImportError as error:

@@ -1,4 +1,4 @@
-"""The command line: `shade-fast poison`, `report` and `info`."""
+"""The command line: `shade-fast poison`, `fit`, `survive`, `report` and `info`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import argparse
 import io
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -19,12 +19,15 @@ from shade_fast.archive.manifest import Row
 from shade_fast.budget import Budget
 from shade_fast.engine import BACKENDS, OPTIMIZERS
 from shade_fast.errors import ShadeFastError
+from shade_fast.fit import fit_start
 from shade_fast.images import OUTPUT_FORMATS, Output
 from shade_fast.info import describe_machine, info_lines
-from shade_fast.poison import Poisoner
+from shade_fast.poison import PRESETS, Poisoner
 from shade_fast.report import write_report
+from shade_fast.report_run import read_run
 from shade_fast.results import PoisonedImage, summarize
 from shade_fast.runtime import ACCURACIES
+from shade_fast.survival import survival
 from shade_fast.version import __version__
 from shade_fast.view import View
 
@@ -51,32 +54,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _poison(options: argparse.Namespace) -> int:
     output = Output(options.format, options.quality)
-    budget = Budget(linf=options.linf, lpips=options.lpips)
-    view = View(size=options.view)
+    view = View.robust(options.view) if options.robust else View(options.view)
     encoders = options.encoder or ["embedded"]
     sources = find_images(options.sources, exclude=options.out)
-    poisoner = Poisoner(
-        encoder=encoders,
-        budget=budget,
-        view=view,
-        perceptual=None if options.perceptual == "none" else options.perceptual,
+    poisoner = _poisoner(
+        options,
+        view,
         optimizer=options.optimizer,
+        preset=options.preset,
         steps=options.steps,
-        backend=options.backend,
-        accuracy=options.accuracy,
-        devices=options.devices,
+        stop_ratio=options.stop_ratio,
+        patience=options.patience,
         batch_size=options.batch_size,
-        seed=options.seed,
         target_ratio=options.target_ratio,
-        anchors=None if options.anchors is None else AnchorLibrary.from_folder(options.anchors),
+        survival=options.survival,
+        start=options.start,
     )
     if options.dry_run:
         return _dry_run(options, sources, poisoner, output)
     chosen = {
         "target": options.target,
         "encoder": encoders,
-        "budget": {"linf": budget.linf, "lpips": budget.lpips},
-        "view": {"size": view.size},
+        "weights": options.weights,
+        "budget": {"linf": options.linf, "lpips": options.lpips},
+        "view": {"size": view.size, "transforms": [repr(transform) for transform in view.transforms]},
         "perceptual": options.perceptual,
         "backend": options.backend,
         "accuracy": options.accuracy,
@@ -84,7 +85,10 @@ def _poison(options: argparse.Namespace) -> int:
         "batch_size": options.batch_size,
         "anchors": options.anchors,
         "optimizer": options.optimizer,
-        "steps": options.steps,
+        "start": options.start,
+        "steps": poisoner.steps,
+        "stop_ratio": options.stop_ratio,
+        "patience": options.patience,
         "seed": options.seed,
         "target_ratio": options.target_ratio,
         "format": options.format,
@@ -125,6 +129,43 @@ def _poison(options: argparse.Namespace) -> int:
     return _exit_code([outcome.status for outcome in outcomes])
 
 
+def _fit(options: argparse.Namespace) -> int:
+    sources = find_images(options.sources)
+    if options.count < 1:
+        raise ShadeFastError(f"count={options.count}: give the number of images to fit to, at least 1")
+    sample = sources[:: -(-len(sources) // options.count)]
+    poisoner = _poisoner(options, View(options.view))
+    with tqdm(unit="step", disable=options.quiet or None, file=sys.stderr) as bar:
+
+        def on_step(done: int, total: int) -> None:
+            bar.total = total
+            bar.update()
+
+        start = fit_start(
+            [source.path for source in sample], options.target, poisoner, steps=options.steps, progress=on_step
+        )
+    start.save(options.out)
+    sizes = ", ".join(f"{width}x{height}" for height, width in start.perturbations)
+    print(f"{options.out}: fitted to {start.images} images, views of {sizes}")
+    return EXIT_OK
+
+
+def _poisoner(options: argparse.Namespace, view: View, **more: Any) -> Poisoner:
+    return Poisoner(
+        encoder=options.encoder or ["embedded"],
+        weights=options.weights,
+        budget=Budget(linf=options.linf, lpips=options.lpips),
+        view=view,
+        perceptual=None if options.perceptual == "none" else options.perceptual,
+        backend=options.backend,
+        accuracy=options.accuracy,
+        devices=options.devices,
+        seed=options.seed,
+        anchors=None if options.anchors is None else AnchorLibrary.from_folder(options.anchors),
+        **more,
+    )
+
+
 def _dry_run(options: argparse.Namespace, sources: Any, poisoner: Poisoner, output: Output) -> int:
     poisoner.anchor(options.target)
     rows = plan_files(sources, options.out, poisoner, output=output, overwrite=options.overwrite)
@@ -142,6 +183,24 @@ def _dry_run(options: argparse.Namespace, sources: Any, poisoner: Poisoner, outp
 
 def _report(options: argparse.Namespace) -> int:
     print(write_report(options.directory, options.out))
+    return EXIT_OK
+
+
+def _survive(options: argparse.Namespace) -> int:
+    run = read_run(options.directory)
+    done = [image for image in run.images if image.output is not None]
+    measured = survival(
+        [run.directory / image.source for image in done],
+        [run.directory / str(image.output) for image in done],
+        options.encoder,
+        view=View(options.view),
+    )
+    if options.json:
+        print(json.dumps({"encoder": measured.encoder, "names": measured.names, "shares": measured.shares}, indent=1))
+    else:
+        print(measured.table())
+    if options.plot:
+        print(measured.plot(options.plot), file=sys.stderr)
     return EXIT_OK
 
 
@@ -195,25 +254,23 @@ def _parser() -> argparse.ArgumentParser:
     add("sources", nargs="+", metavar="SRC", help="image files, or folders that are searched through")
     add("--out", required=True, metavar="DIR", help="folder for the protected files and the run's record")
     add("--target", required=True, metavar="NAME|PATH", help="target concept: an anchor's name, an image or a folder")
-    add("--encoder", action="append", metavar="NAME|PATH|ID", help="encoder; again for an ensemble (default: embedded)")
-    add("--linf", type=bound, default="16/255", help="largest change of a channel, in [0, 1] units, or 'none'")
-    add("--lpips", type=bound, default="0.07", help="largest LPIPS distance, or 'none'")
-    add("--view", type=_size, default="512", metavar="SIZE", help="shorter side that a trainer resizes to, or 'none'")
-    add("--perceptual", default="auto", help="LPIPS network: auto, vgg, st-vgg, alex, st-alex, squeeze, or 'none'")
+    _add_networks(add)
     add("--optimizer", default="momentum", choices=OPTIMIZERS, help="momentum, or one of the published loops")
-    add("--steps", type=int, default=60, help="optimiser steps")
-    add("--backend", default="auto", choices=BACKENDS, help="what executes the networks and the optimiser")
-    add("--accuracy", default="fast", choices=ACCURACIES, help="of the native backend's gradients: 1e-4, or exact 1e-5")
-    add("--devices", default="auto", help="auto, cpu, cuda:0")
+    presets = ", ".join(f"{name}: {steps} steps" for name, steps in PRESETS.items())
+    add("--preset", default="balanced", choices=PRESETS, help=presets)
+    add("--steps", type=int, help="optimiser steps, instead of the preset's")
+    add("--stop-ratio", type=float, help="stop an image once this share of its latent distance is left")
+    add("--patience", type=int, metavar="STEPS", help="stop an image after so many steps without progress")
     add(
         "--batch-size",
         type=_batch_size,
         default="auto",
         help="images of one size optimised together on a GPU, or 'auto'",
     )
-    add("--seed", type=int, default=0, help="recorded with the run")
+    add("--robust", action="store_true", help="draw crops, resizes, JPEG, noise and blur on the way to the encoder")
+    add("--survival", action="store_true", help="measure what is left of the shift after what happens to files")
+    add("--start", metavar="FILE", help="warm start for this target and encoder, made by `shade-fast fit`")
     add("--target-ratio", type=float, default=0.9, help="share of the latent distance that may be left for 'ok'")
-    add("--anchors", metavar="DIR", help="library of anchors: a folder with a subfolder of images for each concept")
     add("--format", default="png", choices=["same", *OUTPUT_FORMATS], help="format of the files written")
     add("--quality", type=int, default=98, help="JPEG quality")
     add("--overwrite", action="store_true", help="write over an earlier run's files")
@@ -226,10 +283,55 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("directory", metavar="DIR", help="a run's folder")
     report.add_argument("--out", metavar="FILE", help="the page (default: DIR/report.html)")
 
+    fit = commands.add_parser(
+        "fit",
+        help="fit a warm start to a sample of an archive",
+        description="Fit the perturbation that the images of one target begin with: `poison --start FILE` needs half "
+        "the steps then.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    fit.set_defaults(run=_fit)
+    add = fit.add_argument
+    add("sources", nargs="+", metavar="SRC", help="image files, or folders that are searched through")
+    add("--out", required=True, metavar="FILE", help="the warm start, a .safetensors file")
+    add("--target", required=True, metavar="NAME|PATH", help="target concept: an anchor's name, an image or a folder")
+    _add_networks(add)
+    add("--count", type=int, default=48, help="how many of the images, evenly chosen, it is fitted to")
+    add("--steps", type=int, default=100, help="steps of the fit, of 8 gradients each")
+    add("--quiet", action="store_true", help="no progress bar")
+
+    survive = commands.add_parser(
+        "survive",
+        help="measure what is left after compression, resizing, crops and the like",
+        description="The share of the latent shift that is left after each treatment of the protected files.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    survive.set_defaults(run=_survive)
+    survive.add_argument("directory", metavar="DIR", help="a run's folder")
+    survive.add_argument("--encoder", default="embedded", metavar="NAME|PATH|ID", help="encoder to measure with")
+    survive.add_argument("--view", type=_size, default="512", metavar="SIZE", help="shorter side, or 'none'")
+    survive.add_argument("--plot", metavar="FILE", help="draw it too: .svg, .png or .pdf (needs matplotlib)")
+    survive.add_argument("--json", action="store_true", help="print every image's shares as JSON")
+
     info = commands.add_parser("info", help="devices, backends, weights found, versions")
     info.set_defaults(run=_info)
     info.add_argument("--json", action="store_true", help="print as JSON")
     return parser
+
+
+def _add_networks(add: Callable[..., Any]) -> None:
+    """The options of every command that runs the engine."""
+    add("--encoder", action="append", metavar="NAME|PATH|ID", help="encoder; again for an ensemble (default: embedded)")
+    add("--weights", type=_weights, metavar="W,W", help="of an ensemble's encoders (default: equal)")
+    add("--linf", type=bound, default="16/255", help="largest change of a channel, in [0, 1] units, or 'none'")
+    add("--lpips", type=bound, default="0.07", help="largest LPIPS distance, or 'none'")
+    add("--view", type=_size, default="512", metavar="SIZE", help="shorter side that a trainer resizes to, or 'none'")
+    add("--perceptual", default="auto", help="LPIPS network: auto, vgg, st-vgg, alex, st-alex, squeeze, or 'none'")
+    add("--backend", default="auto", choices=BACKENDS, help="what executes the networks and the optimiser")
+    add("--accuracy", default="fast", choices=ACCURACIES, help="of the native backend's gradients: 1e-4, or exact 1e-5")
+    add("--devices", default="auto", help="auto, cpu, cuda:0")
+    add("--seed", type=int, default=0, help="what the draws of --robust follow from, with each image's pixels")
+    add("--anchors", metavar="DIR", help="library of anchors: a folder with a subfolder of images for each concept")
 
 
 def bound(text: str) -> float | None:
@@ -248,6 +350,13 @@ def _size(text: str) -> int | None:
         return int(text)
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r}: give a whole number of pixels, or 'none'") from None
+
+
+def _weights(text: str) -> list[float]:
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r}: give numbers with commas between them") from None
 
 
 def _batch_size(text: str) -> int | str:

@@ -84,7 +84,7 @@ def test_the_record_holds_the_options(poison: Poison, out: Path, encoder_folder:
     record = json.loads((out / MANIFEST_NAME).read_text())
     options = record["options"]
     assert options["budget"] == {"linf": 8 / 255, "lpips": None}
-    assert options["view"] == {"size": 32}
+    assert options["view"] == {"size": 32, "transforms": []}
     assert (options["target"], options["steps"], options["seed"]) == ("cat", 2, 7)
     assert (options["optimizer"], options["format"], options["target_ratio"]) == ("momentum", "webp", 1.0)
     assert record["encoder"]["spec"] == str(encoder_folder)
@@ -314,7 +314,7 @@ def test_bounds(text: str, bound: float | None) -> None:
 def test_defaults_are_those_of_the_function() -> None:
     options = cli._parser().parse_args(["poison", "a.jpg", "--out", "out", "--target", "cat"])
     assert Budget(options.linf, options.lpips) == Budget()
-    assert (options.view, options.steps, options.optimizer) == (512, 60, "momentum")
+    assert (options.view, options.preset, options.steps, options.optimizer) == (512, "balanced", None, "momentum")
     assert (options.format, options.encoder, options.batch_size) == ("png", None, "auto")
 
 

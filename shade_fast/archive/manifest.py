@@ -47,8 +47,10 @@ class Row:
             "lpips": _finite(outcome.lpips),
             "distance_before": _finite(outcome.distance_before),
             "distance_after": _finite(outcome.distance_after),
+            "encoder_distances": [[_finite(distance) for distance in pair] for pair in outcome.encoder_distances],
             "steps": outcome.steps,
             "seconds": round(outcome.seconds, 3),
+            "survival": outcome.survival and {name: _finite(share) for name, share in outcome.survival.items()},
             "history": [round(distance, 4) for distance in outcome.history if math.isfinite(distance)],
         }
 

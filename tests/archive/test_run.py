@@ -25,7 +25,7 @@ MakePoisoner = Callable[..., Poisoner]
 OPTIONS = {"target": "dog", "encoder": ["tiny"], "steps": 3, "seed": 0}
 IMAGE_KEYS = {
     *("source", "output", "target", "anchor", "status", "error", "width", "height", "linf", "lpips"),
-    *("distance_before", "distance_after", "steps", "seconds", "history"),
+    *("distance_before", "distance_after", "steps", "seconds", "history", "survival", "encoder_distances"),
 }
 
 
