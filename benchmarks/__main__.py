@@ -74,7 +74,8 @@ def _time_to_quality(options: argparse.Namespace) -> int:
 
 
 def _table(options: argparse.Namespace) -> int:
-    write_tables(options.csv, options.into)
+    for into in options.into or [None]:
+        write_tables(options.csv, into)
     return 0
 
 
@@ -135,7 +136,7 @@ def _parser() -> argparse.ArgumentParser:
 
     add = command("table", "CSV files as tables in Markdown", _table)
     add("csv", nargs="+", type=Path, metavar="CSV")
-    add("--into", type=Path, metavar="FILE", help="write them between this file's marks, not to the terminal")
+    add("--into", nargs="+", type=Path, metavar="FILE", help="write them between these files' marks instead")
 
     add = command("plot", "CSV files as pictures (needs matplotlib)", _plot)
     add("csv", nargs="+", type=Path, metavar="CSV")

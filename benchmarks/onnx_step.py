@@ -7,6 +7,7 @@ attention) is traced as what it consists of. Needs onnx, onnxscript and onnxrunt
 from __future__ import annotations
 
 import contextlib
+import importlib
 import io
 import logging
 import warnings
@@ -41,8 +42,7 @@ class Session:
     """One ONNX graph on the CPU, with as many threads as torch has."""
 
     def __init__(self, model: bytes) -> None:
-        import onnxruntime
-
+        onnxruntime = importlib.import_module("onnxruntime")
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
         options.log_severity_level = 3
@@ -62,11 +62,9 @@ class Session:
 
 def version() -> str:
     """Raises ImportError where a package is missing."""
-    import onnx  # noqa: F401
-    import onnxruntime
-    import onnxscript  # noqa: F401
-
-    return str(onnxruntime.__version__)
+    for name in ("onnx", "onnxscript"):
+        importlib.import_module(name)
+    return str(importlib.import_module("onnxruntime").__version__)
 
 
 def _convolution_backward(
