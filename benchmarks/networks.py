@@ -42,7 +42,8 @@ def _untrained_kl() -> nn.Module:
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        return AutoencoderKL(**KL)
+        network: nn.Module = AutoencoderKL(**KL)
+        return network
 
 
 #: Name -> what `load_encoder` takes.

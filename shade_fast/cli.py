@@ -1,4 +1,4 @@
-"""The command line: `shade-fast poison`, `fit`, `survive`, `report` and `info`."""
+"""The command line: `shade-fast poison`, `fit`, `survive`, `report`, `bench` and `info`."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from tqdm import tqdm
 from shade_fast.anchors import AnchorLibrary
 from shade_fast.archive import MANIFEST_NAME, find_images, plan_files, poison_files
 from shade_fast.archive.manifest import Row
+from shade_fast.bench import bench_lines, bench_step
 from shade_fast.budget import Budget
 from shade_fast.engine import BACKENDS, OPTIMIZERS
 from shade_fast.errors import ShadeFastError
@@ -204,6 +205,21 @@ def _survive(options: argparse.Namespace) -> int:
     return EXIT_OK
 
 
+def _bench(options: argparse.Namespace) -> int:
+    measured = bench_step(
+        options.encoder or ["embedded"],
+        budget=Budget(lpips=options.lpips),
+        size=options.size,
+        steps=options.steps,
+        backend=options.backend,
+        accuracy=options.accuracy,
+        devices=options.devices,
+        repeats=options.repeats,
+    )
+    print(json.dumps(measured, indent=1) if options.json else "\n".join(bench_lines(measured)))
+    return EXIT_OK
+
+
 def _info(options: argparse.Namespace) -> int:
     facts = describe_machine()
     print(json.dumps(facts, indent=1) if options.json else "\n".join(info_lines(facts)))
@@ -313,6 +329,20 @@ def _parser() -> argparse.ArgumentParser:
     survive.add_argument("--plot", metavar="FILE", help="draw it too: .svg, .png or .pdf (needs matplotlib)")
     survive.add_argument("--json", action="store_true", help="print every image's shares as JSON")
 
+    bench = commands.add_parser(
+        "bench",
+        help="time a step of your encoder on this machine",
+        description="Time one optimiser step of one image in plain torch and through the backend, taking turns; every "
+        "result is held against plain torch.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    bench.set_defaults(run=_bench)
+    _add_engine(bench.add_argument)
+    bench.add_argument("--steps", type=int, default=60, help="optimiser steps that images an hour are reckoned with")
+    bench.add_argument("--size", type=int, default=512, help="side of the square that the encoder sees")
+    bench.add_argument("--repeats", type=int, default=10, help="timed steps of each")
+    bench.add_argument("--json", action="store_true", help="print as JSON")
+
     info = commands.add_parser("info", help="devices, backends, weights found, versions")
     info.set_defaults(run=_info)
     info.add_argument("--json", action="store_true", help="print as JSON")
@@ -320,18 +350,23 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_networks(add: Callable[..., Any]) -> None:
-    """The options of every command that runs the engine."""
-    add("--encoder", action="append", metavar="NAME|PATH|ID", help="encoder; again for an ensemble (default: embedded)")
+    """The options of every command that moves images."""
+    _add_engine(add)
     add("--weights", type=_weights, metavar="W,W", help="of an ensemble's encoders (default: equal)")
     add("--linf", type=bound, default="16/255", help="largest change of a channel, in [0, 1] units, or 'none'")
-    add("--lpips", type=bound, default="0.07", help="largest LPIPS distance, or 'none'")
     add("--view", type=_size, default="512", metavar="SIZE", help="shorter side that a trainer resizes to, or 'none'")
     add("--perceptual", default="auto", help="LPIPS network: auto, vgg, st-vgg, alex, st-alex, squeeze, or 'none'")
+    add("--seed", type=int, default=0, help="what the draws of --robust follow from, with each image's pixels")
+    add("--anchors", metavar="DIR", help="library of anchors: a folder with a subfolder of images for each concept")
+
+
+def _add_engine(add: Callable[..., Any]) -> None:
+    """The options of every command that runs the engine."""
+    add("--encoder", action="append", metavar="NAME|PATH|ID", help="encoder; again for an ensemble (default: embedded)")
+    add("--lpips", type=bound, default="0.07", help="largest LPIPS distance, or 'none'")
     add("--backend", default="auto", choices=BACKENDS, help="what executes the networks and the optimiser")
     add("--accuracy", default="fast", choices=ACCURACIES, help="of the native backend's gradients: 1e-4, or exact 1e-5")
     add("--devices", default="auto", help="auto, cpu, cuda:0")
-    add("--seed", type=int, default=0, help="what the draws of --robust follow from, with each image's pixels")
-    add("--anchors", metavar="DIR", help="library of anchors: a folder with a subfolder of images for each concept")
 
 
 def bound(text: str) -> float | None:
