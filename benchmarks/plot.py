@@ -54,7 +54,7 @@ def write_plots(paths: Sequence[Path], out: Path) -> list[Path]:
 
 def _draw_quality(rows: Rows, path: Path) -> Path:
     """Latent distance left, and LPIPS, against seconds an image: published loops dashed, momentum beside them solid."""
-    pyplot = _pyplot()
+    pyplot = pyplot_or_error()
     figure, panels = pyplot.subplots(1, 2, figsize=(10, 4))
     for loop in dict.fromkeys(row["beside"] for row in rows):
         for ours in (False, True):
@@ -82,7 +82,7 @@ def _draw_quality(rows: Rows, path: Path) -> Path:
 
 def _draw_scaling(rows: Rows, path: Path) -> Path:
     """Megapixels a second by what grows: images, their size, threads."""
-    pyplot = _pyplot()
+    pyplot = pyplot_or_error()
     kinds = list(dict.fromkeys(row["case"].split(".")[1] for row in rows))
     figure, panels = pyplot.subplots(1, len(kinds), figsize=(1 + 4 * len(kinds), 4), squeeze=False)
     for kind, panel in zip(kinds, panels[0], strict=True):
@@ -135,7 +135,7 @@ def _finish(figure: Any, panels: Any, path: Path, columns: int) -> Path:
     figure.legend(handles, labels, loc="lower center", ncols=columns, frameon=False, fontsize=8)
     figure.tight_layout(rect=(0, 0.05 + 0.04 * -(-len(labels) // columns), 1, 1))
     figure.savefig(path, metadata={"Date": None})
-    _pyplot().close(figure)
+    pyplot_or_error().close(figure)
     return path
 
 
