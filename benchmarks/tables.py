@@ -130,8 +130,14 @@ def quality(rows: Rows) -> str:
         if found.momentum is not None and found.faster is not None:
             ours = [*_run(found.momentum), f"{found.faster:.1f}"]
         lines.append((found.published["optimizer"], _bounds(found.published), *_run(found.published), *ours))
+    if not lines:
+        return ""
+    trials = dict.fromkeys(f"{row['photographs']} photographs at {row['size']}², {row['encoder']}" for row in rows)
     heads = ("steps", "distance left", "LPIPS", "seconds")
-    return markdown(("loop", "bounds", *heads, *(f"momentum: {head}" for head in heads), "times faster"), lines)
+    return (
+        markdown(("loop", "bounds", *heads, *(f"momentum: {head}" for head in heads), "times faster"), lines)
+        + f"\n\n{'; '.join(trials)}."
+    )
 
 
 def summary(rows: Rows) -> str:

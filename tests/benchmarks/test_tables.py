@@ -25,14 +25,14 @@ SCALING = """case,shape,backend,status,p50_ms,images_per_second,images,device,th
 scaling.threads.1,1x3x512x512,native,ok,200,5,1,a machine,1,2.13,0.1,abc
 scaling.threads.2,1x3x512x512,native,ok,100,10,1,a machine,2,2.13,0.1,abc
 """
-QUALITY_COLUMNS = "optimizer,beside,steps,photographs,linf,lpips_bound,start,distance,lpips,seconds"
+QUALITY_COLUMNS = "optimizer,beside,encoder,size,steps,photographs,linf,lpips_bound,start,distance,lpips,seconds"
 QUALITY = f"""{QUALITY_COLUMNS},device,threads,torch,shade_fast,commit
-release,release,100,2,0.05,,100,62,0.2,18,a machine,2,2.13,0.1,abc
-release,release,500,2,0.05,,100,60,0.2,90,a machine,2,2.13,0.1,abc
-momentum,release,20,2,0.05,,100,61,0.2,3,a machine,2,2.13,0.1,abc
-momentum,release,40,2,0.05,,100,59,0.25,6,a machine,2,2.13,0.1,abc
-paper,paper,500,2,,0.07,100,50,0.069,300,a machine,2,2.13,0.1,abc
-momentum,paper,40,2,0.0627,0.07,100,70,0.069,20,a machine,2,2.13,0.1,abc
+release,release,an encoder,128,100,2,0.05,,100,62,0.2,18,a machine,2,2.13,0.1,abc
+release,release,an encoder,128,500,2,0.05,,100,60,0.2,90,a machine,2,2.13,0.1,abc
+momentum,release,an encoder,128,20,2,0.05,,100,61,0.2,3,a machine,2,2.13,0.1,abc
+momentum,release,an encoder,128,40,2,0.05,,100,59,0.25,6,a machine,2,2.13,0.1,abc
+paper,paper,an encoder,128,500,2,,0.07,100,50,0.069,300,a machine,2,2.13,0.1,abc
+momentum,paper,an encoder,128,40,2,0.0627,0.07,100,70,0.069,20,a machine,2,2.13,0.1,abc
 """
 FILES = {"times.csv": TIMES, "memory.csv": MEMORY, "scaling.csv": SCALING, "quality.csv": QUALITY}
 
@@ -65,6 +65,8 @@ def test_tables(files: list[Path]) -> None:
         "| release | L∞ 0.05 | 100 | 62.0% | 0.2000 | 18 | 20 | 61.0% | 0.2000 | 3 | 6.0 |",
         "| release | L∞ 0.05 | 500 | 60.0% | 0.2000 | 90 | 40 | 59.0% | 0.2500 | 6 | 15.0 |",
         "| paper | LPIPS 0.07 | 500 | 50.0% | 0.0690 | 300 | none reaches it |  |  |  |  |",
+        "",
+        "2 photographs at 128², an encoder.",
     ]
     assert tables(files[:1])["time to quality"] == ""
 
