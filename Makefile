@@ -38,7 +38,7 @@ sanitize: $(STAMP)
 BENCH_EXTRA := $(VENV)/.bench
 bench: $(BENCH_EXTRA)
 	$(BIN)/python -m benchmarks run --csv build/bench/times.csv
-	$(BIN)/python -m benchmarks memory --backends eager,channels-last,compile,native --csv build/bench/memory.csv
+	$(BIN)/python -m benchmarks memory --backends eager,compile,onnxruntime,native --csv build/bench/memory.csv
 	$(BIN)/python -m benchmarks time-to-quality --csv build/bench/quality.csv
 	$(BIN)/python -m benchmarks table build/bench/*.csv
 

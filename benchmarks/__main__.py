@@ -12,7 +12,7 @@ import torch
 
 from benchmarks import memory, runner, time_to_quality
 from benchmarks.environment import restart_tuned
-from benchmarks.networks import taef2
+from benchmarks.networks import trained
 from benchmarks.photographs import FOLDER
 from benchmarks.registry import all_cases, select
 from benchmarks.rows import csv_file
@@ -67,6 +67,7 @@ def _memory(options: argparse.Namespace) -> int:
 def _time_to_quality(options: argparse.Namespace) -> int:
     trial = time_to_quality.Trial(options.encoder, options.target, options.size)
     rows = trial.measure([options.photographs], options.count, dict(options.loop) or None, options.momentum)
+    print(f"encoder {rows[0].encoder}, {rows[0].size} x {rows[0].size} pixels")
     print(time_to_quality.describe(rows))
     with csv_file(options.csv) as write:
         write(rows)
@@ -126,7 +127,7 @@ def _parser() -> argparse.ArgumentParser:
     add = command("time-to-quality", purpose, _time_to_quality, tuned=True)
     loops = ", ".join(time_to_quality.PUBLISHED)
     add("loop", nargs="*", type=_loop, metavar="LOOP[:STEPS]", help=f"{loops}; as release:500,100 (default: all)")
-    add("--encoder", default=taef2(), help="what load_encoder takes (default: TAEF2)")
+    add("--encoder", default=trained(), help="what load_encoder takes (default: TAEF2 where it is, else embedded)")
     add("--photographs", type=Path, default=FOLDER, help="files and folders of images")
     add("--count", type=int, default=2, help="how many of the photographs, from the first (default: 2)")
     add("--size", type=int, default=128, help="side of the centre squares that are protected (default: 128)")

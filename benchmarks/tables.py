@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from benchmarks.rows import read_rows
-from benchmarks.time_to_quality import compare
+from benchmarks.time_to_quality import Comparison, compare
 
 Rows = list[dict[str, str]]
 
@@ -130,18 +130,28 @@ def quality(rows: Rows) -> str:
         if found.momentum is not None and found.faster is not None:
             ours = [*_run(found.momentum), f"{found.faster:.1f}"]
         lines.append((found.published["optimizer"], _bounds(found.published), *_run(found.published), *ours))
+    if not lines:
+        return ""
+    trials = dict.fromkeys(f"{row['photographs']} photographs at {row['size']}², {row['encoder']}" for row in rows)
     heads = ("steps", "distance left", "LPIPS", "seconds")
-    return markdown(("loop", "bounds", *heads, *(f"momentum: {head}" for head in heads), "times faster"), lines)
+    return (
+        markdown(("loop", "bounds", *heads, *(f"momentum: {head}" for head in heads), "times faster"), lines)
+        + f"\n\n{'; '.join(trials)}."
+    )
 
 
 def summary(rows: Rows) -> str:
-    """What a reader wants first: plain torch, the best of the other sides, and ours, for one image at a time."""
-    plain = [row for row in rows if row.get("images") == "1" and row["case"].count(".") == 2]
+    """What a reader wants first: plain torch, the best of the other sides, and ours; one image of 512², whole loops."""
+    plain = [row for row in rows if row.get("images") == "1" and row["case"].endswith(".512")]
     steps = [row for row in plain if row["case"].startswith("step.") and row["status"] == "ok"]
     timed = [row for row in steps if "p50_ms" in row]
     held = [row for row in steps if "allocations" in row and row["allocator"] == "default"]
     lines = [*_gains(timed, "p50_ms", "one step", "ms"), *_gains(held, "peak_megabytes", "memory of a step", "MB")]
+    longest: dict[str, Comparison] = {}
     for comparison in compare([row for row in rows if "optimizer" in row]):
+        loop = comparison.published["optimizer"]
+        longest[loop] = max(longest.get(loop, comparison), comparison, key=lambda one: int(one.published["steps"]))
+    for comparison in longest.values():
         published, ours = comparison.published, comparison.momentum
         what = f"what the {published['optimizer']} loop reaches in {published['steps']} steps"
         reached = "not reached" if ours is None else f"{float(ours['seconds']):.4g} s in {ours['steps']}"

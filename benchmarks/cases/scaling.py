@@ -14,7 +14,7 @@ import numpy as np
 
 from benchmarks import photographs
 from benchmarks.registry import Case, Side, register
-from shade_fast import Budget, View
+from shade_fast import Budget, View, runtime
 from shade_fast.images import UInt8Array
 from shade_fast.poison import Poisoner
 from shade_fast.results import PoisonedImage
@@ -22,7 +22,7 @@ from shade_fast.results import PoisonedImage
 IMAGES, SIZES = (1, 4, 16), (128, 256, 512, 1024)
 #: Side of the images where their number, and where the threads grow.
 SMALL, MIDDLE = 128, 512
-STEPS = 4
+STEPS = 2
 #: Two backends sum in different orders, and signed steps enlarge that.
 WORST_DISTANCE = 0.02
 
@@ -55,7 +55,7 @@ def prepare(count: int, size: int) -> Callable[[str], Side]:
                     return f"image {index} has distance {outcome.distance_after:.4g}, the reference {distance:.4g}"
             return None
 
-        return Side(poisoner.backend, lambda: _protect(poisoner, images), check)
+        return Side(poisoner.backend, lambda: _protect(poisoner, images), check, release=runtime.BLOCKS.release)
 
     return side
 

@@ -25,13 +25,14 @@ SCALING = """case,shape,backend,status,p50_ms,images_per_second,images,device,th
 scaling.threads.1,1x3x512x512,native,ok,200,5,1,a machine,1,2.13,0.1,abc
 scaling.threads.2,1x3x512x512,native,ok,100,10,1,a machine,2,2.13,0.1,abc
 """
-QUALITY_COLUMNS = "optimizer,beside,steps,photographs,linf,lpips_bound,start,distance,lpips,seconds"
+QUALITY_COLUMNS = "optimizer,beside,encoder,size,steps,photographs,linf,lpips_bound,start,distance,lpips,seconds"
 QUALITY = f"""{QUALITY_COLUMNS},device,threads,torch,shade_fast,commit
-release,release,500,2,0.05,,100,60,0.2,90,a machine,2,2.13,0.1,abc
-momentum,release,20,2,0.05,,100,61,0.2,3,a machine,2,2.13,0.1,abc
-momentum,release,40,2,0.05,,100,59,0.25,6,a machine,2,2.13,0.1,abc
-paper,paper,500,2,,0.07,100,50,0.069,300,a machine,2,2.13,0.1,abc
-momentum,paper,40,2,0.0627,0.07,100,70,0.069,20,a machine,2,2.13,0.1,abc
+release,release,an encoder,128,100,2,0.05,,100,62,0.2,18,a machine,2,2.13,0.1,abc
+release,release,an encoder,128,500,2,0.05,,100,60,0.2,90,a machine,2,2.13,0.1,abc
+momentum,release,an encoder,128,20,2,0.05,,100,61,0.2,3,a machine,2,2.13,0.1,abc
+momentum,release,an encoder,128,40,2,0.05,,100,59,0.25,6,a machine,2,2.13,0.1,abc
+paper,paper,an encoder,128,500,2,,0.07,100,50,0.069,300,a machine,2,2.13,0.1,abc
+momentum,paper,an encoder,128,40,2,0.0627,0.07,100,70,0.069,20,a machine,2,2.13,0.1,abc
 """
 FILES = {"times.csv": TIMES, "memory.csv": MEMORY, "scaling.csv": SCALING, "quality.csv": QUALITY}
 
@@ -61,18 +62,26 @@ def test_tables(files: list[Path]) -> None:
         "| scaling.threads.2 | 1x3x512x512 | 2 | 10 |",
     ]
     assert made["time to quality"].splitlines()[2:] == [
+        "| release | L∞ 0.05 | 100 | 62.0% | 0.2000 | 18 | 20 | 61.0% | 0.2000 | 3 | 6.0 |",
         "| release | L∞ 0.05 | 500 | 60.0% | 0.2000 | 90 | 40 | 59.0% | 0.2500 | 6 | 15.0 |",
         "| paper | LPIPS 0.07 | 500 | 50.0% | 0.0690 | 300 | none reaches it |  |  |  |  |",
+        "",
+        "2 photographs at 128², an encoder.",
     ]
     assert tables(files[:1])["time to quality"] == ""
 
 
 def test_the_summary_has_what_both_sides_and_another_did(files: list[Path]) -> None:
-    files[0].write_text(TIMES + "step.kl.256,compile,ok,1600,1e-6,1,a machine,2,2.13,0.1,abc\n")
-    files[1].write_text(MEMORY + "step.kl.256,compile,ok,600,9,80,default,1,a machine,2,2.13,0.1,abc\n")
+    files[0].write_text(
+        TIMES.replace("kl.256", "kl.512.lpips").replace("wrong,,", "ok,3000,1e-6")
+        + "step.kl.512,compile,ok,6000,1e-6,1,a machine,2,2.13,0.1,abc\n"
+    )
+    files[1].write_text(
+        MEMORY.replace("kl.256", "kl.512") + "step.kl.512,compile,ok,600,9,80,default,1,a machine,2,2.13,0.1,abc\n"
+    )
     assert tables(files)["summary"].splitlines()[2:] == [
-        "| one step, kl at 256² | 2000 ms | 1600 ms (compile) | 800 ms | 2.5 |",
-        "| memory of a step, kl at 256² | 900 MB | 600 MB (compile) | 300 MB | 3.0 |",
+        "| one step, kl at 512² | 9000 ms | 6000 ms (compile) | 3000 ms | 3.0 |",
+        "| memory of a step, kl at 512² | 900 MB | 600 MB (compile) | 300 MB | 3.0 |",
         "| what the release loop reaches in 500 steps | 90 s |  | 6 s in 40 | 15.0 |",
         "| what the paper loop reaches in 500 steps | 300 s |  | not reached |  |",
     ]
