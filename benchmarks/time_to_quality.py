@@ -168,7 +168,7 @@ class Trial:
         if run.optimizer in PEERS:
             delta = PEERS[run.optimizer](problem, run.budget, run.steps)
         else:
-            delta, _ = optimize(problem, run.optimizer, run.budget, run.steps)
+            delta = optimize(problem, run.optimizer, run.budget, run.steps).delta
         pixels = project(problem, delta, run.budget).pixels
         return pixels, time.perf_counter() - start
 
