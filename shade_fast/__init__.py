@@ -1,6 +1,7 @@
 """shade_fast: bulk image protection. Nightshade perturbations (arXiv 2310.13828) as a high-performance engine."""
 
 from shade_fast.anchors import Anchor, AnchorLibrary, generate_anchors
+from shade_fast.archive import ArchiveReport, archive_status, poison_archive, verify_archive
 from shade_fast.budget import Budget
 from shade_fast.encoders import Encoder, load_encoder
 from shade_fast.errors import ShadeFastError
@@ -14,6 +15,7 @@ from shade_fast.view import View
 __all__ = [
     "Anchor",
     "AnchorLibrary",
+    "ArchiveReport",
     "Budget",
     "Encoder",
     "PoisonResult",
@@ -21,9 +23,12 @@ __all__ = [
     "ShadeFastError",
     "View",
     "__version__",
+    "archive_status",
     "generate_anchors",
     "load_encoder",
     "load_perceptual",
+    "poison_archive",
     "poison_batch",
+    "verify_archive",
     "write_report",
 ]

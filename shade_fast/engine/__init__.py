@@ -3,7 +3,7 @@
 from shade_fast.engine.devices import BACKENDS, kernels, resolve_backend, resolve_device
 from shade_fast.engine.optimizers import OPTIMIZERS, check_optimizer, optimize
 from shade_fast.engine.problem import Problem
-from shade_fast.engine.projection import Codec, Projected, project
+from shade_fast.engine.projection import Codec, Projected, project, project_to_files
 
 __all__ = [
     "BACKENDS",
@@ -15,6 +15,7 @@ __all__ = [
     "optimize",
     "check_optimizer",
     "project",
+    "project_to_files",
     "resolve_backend",
     "resolve_device",
 ]

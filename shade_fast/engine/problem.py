@@ -20,7 +20,9 @@ class Problem:
     its own value at the clean image.
 
     clean: uint8 [B, 3, H, W]. anchor_latents: one [B, C, h, w] for each encoder. perceptual: None where LPIPS is
-    neither bounded nor measured. Everything is on one device.
+    neither bounded nor measured. Everything is on one device. visible: bool [B, 1, H, W], False where the image is
+    fully transparent and stays as it is; None where it is nowhere. through: from perturbations [B, 3, H, W] to those
+    that the images' codecs leave of them, for files that lose something; the gradient is then taken there.
     """
 
     def __init__(
@@ -31,6 +33,9 @@ class Problem:
         anchor_latents: Sequence[torch.Tensor],
         perceptual: Perceptual | None,
         backend: str = "reference",
+        *,
+        visible: torch.Tensor | None = None,
+        through: Callable[[torch.Tensor], torch.Tensor] | None = None,
     ) -> None:
         self.clean = clean
         self.plan = plan
@@ -38,6 +43,8 @@ class Problem:
         self.anchor_latents = tuple(anchor_latents)
         self.perceptual = perceptual
         self.backend = backend
+        self.visible = visible
+        self.through = through
         with torch.no_grad():
             self._clean_view = view = self.see(clean / 255)
             self._starts = [self._encoder_distance(index, view) for index in range(len(self.encoders))]
@@ -83,7 +90,11 @@ class Problem:
         kept, and clean + delta is never made at the file's size.
         """
         delta = delta.detach().requires_grad_(True)
-        seen = self.see(delta)
+        kept = delta if self.visible is None else delta * self.visible
+        if self.through is not None:
+            # Straight through: the codec's rounding has no useful derivative, its place in the image is what counts.
+            kept = kept + (self.through(kept.detach()) - kept.detach())
+        seen = self.see(kept)
         view = (self._clean_view + seen).detach().requires_grad_(True)
         distance = self.distance(view)
         direction = _normalized(torch.autograd.grad(distance.sum(), view)[0])
