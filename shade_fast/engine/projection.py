@@ -19,10 +19,10 @@ Codec = Callable[[torch.Tensor], torch.Tensor]
 #: LPIPS is held to this share of its bound, so that another machine's arithmetic finds it held as well.
 LPIPS_MARGIN = 1 - 1e-4
 #: How often pixels that a codec moves out of the box are pulled back before it.
-PULLS = 6
+PULLS = 12
 #: How often, and to which share, the perturbation is shrunk around pixels that are outside all the same: as far as a
 #: block of a JPEG reaches.
-SHRINKS, SHRINK, BLOCK = 20, 0.8, 8
+SHRINKS, SHRINK, BLOCK = 30, 0.85, 4
 #: Halvings of the interval that the scale is known to lie in.
 BISECTIONS = 6
 #: The share of the latent's shift that a codec has to leave, or the next, finer one is tried.

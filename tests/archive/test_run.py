@@ -34,7 +34,9 @@ def test_an_archive_comes_back_in_the_same_shape(run: Run, photos: Path, tmp_pat
     rows = by_key(report)
     assert list(rows) == ["a.png", "b.jpg", "more/c.webp"]
     assert (rows["b.jpg"].width, rows["b.jpg"].height, rows["b.jpg"].source_format) == (40, 48, "JPEG")
-    assert (rows["b.jpg"].quality, rows["b.jpg"].output_format) == (90, "JPEG")
+    assert rows["b.jpg"].output_format == "JPEG"
+    assert rows["b.jpg"].quality is not None
+    assert rows["b.jpg"].quality >= 90
     for row in rows.values():
         clean, shown = decode(photos / row.key), decode(tmp_path / "out" / row.key)
         change = np.abs(clean.pixels.astype(int) - shown.pixels).max()
