@@ -26,7 +26,7 @@ from shade_fast import Anchor, Budget, PoisonResult, View, WarmStart, fit_start
 from shade_fast.archive import find_images
 from shade_fast.cli import bound
 from shade_fast.images import UInt8Array
-from shade_fast.poison import Poisoner, protect_batch
+from shade_fast.poison import Poisoner, protect_images
 from shade_fast.survival import TREATMENTS
 
 COLUMNS = ["optimizer", "start", "robust", "steps", "images", "encoder", "linf", "lpips", "clean", "distance", "left"]
@@ -82,9 +82,9 @@ def main() -> int:
     for run in options.run:
         poisoner = _poisoner(options, run, start if run.start else None)
         poisoner.steps = 1
-        protect_batch(poisoner, images[:1], options.target)  # traced and packed before anything is timed
+        protect_images(poisoner, images[:1], options.target)  # traced and packed before anything is timed
         poisoner.steps = run.steps
-        result = protect_batch(poisoner, images, options.target)
+        result = protect_images(poisoner, images, options.target)
         clean = fmean(image.distance_before for image in result)
         distance = fmean(image.distance_after for image in result)
         lpips = [image.lpips for image in result if image.lpips is not None]

@@ -1,6 +1,7 @@
 """shade_fast: bulk image protection. Nightshade perturbations (arXiv 2310.13828) as a high-performance engine."""
 
 from shade_fast.anchors import Anchor, AnchorLibrary, generate_anchors
+from shade_fast.archive import ArchiveReport, archive_status, poison_archive, verify_archive
 from shade_fast.budget import Budget
 from shade_fast.encoders import Encoder, load_encoder
 from shade_fast.errors import ShadeFastError
@@ -17,6 +18,7 @@ from shade_fast.warm_start import WarmStart
 __all__ = [
     "Anchor",
     "AnchorLibrary",
+    "ArchiveReport",
     "Budget",
     "Encoder",
     "PRESETS",
@@ -28,11 +30,14 @@ __all__ = [
     "View",
     "WarmStart",
     "__version__",
+    "archive_status",
     "fit_start",
     "generate_anchors",
     "load_encoder",
     "load_perceptual",
+    "poison_archive",
     "poison_batch",
     "survival",
+    "verify_archive",
     "write_report",
 ]

@@ -118,6 +118,8 @@ class AnchorLibrary(Mapping[str, Anchor]):
 
     def __init__(self, concepts: Mapping[str, Sequence[ImageLike]]) -> None:
         self._anchors = {name: Anchor(name, tuple(images)) for name, images in concepts.items()}
+        #: where `from_folder` found it
+        self.folder: str | None = None
 
     @classmethod
     def embedded(cls) -> AnchorLibrary:
@@ -137,7 +139,9 @@ class AnchorLibrary(Mapping[str, Anchor]):
                 concepts.setdefault(entry.name if entry.is_dir() else entry.stem, []).extend(images)
         if not concepts:
             raise ShadeFastError(f"{folder}: holds no images ({', '.join(INPUT_SUFFIXES)})")
-        return cls(concepts)
+        library = cls(concepts)
+        library.folder = str(folder.resolve())
+        return library
 
     def __getitem__(self, name: str) -> Anchor:
         if name in self._anchors:

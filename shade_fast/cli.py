@@ -1,12 +1,17 @@
-"""The command line: `shade-fast poison`, `fit`, `survive`, `report`, `bench` and `info`."""
+"""The command line: `shade-fast archive`, `status`, `verify`, `fit`, `survive`, `report`, `bench` and `info`."""
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import io
+import itertools
 import json
+import signal
 import sys
-from collections.abc import Callable, Sequence
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -14,19 +19,25 @@ from typing import Any
 from tqdm import tqdm
 
 from shade_fast.anchors import AnchorLibrary
-from shade_fast.archive import MANIFEST_NAME, find_images, plan_files, poison_files
-from shade_fast.archive.manifest import Row
+from shade_fast.archive import (
+    ArchiveReport,
+    Row,
+    archive_status,
+    find_images,
+    plan_archive,
+    poison_archive,
+    verify_archive,
+)
+from shade_fast.archive.run import MODES, OUTPUTS
 from shade_fast.bench import bench_lines, bench_step
 from shade_fast.budget import Budget
 from shade_fast.engine import BACKENDS, OPTIMIZERS
 from shade_fast.errors import ShadeFastError
 from shade_fast.fit import fit_start
-from shade_fast.images import OUTPUT_FORMATS, Output
 from shade_fast.info import describe_machine, info_lines
 from shade_fast.poison import PRESETS, Poisoner
 from shade_fast.report import write_report
 from shade_fast.report_run import read_run
-from shade_fast.results import PoisonedImage, summarize
 from shade_fast.runtime import ACCURACIES
 from shade_fast.survival import survival
 from shade_fast.version import __version__
@@ -53,81 +64,135 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return EXIT_INTERRUPTED
 
 
-def _poison(options: argparse.Namespace) -> int:
-    output = Output(options.format, options.quality)
-    view = View.robust(options.view) if options.robust else View(options.view)
-    encoders = options.encoder or ["embedded"]
-    sources = find_images(options.sources, exclude=options.out)
-    poisoner = _poisoner(
-        options,
-        view,
-        optimizer=options.optimizer,
-        preset=options.preset,
-        steps=options.steps,
-        stop_ratio=options.stop_ratio,
-        patience=options.patience,
-        batch_size=options.batch_size,
-        target_ratio=options.target_ratio,
-        survival=options.survival,
-        start=options.start,
-    )
+def _archive(options: argparse.Namespace) -> int:
+    keywords = _networks(options) | {
+        "view": View.robust(options.view) if options.robust else View(options.view),
+        "optimizer": options.optimizer,
+        "preset": options.preset,
+        "steps": options.steps,
+        "stop_ratio": options.stop_ratio,
+        "patience": options.patience,
+        "batch_size": options.batch_size,
+        "target_ratio": options.target_ratio,
+        "survival": options.survival,
+        "start": options.start,
+    }
     if options.dry_run:
-        return _dry_run(options, sources, poisoner, output)
-    chosen = {
-        "target": options.target,
-        "encoder": encoders,
+        return _dry_run(options, keywords)
+    with stopping() as stop:
+        report = poison_archive(
+            options.sources,
+            options.out,
+            options.target,
+            mode="overwrite" if options.overwrite else options.mode,
+            shard=options.shard,
+            limit=options.limit,
+            on_error=options.on_error,
+            output=options.output,
+            quality=options.quality,
+            workers=options.workers,
+            shard_size=options.shard_size,
+            progress=not options.quiet and sys.stderr.isatty(),
+            events=options.events,
+            stop=stop,
+            **keywords,
+        )
+    if options.json:
+        print(json.dumps(report.stats, indent=1))
+    else:
+        print(_table(report))
+        print(report.summary())
+        print(f"shade-fast report {options.out} draws it, shade-fast verify {options.out} measures it again")
+    if stop.received is not None:
+        print("shade-fast: interrupted; run the same again to go on", file=sys.stderr)
+        return 128 + stop.received
+    return _exit_code(report.stats)
+
+
+def _networks(options: argparse.Namespace) -> dict[str, Any]:
+    """The Poisoner's arguments that `_add_networks` has asked for."""
+    return {
+        "encoder": options.encoder or ["embedded"],
         "weights": options.weights,
-        "budget": {"linf": options.linf, "lpips": options.lpips},
-        "view": {"size": view.size, "transforms": [repr(transform) for transform in view.transforms]},
-        "perceptual": options.perceptual,
+        "budget": Budget(linf=options.linf, lpips=options.lpips),
+        "view": View(options.view),
+        "perceptual": None if options.perceptual == "none" else options.perceptual,
         "backend": options.backend,
         "accuracy": options.accuracy,
         "devices": options.devices,
-        "batch_size": options.batch_size,
-        "anchors": options.anchors,
-        "optimizer": options.optimizer,
-        "start": options.start,
-        "steps": poisoner.steps,
-        "stop_ratio": options.stop_ratio,
-        "patience": options.patience,
         "seed": options.seed,
-        "target_ratio": options.target_ratio,
-        "format": options.format,
-        "quality": options.quality,
+        "anchors": None if options.anchors is None else AnchorLibrary.from_folder(options.anchors),
     }
-    outcomes: list[PoisonedImage] = []
-    with tqdm(total=len(sources), unit="image", disable=options.quiet or None, file=sys.stderr) as bar:
 
-        def on_image(row: Row) -> None:
-            outcomes.append(row.outcome)
-            bar.set_postfix_str(row.outcome.status, refresh=False)
+
+class Stop(threading.Event):
+    """Set by the signal that it was received from."""
+
+    received: int | None = None
+
+
+@contextlib.contextmanager
+def stopping() -> Iterator[Stop]:
+    """An event that SIGINT and SIGTERM set; a second SIGINT interrupts at once."""
+    stop = Stop()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+
+    def receive(number: int, _: object) -> None:
+        if stop.is_set() and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        stop.received = number
+        stop.set()
+
+    before = {number: signal.signal(number, receive) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _dry_run(options: argparse.Namespace, keywords: dict[str, Any]) -> int:
+    rows = plan_archive(options.sources, options.out, options.target, options.output, options.quality, keywords)
+    counts: Counter[str] = Counter()
+    for row in rows:
+        counts["failed" if row["error"] else "ok"] += 1
+        if options.json:
+            print(json.dumps(row))
+        elif row["error"]:
+            print(f"would fail: {row['error']}")
+        else:
+            height, width = row["view"]
+            print(f"{row['key']} ({row['width']}x{row['height']}, seen at {width}x{height}) -> {row['output']}")
+    return _exit_code(counts)
+
+
+def _status(options: argparse.Namespace) -> int:
+    status = archive_status(options.out)
+    if options.json:
+        print(json.dumps(status, indent=1))
+    else:
+        counts = ", ".join(f"{status[name]} {name.replace('_', ' ')}" for name in ("ok", "below_target", "failed"))
+        print(f"{status['images']} images: {counts} ({status['duplicates']} duplicates)")
+        print(f"{status['finished_shards']} shards finished, open: {', '.join(status['open_shards']) or 'none'}")
+    return _exit_code(status)
+
+
+def _verify(options: argparse.Namespace) -> int:
+    checked = 0
+    with tqdm(unit="image", disable=options.quiet or None, file=sys.stderr) as bar:
+
+        def on_row(row: Row, _: str | None) -> None:
+            nonlocal checked
+            checked += row.output is not None
             bar.update()
 
-        record = poison_files(
-            sources,
-            options.out,
-            options.target,
-            poisoner,
-            output=output,
-            overwrite=options.overwrite,
-            options=chosen,
-            on_image=on_image,
-        )
-    if options.json:
-        print(json.dumps(record, indent=1))
-    else:
-        print(_table(record["images"]))
-        print(
-            summarize(
-                outcomes,
-                seconds=record["seconds"],
-                encoder=poisoner.encoder_name,
-                perceptual=record["perceptual"],
-                backend=record["backend"],
-            )
-        )
-        print(f"{Path(options.out) / MANIFEST_NAME} holds the record; shade-fast report {options.out} draws it")
-    return _exit_code([outcome.status for outcome in outcomes])
+        mismatches = verify_archive(options.out, on_row=on_row)
+    for mismatch in mismatches:
+        print(": ".join(part for part in (mismatch.shard, mismatch.key, mismatch.reason) if part))
+    print(f"{checked} images measured again, {len(mismatches)} mismatches")
+    return EXIT_SOME if mismatches else EXIT_OK
 
 
 def _fit(options: argparse.Namespace) -> int:
@@ -135,7 +200,7 @@ def _fit(options: argparse.Namespace) -> int:
     if options.count < 1:
         raise ShadeFastError(f"count={options.count}: give the number of images to fit to, at least 1")
     sample = sources[:: -(-len(sources) // options.count)]
-    poisoner = _poisoner(options, View(options.view))
+    poisoner = Poisoner(**_networks(options))
     with tqdm(unit="step", disable=options.quiet or None, file=sys.stderr) as bar:
 
         def on_step(done: int, total: int) -> None:
@@ -149,37 +214,6 @@ def _fit(options: argparse.Namespace) -> int:
     sizes = ", ".join(f"{width}x{height}" for height, width in start.perturbations)
     print(f"{options.out}: fitted to {start.images} images, views of {sizes}")
     return EXIT_OK
-
-
-def _poisoner(options: argparse.Namespace, view: View, **more: Any) -> Poisoner:
-    return Poisoner(
-        encoder=options.encoder or ["embedded"],
-        weights=options.weights,
-        budget=Budget(linf=options.linf, lpips=options.lpips),
-        view=view,
-        perceptual=None if options.perceptual == "none" else options.perceptual,
-        backend=options.backend,
-        accuracy=options.accuracy,
-        devices=options.devices,
-        seed=options.seed,
-        anchors=None if options.anchors is None else AnchorLibrary.from_folder(options.anchors),
-        **more,
-    )
-
-
-def _dry_run(options: argparse.Namespace, sources: Any, poisoner: Poisoner, output: Output) -> int:
-    poisoner.anchor(options.target)
-    rows = plan_files(sources, options.out, poisoner, output=output, overwrite=options.overwrite)
-    if options.json:
-        print(json.dumps(rows, indent=1))
-    else:
-        for row in rows:
-            if row["error"]:
-                print(f"would fail: {row['error']}")
-            else:
-                height, width = row["view"]
-                print(f"{row['source']} ({row['width']}x{row['height']}, seen at {width}x{height}) -> {row['output']}")
-    return _exit_code(["failed" if row["error"] else "ok" for row in rows])
 
 
 def _report(options: argparse.Namespace) -> int:
@@ -226,29 +260,32 @@ def _info(options: argparse.Namespace) -> int:
     return EXIT_OK
 
 
-def _exit_code(statuses: Sequence[str]) -> int:
-    if all(status == "failed" for status in statuses):
+def _exit_code(counts: Mapping[str, int]) -> int:
+    ok, others = counts["ok"], counts["failed"] + counts.get("below_target", 0)
+    if ok + others == counts["failed"]:
         return EXIT_NOTHING
-    return EXIT_OK if all(status == "ok" for status in statuses) else EXIT_SOME
+    return EXIT_SOME if others else EXIT_OK
 
 
-def _table(images: Sequence[dict[str, Any]]) -> str:
-    shown = [image for image in images if len(images) <= LARGEST_TABLE or image["status"] != "ok"]
+def _table(report: ArchiveReport) -> str:
+    """A line for every image of a small run; of a large one, for the first that are not ok."""
+    few = report.images <= LARGEST_TABLE
+    shown = list(itertools.islice((row for row in report.rows() if few or row.status != "ok"), LARGEST_TABLE))
     if not shown:
-        return f"{len(images)} images, all ok"
-    width = max(len(Path(image["source"]).name) for image in shown)
+        return f"{report.images} images, all ok"
+    width = max(len(Path(row.key).name) for row in shown)
     lines = [f"{'image':<{width}}  {'size':>11}  {'status':<12}  {'linf':>6}  {'lpips':>6}  latent distance"]
-    for image in shown:
-        line = f"{Path(image['source']).name:<{width}}  {image['width']:>5}x{image['height']:<5}  {image['status']:<12}"
-        if image["distance_after"] is not None:
-            lpips = "-" if image["lpips"] is None else f"{image['lpips']:.4f}"
-            before, after = image["distance_before"], image["distance_after"]
+    for row in shown:
+        line = f"{Path(row.key).name:<{width}}  {row.width:>5}x{row.height:<5}  {row.status:<12}"
+        if row.linf is not None and row.distance_before is not None and row.distance_after is not None:
+            lpips = "-" if row.lpips is None else f"{row.lpips:.4f}"
+            before, after = row.distance_before, row.distance_after
             left = f" ({after / before:.0%} left)" if before > 0 else ""
-            line += f"  {round(255 * image['linf']):>2}/255  {lpips:>6}  {before:.2f} -> {after:.2f}{left}"
+            line += f"  {round(255 * row.linf):>2}/255  {lpips:>6}  {before:.2f} -> {after:.2f}{left}"
         lines.append(line.rstrip())
-    if len(shown) < len(images):
-        lines.append(f"and {len(images) - len(shown)} more, ok")
-    return "\n".join(lines)
+    if len(shown) < report.images:
+        lines.append(f"and {report.images - len(shown)} more")
+    return "\n".join(lines + [f"failed: {row.error}" for row in shown if row.error])
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -258,18 +295,19 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    poison = commands.add_parser(
-        "poison",
-        help="protect image files",
-        description="Protect image files and folders of them. Exit code: 0 all ok, 1 some below target or failed, "
-        "2 nothing could run.",
+    archive = commands.add_parser(
+        "archive",
+        aliases=["poison"],
+        help="protect images: files, folders, tar files, tables",
+        description="Protect an archive into the same shape; run again, it goes on where it ended. Exit code: 0 all "
+        "ok, 1 some below target or failed, 2 nothing could run, 130 and 143 interrupted.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    poison.set_defaults(run=_poison)
-    add = poison.add_argument
-    add("sources", nargs="+", metavar="SRC", help="image files, or folders that are searched through")
-    add("--out", required=True, metavar="DIR", help="folder for the protected files and the run's record")
-    add("--target", required=True, metavar="NAME|PATH", help="target concept: an anchor's name, an image or a folder")
+    archive.set_defaults(run=_archive)
+    add = archive.add_argument
+    add("sources", nargs="+", metavar="SRC", help="image files and folders; tar files, {000..127} for many; or tables")
+    add("--out", required=True, metavar="DIR", help="folder or URL for the protected archive and its record")
+    add("--target", metavar="NAME|PATH", help="target concept: an anchor's name, an image or a folder")
     _add_networks(add)
     add("--optimizer", default="momentum", choices=OPTIMIZERS, help="momentum, or one of the published loops")
     presets = ", ".join(f"{name}: {steps} steps" for name, steps in PRESETS.items())
@@ -287,12 +325,33 @@ def _parser() -> argparse.ArgumentParser:
     add("--survival", action="store_true", help="measure what is left of the shift after what happens to files")
     add("--start", metavar="FILE", help="warm start for this target and encoder, made by `shade-fast fit`")
     add("--target-ratio", type=float, default=0.9, help="share of the latent distance that may be left for 'ok'")
-    add("--format", default="png", choices=["same", *OUTPUT_FORMATS], help="format of the files written")
-    add("--quality", type=int, default=98, help="JPEG quality")
-    add("--overwrite", action="store_true", help="write over an earlier run's files")
-    add("--dry-run", action="store_true", help="say what would be done with each file, and do nothing")
-    add("--json", action="store_true", help="print the run's record as JSON")
+    add("--output", "--format", default="same", choices=OUTPUTS, help="format of the files; dummy writes none")
+    add("--quality", type=int, help="JPEG quality to begin with (default: the source's own, or 98)")
+    add("--mode", default="resume", choices=MODES, help="what to do with an earlier run's output")
+    add("--overwrite", action="store_true", help="the same as --mode overwrite")
+    add("--shard", type=_shard, default="0/1", metavar="I/N", help="do the I-th of N parts, from 0; for array jobs")
+    add("--limit", type=int, metavar="N", help="take so many images, and leave the rest to the next run")
+    add("--on-error", default="continue", choices=["continue", "stop"], help="when an image fails")
+    add("--workers", type=int, help="threads that read, decode, encode and write (default: cores, at most 4)")
+    add("--shard-size", type=int, default=1000, metavar="N", help="images of one manifest of a folder")
+    add("--events", metavar="FILE", help="add a JSON line to FILE for every image and shard")
+    add("--dry-run", action="store_true", help="say what would be done with each image, and do nothing")
+    add("--json", action="store_true", help="print the totals as JSON")
     add("--quiet", action="store_true", help="no progress bar")
+
+    status = commands.add_parser("status", help="what an archive's output holds, by its record")
+    status.set_defaults(run=_status)
+    status.add_argument("out", metavar="OUT", help="an archive's output")
+    status.add_argument("--json", action="store_true", help="print as JSON")
+
+    verify = commands.add_parser(
+        "verify",
+        help="measure an archive's output again, from its files alone",
+        description="Decode, hash and measure every image again. Exit code: 0 all as recorded, 1 any mismatch.",
+    )
+    verify.set_defaults(run=_verify)
+    verify.add_argument("out", metavar="OUT", help="an archive's output")
+    verify.add_argument("--quiet", action="store_true", help="no progress bar")
 
     report = commands.add_parser("report", help="draw a run's record as one HTML page")
     report.set_defaults(run=_report)
@@ -302,7 +361,7 @@ def _parser() -> argparse.ArgumentParser:
     fit = commands.add_parser(
         "fit",
         help="fit a warm start to a sample of an archive",
-        description="Fit the perturbation that the images of one target begin with: `poison --start FILE` needs half "
+        description="Fit the perturbation that the images of one target begin with: `archive --start FILE` needs half "
         "the steps then.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
@@ -376,6 +435,14 @@ def bound(text: str) -> float | None:
         return float(Fraction(text))
     except (ValueError, ArithmeticError):
         raise argparse.ArgumentTypeError(f"{text!r}: give a number, a fraction such as 16/255, or 'none'") from None
+
+
+def _shard(text: str) -> tuple[int, int]:
+    try:
+        index, count = map(int, text.split("/"))
+        return index, count
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r}: give I/N, such as 0/8") from None
 
 
 def _size(text: str) -> int | None:

@@ -7,7 +7,7 @@ import io
 import math
 import warnings
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ import numpy.typing as npt
 from PIL import ExifTags, Image, PngImagePlugin, UnidentifiedImageError
 
 from shade_fast.errors import ShadeFastError
+from shade_fast.jpeg import JpegSettings
 
 UInt8Array = npt.NDArray[np.uint8]
 
@@ -65,7 +66,7 @@ class DecodedImage:
     """A decoded image: upright RGB pixels, and what has to be written back beside them.
 
     pixels: uint8 [H, W, 3], upright. alpha: uint8 [H, W], upright, or None. orientation: the EXIF tag, 1 to 8.
-    format: Pillow's name of the file's format, None for an image that came from memory.
+    format: Pillow's name of the file's format, None for an image that came from memory. jpeg: how a JPEG was made.
     """
 
     name: str
@@ -77,6 +78,7 @@ class DecodedImage:
     icc_profile: bytes | None = None
     xmp: bytes | None = None
     dpi: tuple[float, float] | None = None
+    jpeg: JpegSettings | None = None
 
     def with_alpha(self, pixels: UInt8Array) -> UInt8Array:
         """`pixels` [H, W, 3] with this image's alpha as a fourth channel, where it has one."""
@@ -108,18 +110,20 @@ def decode(source: str | Path | bytes | Image.Image | UInt8Array, name: str | No
 @dataclass(frozen=True)
 class Output:
     """How files are written. format: `png` and `webp` (lossless), `jpeg`, or `same` (the source's, where it is one of
-    these, else png). quality: JPEG's, 1 to 100; chroma is never subsampled.
+    these, else png). quality: JPEG's, 1 to 100, with chroma at full resolution; None keeps a JPEG source's own tables
+    and subsampling, and is 98 for other sources. It is the quality to begin with: see `attempts`.
 
     Raises ShadeFastError for an unknown format or a quality outside its range.
     """
 
     format: str = "png"
-    quality: int = 98
+    quality: int | None = None
 
     def __post_init__(self) -> None:
         if self.format != "same" and self.format not in OUTPUT_FORMATS:
             raise ShadeFastError(f"output format {self.format!r}: give one of same, {', '.join(OUTPUT_FORMATS)}")
-        if isinstance(self.quality, bool) or not isinstance(self.quality, int) or not 1 <= self.quality <= 100:
+        sound = not isinstance(self.quality, bool) and isinstance(self.quality, int) and 1 <= self.quality <= 100
+        if self.quality is not None and not sound:
             raise ShadeFastError(f"quality={self.quality!r}: give a whole number from 1 to 100")
 
     def format_of(self, source_format: str | None) -> str:
@@ -129,8 +133,27 @@ class Output:
         same = (source_format or "").lower()
         return same if same in OUTPUT_FORMATS else "png"
 
+    def name_of(self, name: str) -> str:
+        """The name of the file written for one of this name (a path with slashes), whatever that one holds.
+
+        An ending that names the format already is kept, .jpeg for example; `same` keeps those of all formats written.
+        """
+        suffix = PurePosixPath(name).suffix
+        written = OUTPUT_FORMATS.get(self.format, ".png")
+        kept = (".jpeg", *OUTPUT_FORMATS.values()) if self.format == "same" else (written, f".{self.format}")
+        if suffix.lower() in kept or (self.format == "same" and suffix.lower() not in INPUT_SUFFIXES):
+            return name
+        return (name.removesuffix(suffix) if suffix.lower() in INPUT_SUFFIXES else name) + written
+
     def is_lossy(self, image: DecodedImage) -> bool:
         return self.format_of(image.format) == "jpeg"
+
+    def attempts(self, image: DecodedImage) -> list[JpegSettings | None]:
+        """How to encode an image, and what to try where that breaks the budget or loses the shift; [None]: no loss."""
+        if not self.is_lossy(image):
+            return [None]
+        first = image.jpeg if self.quality is None else None
+        return list((first or JpegSettings.of_quality(self.quality or 98)).raised())
 
     def check(self, image: DecodedImage) -> None:
         """Raise ShadeFastError where the format cannot hold what the image has."""
@@ -142,10 +165,11 @@ class Output:
         if largest is not None and max(height, width) > largest:
             raise ShadeFastError(f"{image.name}: {width}x{height}; {written} holds at most {largest} a side; write png")
 
-    def encode(self, image: DecodedImage, pixels: UInt8Array) -> bytes:
+    def encode(self, image: DecodedImage, pixels: UInt8Array, jpeg: JpegSettings | None = None) -> bytes:
         """The bytes of a file that shows `pixels` (uint8 [H, W, 3], upright) and keeps the rest of `image`.
 
-        The pixels are stored turned as the source's were, beside its orientation tag.
+        jpeg: one of `attempts`, by default the first. The pixels are stored turned as the source's were, beside its
+        orientation tag.
         """
         self.check(image)
         picture = Image.fromarray(image.with_alpha(pixels))
@@ -154,9 +178,12 @@ class Output:
         formats: dict[str, dict[str, Any]] = {
             "png": {"format": "PNG"},
             "webp": {"format": "WEBP", "lossless": True, "exact": True},
-            "jpeg": {"format": "JPEG", "quality": self.quality, "subsampling": 0},
+            "jpeg": {"format": "JPEG"},
         }
         options = formats[self.format_of(image.format)]
+        if options["format"] == "JPEG":
+            settings = jpeg or self.attempts(image)[0]
+            options |= settings.options() if settings is not None else {}
         if image.exif is not None:
             options["exif"] = image.exif
         if image.icc_profile is not None:
@@ -223,6 +250,7 @@ def _from_pil(picture: Image.Image, name: str) -> DecodedImage:
         icc_profile=icc_profile if icc_profile and icc_profile[16:20] == b"RGB " else None,
         xmp=picture.info.get("xmp"),
         dpi=_dpi(picture),
+        jpeg=JpegSettings.of_file(picture),
     )
 
 

@@ -26,12 +26,13 @@ from shade_fast.engine import (
     check_optimizer,
     kernels,
     optimize,
-    project,
+    project_to_files,
     resolve_backend,
     resolve_device,
 )
 from shade_fast.errors import ShadeFastError
 from shade_fast.images import DecodedImage, Output, UInt8Array, decode
+from shade_fast.jpeg import JpegSettings
 from shade_fast.perceptual import Perceptual, available, load_perceptual
 from shade_fast.results import PoisonedImage, PoisonResult, Status
 from shade_fast.survival import TREATMENTS, shares
@@ -121,10 +122,10 @@ def poison_batch(
         survival=survival,
         start=start,
     )
-    return protect_batch(poisoner, images, target, progress)
+    return protect_images(poisoner, images, target, progress)
 
 
-def protect_batch(
+def protect_images(
     poisoner: Poisoner,
     images: Sequence[ImageLike] | torch.Tensor,
     target: Target | Anchor | Sequence[Target | Anchor],
@@ -249,9 +250,9 @@ class Poisoner:
         """Protect (image, anchor) pairs; yields in order, as they become ready; at most `batch_size` images are held.
 
         An image that could not be had is given as the error that says why, and yielded as failed in its place.
-        output: how the images will be written; figures are then those of the bytes, decoded again.
+        output: how the images will be written (`Protected.encode`); figures are those of such a file, decoded again.
         """
-        waiting: list[_Work] = []
+        waiting: list[Work] = []
         for image, anchor in images:
             decoded = None
             try:
@@ -261,33 +262,44 @@ class Poisoner:
                 if output is not None:
                     output.check(decoded)
             except ShadeFastError as error:
-                yield from self._run(waiting, output)
+                yield from self.protect_batch(waiting, output)
                 waiting = []
-                yield Protected(decoded, _failed(error, image), None)
+                yield Protected(decoded, failed(error, image))
                 continue
             if waiting and decoded.pixels.shape != waiting[0].image.pixels.shape:
-                yield from self._run(waiting, output)
+                yield from self.protect_batch(waiting, output)
                 waiting = []
-            waiting.append(_Work(decoded, anchor))
+            waiting.append(Work(decoded, anchor))
             if len(waiting) == self.batch_size:
-                yield from self._run(waiting, output)
+                yield from self.protect_batch(waiting, output)
                 waiting = []
-        yield from self._run(waiting, output)
+        yield from self.protect_batch(waiting, output)
 
-    def _run(self, batch: list[_Work], output: Output | None) -> Iterator[Protected]:
-        """One batch; what fails together is tried again one by one, so that a bad image fails alone."""
+    def protect_batch(self, batch: Sequence[Work], output: Output | None) -> list[Protected]:
+        """Protect images of one size together; what fails together is tried again one by one: a bad one fails alone."""
         if not batch:
-            return
+            return []
         try:
-            yield from self._optimize(batch, output)
+            return self._optimize(batch, output)
         except Exception as error:  # whatever an encoder of the caller's raises, it ends one image, not the run
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()
             if len(batch) == 1:
-                yield Protected(batch[0].image, _failed(error, batch[0].image), None)
-                return
-            for work in batch:
-                yield from self._run([work], output)
+                return [Protected(batch[0].image, failed(error, batch[0].image))]
+        return [protected for work in batch for protected in self.protect_batch([work], output)]
 
-    def _optimize(self, batch: list[_Work], output: Output | None) -> list[Protected]:
+    @torch.no_grad()
+    def measure(self, clean: UInt8Array, shown: UInt8Array, anchor: Anchor) -> tuple[float, float, float | None]:
+        """Latent distance of a clean and of a perturbed image (uint8 [H, W, 3], one size), and their LPIPS distance."""
+        pixels = [torch.tensor(image).permute(2, 0, 1)[None].contiguous().to(self.device) for image in (clean, shown)]
+        plan = self.view.plan(pixels[0].shape[2], pixels[0].shape[3], self.factor)
+        _, latents = self._nearest(anchor, plan.apply(pixels[0] / 255, backend=kernels(self.backend)), plan.crop)
+        problem = Problem(pixels[0], plan, self.encoders, latents, self.perceptual, self.backend, weights=self.weights)
+        distances, lpips = problem.measure(pixels[1])
+        after = problem.objective(distances)
+        return float(problem.start[0]), float(after[0]), None if lpips is None else float(lpips[0])
+
+    def _optimize(self, batch: Sequence[Work], output: Output | None) -> list[Protected]:
         started = time.perf_counter()
         clean = torch.stack([torch.tensor(work.image.pixels).permute(2, 0, 1) for work in batch])
         clean = clean.contiguous().to(self.device)
@@ -306,8 +318,10 @@ class Poisoner:
             [torch.cat(latents) for latents in zip(*anchor_latents, strict=True)],
             self.perceptual,
             self.backend,
-            [self._random(work.image) for work in batch],
-            self.weights,
+            randoms=[self._random(work.image) for work in batch],
+            weights=self.weights,
+            visible=_visible(batch, self.device),
+            through=_through([work.image for work in batch], clean, output),
         )
         if not bool(torch.isfinite(problem.start).all()):
             raise ShadeFastError(f"the latent is not finite under encoder {self.encoder_name}; check its weights")
@@ -316,8 +330,13 @@ class Poisoner:
             size = (clean.shape[2], clean.shape[3])
             start = torch.cat([self.start.perturbation(pick, plan.crop, size) for pick in picks]).to(self.device)
         made = optimize(problem, self.optimizer, self.budget, self.steps, start, self.stopping)
-        codecs = [_codec(work.image, output) for work in batch]
-        projected = project(problem, made.delta, self.budget, codecs if any(codecs) else None)
+        delta = made.delta if problem.visible is None else made.delta * problem.visible
+        attempts = [[] if output is None else output.attempts(work.image) for work in batch]
+        codecs = [
+            [_codec(work.image, output, jpeg) for jpeg in settings if output is not None and jpeg is not None]
+            for work, settings in zip(batch, attempts, strict=True)
+        ]
+        projected, places = project_to_files(problem, delta, self.budget, codecs)
         seconds = (time.perf_counter() - started) / len(batch)
         results = []
         for index, work in enumerate(batch):
@@ -345,12 +364,8 @@ class Poisoner:
                 seconds=seconds,
                 survival=self._survival(work.image.pixels, pixels) if self.survival and status != "failed" else None,
             )
-            data = None
-            if output is not None and status != "failed":
-                data = output.encode(work.image, _array(projected.stored[index]))
-                if not np.array_equal(decode(data, work.image.name).pixels, pixels):
-                    raise ShadeFastError(f"{work.image.name}: the encoded file does not decode to the pixels measured")
-            results.append(Protected(work.image, outcome, data))
+            jpeg = attempts[index][places[index]] if attempts[index] else None
+            results.append(Protected(work.image, outcome, _array(projected.stored[index]), jpeg))
         return results
 
     def _random(self, image: DecodedImage) -> np.random.Generator:
@@ -392,28 +407,76 @@ class Poisoner:
 
 @dataclass(frozen=True, eq=False)
 class Protected:
-    """An image as decoded (None where it could not be), its outcome, and the bytes of its file where one is wanted."""
+    """An image as decoded (None where it could not be) and its outcome.
+
+    stored: uint8 [H, W, 3], upright, what the file's encoder is given; jpeg: how, where the file is a JPEG.
+    """
 
     image: DecodedImage | None
     outcome: PoisonedImage
-    data: bytes | None
+    stored: UInt8Array | None = None
+    jpeg: JpegSettings | None = None
+
+    def encode(self, output: Output) -> bytes:
+        """The bytes of the file, decoded again and found to show the pixels (and alpha) that were measured.
+
+        Raises ShadeFastError where they do not, where the image failed, and where the format cannot hold it.
+        """
+        if self.image is None or self.stored is None or self.outcome.image is None:
+            raise ShadeFastError(self.outcome.error or f"{self.outcome.name}: failed")
+        data = output.encode(self.image, self.stored, self.jpeg)
+        shown = decode(data, self.image.name)
+        if not np.array_equal(shown.with_alpha(shown.pixels), self.outcome.image):
+            raise ShadeFastError(f"{self.image.name}: the encoded file does not decode to the pixels measured")
+        return data
 
 
 @dataclass(frozen=True, eq=False)
-class _Work:
+class Work:
+    """An image to protect, and the anchor that it is moved to."""
+
     image: DecodedImage
     anchor: Anchor
 
 
-def _codec(image: DecodedImage, output: Output | None) -> Codec | None:
-    if output is None or not output.is_lossy(image):
-        return None
-
+def _codec(image: DecodedImage, output: Output, jpeg: JpegSettings) -> Codec:
     def through_the_file(pixels: torch.Tensor) -> torch.Tensor:
-        shown = decode(output.encode(image, _array(pixels)), image.name).pixels
+        shown = decode(output.encode(image, _array(pixels), jpeg), image.name).pixels
         return torch.tensor(shown).permute(2, 0, 1).to(pixels.device)
 
     return through_the_file
+
+
+def _through(
+    images: Sequence[DecodedImage], clean: torch.Tensor, output: Output | None
+) -> Callable[[torch.Tensor], torch.Tensor] | None:
+    """From perturbations [B, 3, H, W] to those that the first attempt at the files leaves; None where that is all."""
+    if output is None or not any(output.is_lossy(image) for image in images):
+        return None
+    settings = [output.attempts(image)[0] for image in images]
+
+    def leave(delta: torch.Tensor) -> torch.Tensor:
+        left = []
+        for image, jpeg, pixels, change in zip(images, settings, clean, delta, strict=True):
+            if jpeg is None:
+                left.append(change)
+                continue
+            perturbed = (pixels + 255 * change).round().clamp(0, 255).to(torch.uint8)
+            left.append((_codec(image, output, jpeg)(perturbed).float() - pixels) / 255)
+        return torch.stack(left)
+
+    return leave
+
+
+def _visible(batch: Sequence[Work], device: torch.device) -> torch.Tensor | None:
+    """bool [B, 1, H, W]: where the images are not fully transparent; None where they nowhere are."""
+    if all(work.image.alpha is None or work.image.alpha.all() for work in batch):
+        return None
+    shown = [
+        np.ones(work.image.pixels.shape[:2], dtype=bool) if work.image.alpha is None else work.image.alpha > 0
+        for work in batch
+    ]
+    return torch.from_numpy(np.stack(shown))[:, None].to(device)
 
 
 def _array(pixels: torch.Tensor) -> UInt8Array:
@@ -421,7 +484,8 @@ def _array(pixels: torch.Tensor) -> UInt8Array:
     return np.ascontiguousarray(pixels.permute(1, 2, 0).cpu().numpy())
 
 
-def _failed(error: Exception, image: ImageLike | DecodedImage | ShadeFastError) -> PoisonedImage:
+def failed(error: Exception, image: ImageLike | DecodedImage | ShadeFastError) -> PoisonedImage:
+    """The outcome of an image that an error ended, which names it."""
     if isinstance(image, ShadeFastError):
         name = ""
     elif isinstance(image, DecodedImage):

@@ -33,7 +33,7 @@ def write_report(
     largest: int = 384,
     limit: int = 60,
 ) -> Path:
-    """Write the report of the run in `directory` (which holds `shade_fast.json`) and return the page's path.
+    """Write the report of the run in `directory` (an output of `shade-fast archive`) and return the page's path.
 
     out: the page to write, `directory/report.html` by default; one that is there is replaced.
     encoder: decodes the latents for "what the model sees"; by default the run's own is loaded, and where it is not to

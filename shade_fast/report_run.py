@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-import json
 import math
+import os
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from shade_fast.archive import MANIFEST_NAME
-from shade_fast.errors import ShadeFastError
+import pyarrow as pa
 
-STATUSES = ("ok", "below_target", "failed")
+from shade_fast.archive import Manifest, Row, Storage
+from shade_fast.archive.manifest import read_stats
+from shade_fast.archive.names import from_text
+from shade_fast.archive.record import RUN_NAME
+from shade_fast.archive.record import read_run as read_record
+from shade_fast.errors import ShadeFastError
 
 
 @dataclass(frozen=True)
@@ -104,36 +108,32 @@ class Totals:
 
 
 def read_run(directory: Path | str) -> Run:
-    """Read `directory/shade_fast.json`.
+    """Read the record of an archive's output.
 
-    Raises ShadeFastError, naming the file and the field, where the manifest is missing, is no JSON or has wrong values.
+    Raises ShadeFastError, naming the file and the field, where it is missing or has wrong values.
     """
-    path = Path(directory) / MANIFEST_NAME
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ShadeFastError(
-            f"{path}: no such file; give the folder that `shade-fast poison --out` wrote, which holds {MANIFEST_NAME}"
-        ) from None
-    except OSError as problem:
-        raise ShadeFastError(f"{path}: cannot be read ({problem.strerror}); check the path and its rights") from problem
-    except ValueError as problem:
-        raise ShadeFastError(
-            f"{path}: is not valid JSON ({problem}); restore the file or run `shade-fast poison` again"
-        ) from problem
-    fields = _Fields(path, "", content)
+    out = Storage(directory)
+    record = read_record(out)
+    if record is None:
+        raise ShadeFastError(f"{directory}: no run has been here; give the output of `shade-fast archive`")
+    path = Path(directory) / RUN_NAME
+    fields = _Fields(path, "", record)
     options = fields.inner("options")
     budget, view = options.inner("budget"), options.inner("view")
-    images = fields.values.get("images")
-    if not isinstance(images, list):
-        raise fields.wrong("images", "a list")
-    encoders = fields.values.get("encoder")
-    encoders = encoders if isinstance(encoders, list) else [] if encoders is None else [encoders]
-    versions = fields.inner("versions").values
+    encoders = options.values.get("encoder")
+    if not isinstance(encoders, list):
+        raise options.wrong("encoder", "a list")
+    manifest = Manifest(out)
+    stats = _Fields(path, "stats.", read_stats(out)).inner("last_run")
+    images, seconds = stats.count("images"), stats.number("seconds")
+    try:
+        rows = tuple(_image(row, out) for row in manifest.all_rows())
+    except (pa.ArrowException, TypeError, ValueError) as problem:
+        raise ShadeFastError(f"{directory}: its manifest cannot be read ({problem}); run it again") from problem
     return Run(
         directory=Path(directory),
-        version=fields.text("version") or "unknown",
-        versions={str(name): str(version) for name, version in versions.items()},
+        version=options.text("version") or "unknown",
+        versions={str(name): str(version) for name, version in fields.inner("versions").values.items()},
         created=fields.text("created") or "",
         target=options.text("target") or "",
         optimizer=options.text("optimizer") or "unknown",
@@ -143,12 +143,12 @@ def read_run(directory: Path | str) -> Run:
         budget_lpips=budget.number("lpips"),
         view_size=view.count("size"),
         encoders=tuple(_encoder(_Fields(path, f"encoder[{i}].", value)) for i, value in enumerate(encoders)),
-        perceptual=fields.text("perceptual"),
-        backend=fields.text("backend") or "unknown",
-        device=fields.text("device") or "unknown",
-        seconds=fields.number("seconds"),
-        images_per_second=fields.number("images_per_second"),
-        images=tuple(_image(_Fields(path, f"images[{i}].", value)) for i, value in enumerate(images)),
+        perceptual=options.inner("perceptual").text("name"),
+        backend=options.text("backend") or "unknown",
+        device=options.text("device") or "unknown",
+        seconds=seconds,
+        images_per_second=images / seconds if images and seconds else None,
+        images=rows,
     )
 
 
@@ -197,31 +197,23 @@ def _encoder(fields: _Fields) -> EncoderRecord:
     )
 
 
-def _image(fields: _Fields) -> ImageRecord:
-    source, status = fields.text("source"), fields.text("status")
-    if source is None:
-        raise fields.wrong("source", "a path")
-    if status not in STATUSES:
-        raise fields.wrong("status", "one of " + ", ".join(STATUSES))
-    history = fields.values.get("history") or []
-    if not isinstance(history, list) or not all(isinstance(value, (int, float)) for value in history):
-        raise fields.wrong("history", "a list of numbers")
+def _image(row: Row, out: Storage) -> ImageRecord:
     return ImageRecord(
-        source=source,
-        output=fields.text("output"),
-        target=fields.text("target") or "",
-        anchor=fields.text("anchor"),
-        status=status,
-        error=fields.text("error"),
-        width=fields.count("width") or 0,
-        height=fields.count("height") or 0,
-        linf=fields.number("linf"),
-        lpips=fields.number("lpips"),
-        distance_before=fields.number("distance_before"),
-        distance_after=fields.number("distance_after"),
-        steps=fields.count("steps") or 0,
-        seconds=fields.number("seconds"),
-        history=tuple(float(value) for value in history if math.isfinite(value)),
+        source=from_text(row.source),
+        output=None if row.output is None else from_text(row.output),
+        target=row.target or "",
+        anchor=row.anchor and os.path.relpath(from_text(row.anchor), out.root),
+        status=row.status,
+        error=row.error,
+        width=row.width,
+        height=row.height,
+        linf=row.linf,
+        lpips=row.lpips,
+        distance_before=row.distance_before,
+        distance_after=row.distance_after,
+        steps=row.steps,
+        seconds=row.optimize_ms / 1000,
+        history=tuple(value for value in row.history if math.isfinite(value)),
     )
 
 
@@ -263,5 +255,5 @@ class _Fields:
         field = (self.prefix + name).strip(".") or "the file"
         found = repr(self.values.get(name))
         return ShadeFastError(
-            f"{self.path}: {field} is {found[:80]}, not {wanted}; mend it there or run `shade-fast poison` again"
+            f"{self.path}: {field} is {found[:80]}, not {wanted}; mend it there or run `shade-fast archive` again"
         )

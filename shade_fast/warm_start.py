@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Sequence
@@ -35,6 +36,16 @@ class WarmStart:
     encoder_sha256: tuple[str | None, ...]
     images: int
     steps: int
+
+    @property
+    def sha256(self) -> str:
+        """Hash of what images begin with."""
+        digest = hashlib.sha256()
+        for size in sorted(self.perturbations):
+            value = self.perturbations[size]
+            digest.update(f"{size} {len(value)}".encode())
+            digest.update(value.cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()
 
     def save(self, path: str | PathLike[str]) -> None:
         """Write a .safetensors file. Raises ShadeFastError where it cannot be written."""

@@ -1,7 +1,21 @@
-"""Files in, protected files out, with a record of every one."""
+"""Whole archives in, protected archives of the same shape out, with a record of every image."""
 
-from shade_fast.archive.files import find_images
-from shade_fast.archive.manifest import MANIFEST_NAME
-from shade_fast.archive.run import plan_files, poison_files
+from shade_fast.archive.folders import find_images
+from shade_fast.archive.manifest import Manifest, Row
+from shade_fast.archive.run import Archive, ArchiveReport, plan_archive, poison_archive
+from shade_fast.archive.storage import Storage
+from shade_fast.archive.verify import Mismatch, archive_status, verify_archive
 
-__all__ = ["MANIFEST_NAME", "find_images", "plan_files", "poison_files"]
+__all__ = [
+    "Archive",
+    "ArchiveReport",
+    "Manifest",
+    "Mismatch",
+    "Row",
+    "Storage",
+    "archive_status",
+    "find_images",
+    "plan_archive",
+    "poison_archive",
+    "verify_archive",
+]

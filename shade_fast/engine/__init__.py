@@ -3,7 +3,7 @@
 from shade_fast.engine.devices import BACKENDS, kernels, resolve_backend, resolve_device
 from shade_fast.engine.optimizers import OPTIMIZERS, Optimized, check_optimizer, optimize
 from shade_fast.engine.problem import Problem
-from shade_fast.engine.projection import Codec, Projected, project
+from shade_fast.engine.projection import Codec, Projected, project, project_to_files
 from shade_fast.engine.stopping import Stopping
 from shade_fast.engine.together import optimize_together
 
@@ -20,6 +20,7 @@ __all__ = [
     "optimize_together",
     "check_optimizer",
     "project",
+    "project_to_files",
     "resolve_backend",
     "resolve_device",
 ]

@@ -22,8 +22,10 @@ class Problem:
     over its own value at the clean image.
 
     clean: uint8 [B, 3, H, W]. anchor_latents: one [B, C, h, w] for each encoder. perceptual: None where LPIPS is
-    neither bounded nor measured. Everything is on one device. randoms: one for each image, where
-    the plan has transforms. weights: of the encoders, None for equal ones; positive.
+    neither bounded nor measured. Everything is on one device. randoms: one for each image, where the plan has
+    transforms. weights: of the encoders, None for equal ones; positive. visible: bool [B, 1, H, W], False where the
+    image is fully transparent and stays as it is; None where it is nowhere. through: from perturbations [B, 3, H, W] to
+    those that the images' codecs leave of them, for files that lose something; the gradient is then taken there.
     """
 
     def __init__(
@@ -34,8 +36,11 @@ class Problem:
         anchor_latents: Sequence[torch.Tensor],
         perceptual: Perceptual | None,
         backend: str = "reference",
+        *,
         randoms: Sequence[np.random.Generator] = (),
         weights: Sequence[float] | None = None,
+        visible: torch.Tensor | None = None,
+        through: Callable[[torch.Tensor], torch.Tensor] | None = None,
     ) -> None:
         self.clean = clean
         self.plan = plan
@@ -46,6 +51,8 @@ class Problem:
         weights = [1.0] * len(self.encoders) if weights is None else list(weights)
         self.weights = [weight / sum(weights) for weight in weights]
         self._randoms = tuple(randoms) if plan.transforms else ()
+        self.visible = visible
+        self.through = through
         with torch.no_grad():
             self._clean_view = view = self.see(clean / 255)
             #: each encoder's distance at the clean images, [B]
@@ -105,12 +112,16 @@ class Problem:
 
         Each term's gradient, of every encoder and of LPIPS, is taken where it is seen and divided by its mean
         magnitude, so that the weights have no unit; an encoder's is multiplied by its start over its distance. The sum
-        is then led back through the view. The view is linear, so
-        the clean image's part of it is kept, and clean + delta is never made at the file's size. Where the plan has
-        transforms, the encoders see one draw of them; LPIPS does not.
+        is then led back through the view. The view is linear, so the clean image's part of it is kept, and clean +
+        delta is never made at the file's size. Where the plan has transforms, the encoders see one draw of them; LPIPS
+        does not.
         """
         delta = delta.detach().requires_grad_(True)
-        seen = self.see(delta)
+        kept = delta if self.visible is None else delta * self.visible
+        if self.through is not None:
+            # Straight through: the codec's rounding has no useful derivative, its place in the image is what counts.
+            kept = kept + (self.through(kept.detach()) - kept.detach())
+        seen = self.see(kept)
         view = (self._clean_view + seen).detach().requires_grad_(True)
         draws = [self.plan.draw(random, backend=kernels(self.backend)) for random in self._randoms]
         shown = view

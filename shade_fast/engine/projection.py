@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
+from torch.nn import functional
 
 from shade_fast.budget import Budget
 from shade_fast.engine.devices import kernels
@@ -19,8 +20,13 @@ Codec = Callable[[torch.Tensor], torch.Tensor]
 LPIPS_MARGIN = 1 - 1e-4
 #: How often pixels that a codec moves out of the box are pulled back before it.
 PULLS = 12
+#: How often, and to which share, the perturbation is shrunk around pixels that are outside all the same: as far as a
+#: block of a JPEG reaches.
+SHRINKS, SHRINK, BLOCK = 30, 0.85, 4
 #: Halvings of the interval that the scale is known to lie in.
 BISECTIONS = 6
+#: The share of the latent's shift that a codec has to leave, or the next, finer one is tried.
+KEPT_SHIFT = 0.75
 
 
 @dataclass(frozen=True)
@@ -93,11 +99,39 @@ def project(
     return best
 
 
+@torch.no_grad()
+def project_to_files(
+    problem: Problem, delta: torch.Tensor, budget: Budget, attempts: Sequence[Sequence[Codec]]
+) -> tuple[Projected, list[int]]:
+    """`project` through the first of each image's codecs that holds the budget and keeps `KEPT_SHIFT` of the shift that
+    the perturbation has without one; through the best where none does. Also which one that is, of each image.
+
+    attempts: each image's codecs, from the coarsest to the finest; none where its file is lossless.
+    """
+    best = project(problem, delta, budget)
+    places = [0] * len(delta)
+    pending = torch.tensor([bool(codecs) for codecs in attempts], device=delta.device)
+    wanted = problem.start - KEPT_SHIFT * (problem.start - best.distance)
+    for place in range(max(map(len, attempts), default=0)):
+        if not bool(pending.any()):
+            break
+        codecs = [
+            codecs[place] if waits and place < len(codecs) else None
+            for codecs, waits in zip(attempts, pending.tolist(), strict=True)
+        ]
+        tried = project(problem, delta, budget, codecs)
+        better = pending & ((tried.held & (~best.held | (tried.distance < best.distance))) if place else True)
+        best = _choose(better, tried, best)
+        places = [place if taken else before for taken, before in zip(better.tolist(), places, strict=True)]
+        pending = pending & ~(best.held & (best.distance <= wanted))
+    return best, places
+
+
 def _fit(stored: torch.Tensor, clean: torch.Tensor, codec: Codec, levels: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Pixels to store, and what the codec makes of them, so that the latter lie inside the box where that can be had.
 
-    What lies outside is pulled back by as much before the codec, and again: a codec's errors are few and local, and to
-    shrink the whole perturbation for them would waste it.
+    What lies outside is pulled back by as much before the codec, and again. Where that does not help, since a coarse
+    codec rounds it away, the perturbation is shrunk, but there alone: to shrink all of it would waste it.
     """
     stored, clean = stored.to(torch.int16), clean.to(torch.int16)
     for pull in range(PULLS + 1):
@@ -106,6 +140,14 @@ def _fit(stored: torch.Tensor, clean: torch.Tensor, codec: Codec, levels: int) -
         if pull == PULLS or not bool(excess.any()):
             break
         stored = (stored - excess).clamp(0, 255)
+    for _ in range(SHRINKS):
+        outside = (shown.to(torch.int16) - clean).abs() > levels
+        if not bool(outside.any()):
+            break
+        around = functional.max_pool2d(outside.any(dim=0)[None].float(), 2 * BLOCK + 1, 1, BLOCK)
+        kept = 1 - (1 - SHRINK) * around
+        stored = clean + ((stored - clean) * kept).round().to(torch.int16)
+        shown = codec(stored.to(torch.uint8))
     return stored.to(torch.uint8), shown
 
 

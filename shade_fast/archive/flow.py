@@ -1,0 +1,289 @@
+"""The flow of samples through a run: read and decoded ahead, optimised in buckets of one shape, encoded and written
+behind, with a bound on everything that waits."""
+
+from __future__ import annotations
+
+import hashlib
+import queue
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from shade_fast.anchors import Anchor
+from shade_fast.archive.index import Index, content
+from shade_fast.archive.layout import Sample
+from shade_fast.archive.manifest import Row, finite
+from shade_fast.archive.names import to_text
+from shade_fast.archive.storage import ArchiveStoppedError
+from shade_fast.errors import ShadeFastError
+from shade_fast.images import DecodedImage, Output, decode
+from shade_fast.poison import Poisoner, Protected, Work, failed
+
+#: Images that wait for others of their shape, in units of the batch; then the one that waited longest goes.
+WAITING_BATCHES = 4
+
+
+@dataclass
+class Clock:
+    """Seconds of the thread that runs the engine: in it, waiting for images, and in all."""
+
+    engine: float = 0.0
+    waiting: float = 0.0
+    total: float = 0.0
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """A sample, read and decoded (image None: `error` says why not), with the row as far as it is known."""
+
+    sample: Sample
+    row: Row
+    image: DecodedImage | None = None
+    anchor: Anchor | None = None
+    error: str | None = None
+
+
+@dataclass(eq=False)
+class Flow:
+    """Takes samples to rows.
+
+    blank: a sample's row with all that is the run's. store: writes a row with its image's bytes (None: nothing) and
+    returns the row as it came to be. load: the bytes of a row's image. vanished: what of the source is gone. files:
+    whether each image is a file of its own.
+    """
+
+    poisoner: Poisoner
+    output: Output
+    anchor: Callable[[str | None], Anchor]
+    index: Index
+    blank: Callable[[Sample], Row]
+    store: Callable[[Row, bytes | None], Row]
+    load: Callable[[Row], bytes]
+    vanished: Callable[[], str | None]
+    files: bool
+    workers: int
+    stop: threading.Event
+    clock: Clock = field(default_factory=Clock)
+    ended: bool = False
+
+    def run(self, samples: Iterator[Sample], on_row: Callable[[Row], None]) -> None:
+        """Take all samples, or those that are on their way when `stop` is set.
+
+        Raises what ends a run: ArchiveStoppedError, and what `samples` raises; what was on its way is finished first.
+        """
+        started = time.perf_counter()
+        self._bound = self.workers + self.poisoner.batch_size
+        self._buckets: dict[tuple[int, ...], list[Prepared]] = {}
+        self._finishing: deque[Future[Row]] = deque()
+        self._followers: dict[str, list[Prepared]] = {}
+        self._on_row = on_row
+        coming: queue.Queue[Future[Prepared] | BaseException | None] = queue.Queue(self._bound)
+        closed = threading.Event()
+        with ThreadPoolExecutor(self.workers, "shade_fast-file") as pool:
+            self._pool = pool
+            feeder = threading.Thread(target=self._feed, args=(samples, coming, pool, closed), name="shade_fast-feed")
+            feeder.start()
+            try:
+                while not self.stop.is_set():
+                    prepared = self._next(coming)
+                    if prepared is None:
+                        self._flush(0)
+                        self.ended = not self.stop.is_set()
+                        break
+                    self._take(prepared)
+                    while len(self._finishing) > self._bound:
+                        self._collect()
+            finally:
+                closed.set()
+                _drain(coming)
+                feeder.join()
+                _drain(coming)
+                try:
+                    while self._finishing:
+                        self._collect()
+                finally:
+                    self.clock.total += time.perf_counter() - started
+
+    def _feed(
+        self, samples: Iterator[Sample], coming: queue.Queue[Any], pool: ThreadPoolExecutor, closed: threading.Event
+    ) -> None:
+        end: BaseException | None = None
+        try:
+            for sample in samples:
+                if closed.is_set() or self.stop.is_set():
+                    break
+                coming.put(pool.submit(self._prepare, sample))
+        except BaseException as error:
+            end = error
+        if not closed.is_set():
+            coming.put(end)
+
+    def _next(self, coming: queue.Queue[Future[Prepared] | BaseException | None]) -> Prepared | None:
+        started = time.perf_counter()
+        try:
+            # Interrupted from outside, a run must see it while it waits for a slow source.
+            while True:
+                try:
+                    item = coming.get(timeout=0.2)
+                    break
+                except queue.Empty:
+                    if self.stop.is_set():
+                        return None
+            if isinstance(item, BaseException):
+                raise item
+            return None if item is None else item.result()
+        finally:
+            self.clock.waiting += time.perf_counter() - started
+
+    def _prepare(self, sample: Sample) -> Prepared:
+        started = time.perf_counter()
+        row, image, anchor, failure = self.blank(sample), None, None, None
+        try:
+            if sample.error is not None:
+                raise ShadeFastError(sample.error)
+            try:
+                data = sample.read()
+            except (OSError, ValueError) as error:  # ValueError: a name that cannot be one
+                gone = self.vanished()
+                if gone is not None:
+                    raise ArchiveStoppedError(
+                        f"{gone}: is not there any more; bring it back and run this again"
+                    ) from error
+                reason = getattr(error, "strerror", None) or error
+                raise ShadeFastError(f"{sample.key}: cannot be read: {reason}") from error
+            row = replace(row, source_bytes=len(data), source_sha256=hashlib.sha256(data).hexdigest())
+            image = decode(data, sample.key)
+            height, width = image.pixels.shape[:2]
+            row = replace(row, width=width, height=height, source_format=image.format)
+            self.output.check(image)
+            anchor = self.anchor(sample.target)
+            row = replace(row, target=anchor.name)
+        except ArchiveStoppedError:
+            raise
+        except Exception as problem:  # whatever a file makes a decoder raise, it ends one image, not the run
+            failure, image = str(problem) or "out of memory", None
+        took = 1000 * (time.perf_counter() - started)
+        return Prepared(sample, replace(row, decode_ms=round(took, 3)), image, anchor, failure)
+
+    def _take(self, prepared: Prepared) -> None:
+        """Decide what becomes of one image: a failed row, a copy, or a place in its bucket."""
+        target = prepared.row.target or ""
+        if (
+            self.files
+            and prepared.error is None
+            and target != self.index.claim_target(prepared.row.output or "", target)
+        ):
+            error = f"{prepared.sample.key}: another row has this image with another target; give each image one"
+            prepared = replace(prepared, error=error)
+        if prepared.error is not None or prepared.image is None:
+            self._submit(self._fail, prepared, prepared.error)
+            return
+        key = content(prepared.row)
+        if key in self._followers:
+            self._followers[key].append(replace(prepared, image=None))
+            return
+        before = self.index.result(key)
+        if before is not None:
+            self._submit(self._copy, prepared, before)
+            return
+        self._followers[key] = []
+        bucket = self._buckets.setdefault(prepared.image.pixels.shape, [])
+        bucket.append(prepared)
+        if len(bucket) == self.poisoner.batch_size:
+            self._optimize(prepared.image.pixels.shape)
+        self._flush(WAITING_BATCHES * self.poisoner.batch_size)
+
+    def _flush(self, most: int) -> None:
+        """Run the buckets that waited longest until at most so many images wait."""
+        while sum(map(len, self._buckets.values())) > most and not self.stop.is_set():
+            self._optimize(next(iter(self._buckets)))
+
+    def _optimize(self, shape: tuple[int, ...]) -> None:
+        batch = self._buckets.pop(shape)
+        started = time.perf_counter()
+        works = [Work(one.image, one.anchor) for one in batch if one.image is not None and one.anchor is not None]
+        results = self.poisoner.protect_batch(works, self.output)
+        self.clock.engine += time.perf_counter() - started
+        for prepared, protected in zip(batch, results, strict=True):
+            self._submit(self._encode, replace(prepared, image=None), protected)
+
+    def _submit(self, work: Callable[..., Row], *arguments: Any) -> None:
+        self._finishing.append(self._pool.submit(work, *arguments))
+
+    def _collect(self) -> None:
+        started = time.perf_counter()
+        row = self._finishing.popleft().result()
+        self.clock.waiting += time.perf_counter() - started
+        if row.status != "failed":
+            self.index.add(row)
+        for follower in self._followers.pop(content(row), ()) if row.duplicate_of is None else ():
+            if row.status != "failed":
+                self._submit(self._copy, follower, row)
+            else:
+                self._submit(self._fail, follower, f"{follower.sample.key}: as {row.key}, its duplicate: {row.error}")
+        self._on_row(row)
+
+    def _encode(self, prepared: Prepared, protected: Protected) -> Row:
+        started = time.perf_counter()
+        outcome, left = protected.outcome, protected.outcome.survival
+        row = replace(
+            prepared.row,
+            status=outcome.status,
+            error=outcome.error,
+            anchor=outcome.anchor and to_text(outcome.anchor),
+            linf=outcome.linf,
+            lpips=outcome.lpips,
+            distance_before=outcome.distance_before,
+            distance_after=outcome.distance_after,
+            encoder_distances=outcome.encoder_distances,
+            steps=outcome.steps,
+            history=outcome.history,
+            survival=None if left is None else tuple((name, finite(share)) for name, share in left.items()),
+            optimize_ms=round(1000 * outcome.seconds, 3),
+        )
+        if row.status == "failed":
+            return self.store(replace(row, output=None), None)
+        try:
+            data = protected.encode(self.output)
+        except Exception as error:  # an encoder raises whatever it stumbles over
+            message = failed(error, prepared.sample.key).error
+            return self.store(replace(row, status="failed", error=message, output=None), None)
+        return self.store(
+            replace(
+                row,
+                output_format=self.output.format_of(row.source_format).upper(),
+                output_bytes=len(data),
+                output_sha256=hashlib.sha256(data).hexdigest(),
+                quality=None if protected.jpeg is None else protected.jpeg.quality,
+                subsampling=None if protected.jpeg is None else protected.jpeg.subsampling,
+                encode_ms=round(1000 * (time.perf_counter() - started), 3),
+            ),
+            data,
+        )
+
+    def _copy(self, prepared: Prepared, leader: Row) -> Row:
+        """The result of another image of the same content."""
+        own = prepared.row
+        kept = {
+            name: getattr(own, name) for name in ("key", "shard", "index", "source", "concept", "output", "decode_ms")
+        }
+        copied = replace(leader, **kept, duplicate_of=leader.key, optimize_ms=0.0, encode_ms=0.0)
+        return self.store(copied, self.load(leader))
+
+    def _fail(self, prepared: Prepared, error: str | None) -> Row:
+        return self.store(replace(prepared.row, status="failed", error=error, output=None), None)
+
+
+def _drain(coming: queue.Queue[Any]) -> None:
+    """Let a feeder that waits for room find it."""
+    while True:
+        try:
+            item = coming.get_nowait()
+        except queue.Empty:
+            return
+        if isinstance(item, Future):
+            item.cancel()

@@ -1,0 +1,106 @@
+"""What a run has to know of all images at once, on disk so that memory does not grow with the archive: which are done,
+whose a name in the output is, and where a content's result is."""
+
+from __future__ import annotations
+
+import sqlite3
+import tempfile
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from shade_fast.archive.manifest import Manifest, Row
+
+
+class Index:
+    """A temporary database, filled from the manifests of an output; gone when it is closed.
+
+    open_shards: name -> how many rows an open shard has, and the next free place in it.
+    """
+
+    def __init__(self) -> None:
+        self._folder = tempfile.TemporaryDirectory(prefix="shade_fast-")
+        self._lock = threading.Lock()
+        self._database = sqlite3.connect(
+            Path(self._folder.name) / "index.sqlite", check_same_thread=False, isolation_level=None
+        )
+        self._database.executescript(
+            "pragma journal_mode = off; pragma synchronous = off; begin;"
+            "create table done (source text primary key) without rowid;"
+            "create table names (name text primary key, owner text) without rowid;"
+            "create table contents (content text primary key, row blob) without rowid;"
+        )
+        #: rows taken in
+        self.count = 0
+        self.finished: set[str] = set()
+        self.open_shards: dict[str, tuple[int, int]] = {}
+
+    def close(self) -> None:
+        self._database.close()
+        self._folder.cleanup()
+
+    def load(self, manifest: Manifest, there: Callable[[Row], bool], own: Callable[[str], bool]) -> None:
+        """Take in what is recorded. there: whether a row's image is; rows of `own` open shards without are dropped."""
+        self.finished = set(manifest.finished())
+        for shard in sorted(self.finished):
+            for row in manifest.rows(shard):
+                self.add(row)
+        for shard in filter(own, manifest.open_shards()):
+            count = following = 0
+            for row in list(manifest.rows(shard)):
+                following = max(following, row.index + 1)
+                if there(row):
+                    self.add(row)
+                    count += 1
+                else:
+                    manifest.forget_row(row)
+            self.open_shards[shard] = (count, following)
+
+    def add(self, row: Row) -> None:
+        with self._lock:
+            self.count += 1
+            self._database.execute("insert or replace into done values (?)", (row.source,))
+            if row.output is not None:
+                self._claim(row.output, row.source)
+                self._claim(_target_of(row.output), row.target or "")
+                if row.duplicate_of is None:
+                    self._database.execute(
+                        "insert or ignore into contents values (?, ?)", (content(row), row.to_json())
+                    )
+
+    def is_done(self, source: str) -> bool:
+        """Whether the image in a file of its own is recorded."""
+        return self._one("select source from done where source = ?", source) is not None
+
+    def claim(self, name: str, source: str) -> str:
+        """Whose a name in the output is: this source's from now on, where it was nobody's."""
+        with self._lock:
+            self._claim(name, source)
+        return str(self._one("select owner from names where name = ?", name))
+
+    def claim_target(self, name: str, target: str) -> str:
+        """Which target a name in the output is for: this one from now on, where it was for none."""
+        return self.claim(_target_of(name), target)
+
+    def result(self, key: str) -> Row | None:
+        """The row of an image with the same content (see `content`) that has an output."""
+        found = self._one("select row from contents where content = ?", key)
+        return None if found is None else Row.from_json(bytes(found))
+
+    def _claim(self, name: str, value: str) -> None:
+        self._database.execute("insert or ignore into names values (?, ?)", (name, value))
+
+    def _one(self, query: str, value: str) -> Any:
+        with self._lock:
+            found = self._database.execute(query, (value,)).fetchone()
+        return None if found is None else found[0]
+
+
+def _target_of(name: str) -> str:
+    return f"target\0{name}"
+
+
+def content(row: Row) -> str:
+    """What decides a result besides the options: the source's bytes and the target."""
+    return f"{row.source_sha256} {row.target}"

@@ -1,0 +1,182 @@
+"""What an output says of the run that makes it: its options, which a later run must share, and who writes just now."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import fcntl
+import hashlib
+import inspect
+import json
+import os
+import socket
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from shade_fast.anchors import AnchorLibrary
+from shade_fast.archive.storage import RECORD_FOLDER, Storage
+from shade_fast.errors import ShadeFastError
+from shade_fast.images import Output
+from shade_fast.poison import Poisoner
+from shade_fast.version import __version__
+
+RUN_NAME = f"{RECORD_FOLDER}/run.json"
+#: Options of the Poisoner that say how it runs, not what comes out, or that another says: `steps` what a preset means.
+INCIDENTAL = ("batch_size", "devices", "preset")
+
+
+def describe(
+    poisoner: Poisoner, asked: Mapping[str, Any], sources: Sequence[str], target: str | None, output: Output, tasks: int
+) -> dict[str, Any]:
+    """A run's options as JSON types: what was asked for, with defaults, and the networks that it means here.
+
+    asked: the Poisoner's keyword arguments. sources: their places. tasks: into how many the archive is divided.
+    """
+    bound = inspect.signature(Poisoner).bind(**asked)
+    bound.apply_defaults()
+    options = {name: _plain(value) for name, value in bound.arguments.items() if name not in INCIDENTAL}
+    specs = asked.get("encoder", "embedded")
+    specs = list(specs) if isinstance(specs, list | tuple) else [specs]
+    return {
+        "source": list(sources),
+        "target": target,
+        **options,
+        "encoder": [
+            {
+                "spec": os.fspath(spec) if isinstance(spec, str | os.PathLike) else None,
+                "name": encoder.name,
+                "factor": encoder.factor,
+                "channels": encoder.channels,
+                "sha256": encoder.sha256,
+            }
+            for spec, encoder in zip(specs, poisoner.encoders, strict=True)
+        ],
+        "perceptual": None
+        if poisoner.perceptual is None
+        else {"name": poisoner.perceptual.name, "sha256": poisoner.perceptual.sha256},
+        "anchors": _anchors(asked.get("anchors")),
+        "weights": poisoner.weights,
+        "steps": poisoner.steps,
+        "start": None if poisoner.start is None else {"sha256": poisoner.start.sha256},
+        "backend": poisoner.backend,
+        "device": poisoner.device.type,
+        "output": output.format,
+        "quality": output.quality,
+        "tasks": tasks,
+        "version": __version__,
+    }
+
+
+def digest(options: Mapping[str, Any]) -> str:
+    """The options' hash, as rows have it."""
+    return hashlib.sha256(json.dumps(options, sort_keys=True).encode()).hexdigest()
+
+
+def read_run(out: Storage) -> dict[str, Any] | None:
+    """The record of the run that made an output; None where there is none. Raises ShadeFastError for a damaged one."""
+    if out.size(RUN_NAME) is None:
+        return None
+    try:
+        record = json.loads(out.read(RUN_NAME))
+        if isinstance(record, dict) and isinstance(record.get("options"), dict):
+            return record
+    except ValueError:
+        pass
+    raise ShadeFastError(
+        f"{out.location(RUN_NAME)}: no record of a run; remove {RECORD_FOLDER}, or give another output"
+    )
+
+
+def write_run(out: Storage, options: Mapping[str, Any]) -> dict[str, Any]:
+    record = {
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "versions": {name: version(name) for name in ("torch", "numpy", "pillow", "pyarrow", "fsspec")},
+        "options": dict(options),
+        "options_sha256": digest(options),
+    }
+    out.write(RUN_NAME, (json.dumps(record, indent=1) + "\n").encode())
+    return record
+
+
+def check_same(out: Storage, record: Mapping[str, Any], options: Mapping[str, Any]) -> None:
+    """Raise ShadeFastError, saying which options differ, where an output was begun with others."""
+    before = record["options"]
+    differences = [
+        f"{name} was {json.dumps(before.get(name))}, now {json.dumps(options.get(name))}"
+        for name in sorted(before.keys() | options.keys())
+        if before.get(name) != options.get(name)
+    ]
+    if differences:
+        raise ShadeFastError(
+            f"{out.url}: was begun with other options: {'; '.join(differences)}. Give those again, another output, or "
+            "mode overwrite"
+        )
+
+
+@contextlib.contextmanager
+def locked(out: Storage, name: str) -> Iterator[None]:
+    """Hold a lock on an output, which the system takes back when the process ends, however it ends.
+
+    For a URL the lock is this machine's alone: object stores have none. Raises ShadeFastError where another holds it.
+    """
+    if out.local:
+        path = Path(out.path(f"{RECORD_FOLDER}/locks/{name}"))
+    else:
+        cache = Path(os.environ.get("SHADE_FAST_CACHE") or Path.home() / ".cache" / "shade_fast")
+        path = cache / "locks" / f"{hashlib.sha256(out.url.encode()).hexdigest()}-{name}"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = _lock(path, out)
+    except OSError as error:
+        raise ShadeFastError(f"{path.parent}: cannot be written: {error.strerror}; give another output") from error
+    try:
+        os.ftruncate(descriptor, 0)
+        os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode())
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+        os.close(descriptor)
+
+
+def _lock(path: Path, out: Storage) -> int:
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # Whoever held it may have removed the file since it was opened here; the lock would be on nothing.
+            if path.exists() and os.fstat(descriptor).st_ino == path.stat().st_ino:
+                return descriptor
+            os.close(descriptor)
+        except BlockingIOError:
+            holder = os.read(descriptor, 200).decode(errors="replace") or "another process"
+            os.close(descriptor)
+            raise ShadeFastError(f"{out.url}: {holder} is writing there; wait for it, or give another output") from None
+        except BaseException:
+            os.close(descriptor)
+            raise
+
+
+def _plain(value: Any) -> Any:
+    """An option's value as JSON has it."""
+    if value is None or isinstance(value, str | bool | int | float):
+        return value
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = {field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+        return {"transform": type(value).__name__, **fields} if hasattr(value, "draw") else fields
+    if isinstance(value, list | tuple):
+        return [_plain(one) for one in value]
+    return os.fspath(value) if isinstance(value, os.PathLike) else type(value).__name__
+
+
+def _anchors(library: AnchorLibrary | None) -> dict[str, Any] | None:
+    """Which anchors a library has; None for the embedded one."""
+    if library is None:
+        return None
+    sums: dict[str, list[str]] = {}
+    for name in library:
+        paths = [path for path in library[name].paths if path is not None]
+        sums[name] = [hashlib.sha256(Path(path).read_bytes()).hexdigest() for path in paths]
+    return {"folder": library.folder, "sha256": hashlib.sha256(json.dumps(sums, sort_keys=True).encode()).hexdigest()}

@@ -1,0 +1,163 @@
+"""Where files are: a local folder or any fsspec URL, read and written so that a crash leaves a whole file or none."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+from fsspec.core import url_to_fs
+from fsspec.implementations.local import LocalFileSystem
+
+from shade_fast.errors import ShadeFastError
+
+#: Errors of the whole output, not of one file: a full disk, a quota, a disk gone or read-only.
+STOPPING = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ENOTCONN, errno.ESTALE, errno.ENODEV)
+#: Where a local output keeps its record, its open work and its temporary files.
+RECORD_FOLDER = "_shade_fast"
+
+
+class ArchiveStoppedError(ShadeFastError):
+    """A run cannot go on; what it did so far is recorded, and the same command continues."""
+
+
+def is_local(url: str | os.PathLike[str]) -> bool:
+    """Whether `url` is a path: it has no protocol, or names something that exists."""
+    text = os.fspath(url)
+    return isinstance(url, os.PathLike) or "://" not in text or os.path.lexists(text)
+
+
+class Storage:
+    """A folder, by path or URL. Names below it have slashes; local ones may hold bytes that are no text.
+
+    Raises ShadeFastError for a protocol that is unknown or whose package is missing.
+    """
+
+    def __init__(self, url: str | os.PathLike[str]) -> None:
+        self.local = is_local(url) or os.fspath(url).startswith(("file://", "local://"))
+        text = os.fspath(url)
+        self.fs: Any
+        if is_local(url):
+            self.fs, self.root = LocalFileSystem(), os.path.abspath(text)
+        else:
+            try:
+                self.fs, self.root = url_to_fs(text)
+            except (ImportError, ValueError) as error:
+                raise ShadeFastError(f"{text}: {error}; install the protocol's package, or correct the URL") from error
+        self.url = self.root if self.local else text.rstrip("/")
+        self._temporary: str | None = None
+
+    def __reduce__(self) -> tuple[type[Storage], tuple[str]]:
+        return Storage, (self.url,)
+
+    def path(self, name: str) -> str:
+        return f"{self.root.rstrip('/')}/{name}" if name else self.root
+
+    def location(self, name: str) -> str:
+        """What to call a file in messages and rows: its path or URL."""
+        return self.path(name) if self.local else f"{self.url}/{name}"
+
+    def open(self, name: str = "") -> Any:
+        return open(self.path(name), "rb") if self.local else self.fs.open(self.path(name), "rb")
+
+    def read(self, name: str) -> bytes:
+        with self.open(name) as file:
+            data: bytes = file.read()
+        return data
+
+    def size(self, name: str) -> int | None:
+        """Bytes of a file; None where there is none."""
+        try:
+            if self.local:
+                status = os.stat(self.path(name))
+                return status.st_size if os.path.isfile(self.path(name)) else None
+            facts = self.fs.info(self.path(name))
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        return int(facts["size"] or 0) if facts["type"] == "file" else None
+
+    def exists(self, name: str = "") -> bool:
+        return os.path.lexists(self.path(name)) if self.local else bool(self.fs.exists(self.path(name)))
+
+    def names(self, folder: str) -> list[str]:
+        """The files of a folder, sorted, without those in folders below it; none where it is not there."""
+        try:
+            entries = self.fs.ls(self.path(folder), detail=True)
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        return sorted(entry["name"].rsplit("/", 1)[-1] for entry in entries if entry["type"] == "file")
+
+    def remove(self, name: str) -> None:
+        """Remove a file, or a folder with all in it; nothing where it is not there."""
+        with contextlib.suppress(FileNotFoundError):
+            if not self.local:
+                self.fs.rm(self.path(name), recursive=True)
+            elif os.path.isdir(self.path(name)) and not os.path.islink(self.path(name)):
+                shutil.rmtree(self.path(name))
+            else:
+                os.unlink(self.path(name))
+
+    def keep_temporary_files(self, folder: str) -> None:
+        """Use a folder for what is being written, and clear it of what a killed run left in it."""
+        if self.local:
+            self.remove(folder)
+            os.makedirs(self.path(folder), exist_ok=True)
+            self._temporary = self.path(folder)
+
+    def write(self, name: str, data: bytes) -> None:
+        """Write a file whole or not at all."""
+        if self.local:
+            with self.create(name) as file:
+                file.write(data)
+        else:
+            self.fs.pipe_file(self.path(name), data)
+
+    @contextlib.contextmanager
+    def create(self, name: str) -> Iterator[IO[bytes]]:
+        """A file to write in pieces, which is there under its name once the block has ended without an error."""
+        path = self.path(name)
+        if self.local:
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+            with _local_file(path, self._temporary) as file:
+                yield file
+            return
+        with tempfile.NamedTemporaryFile() as file:
+            yield file
+            file.flush()
+            self.fs.put_file(file.name, path)
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Write a local file so that a crash leaves the whole of it or nothing."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with _local_file(str(path), None) as file:
+        file.write(data)
+
+
+@contextlib.contextmanager
+def _local_file(path: str, temporary_folder: str | None) -> Iterator[IO[bytes]]:
+    """Temporary name, fsync, rename, fsync of the folder."""
+    folder = os.path.dirname(path)
+    descriptor, temporary = tempfile.mkstemp(dir=temporary_folder or folder, prefix=".shade_fast-")
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        umask = os.umask(0)
+        os.umask(umask)
+        Path(temporary).chmod(0o666 & ~umask)
+        Path(temporary).replace(path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+    entry = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(entry)
+    finally:
+        os.close(entry)

@@ -1,0 +1,256 @@
+"""Manifests of images: parquet, CSV or JSON-lines tables with a column of paths or of the images' bytes."""
+
+from __future__ import annotations
+
+import csv
+import io
+import itertools
+import json
+import posixpath
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from shade_fast.archive.folders import source_path, source_text
+from shade_fast.archive.index import Index
+from shade_fast.archive.layout import Read, Sample, Shard
+from shade_fast.archive.manifest import Row
+from shade_fast.archive.names import from_text, to_text
+from shade_fast.archive.storage import Storage
+from shade_fast.archive.tars import expand
+from shade_fast.errors import ShadeFastError
+from shade_fast.images import Output
+
+TABLE_SUFFIXES = (".parquet", ".csv", ".tsv", ".jsonl", ".ndjson")
+#: Names of columns, in the order that they are looked for.
+BYTES_COLUMNS = ("image", "bytes", "image_bytes", "jpg", "png", "webp")
+PATH_COLUMNS = ("path", "file_name", "filename", "file", "image_path", "image", "url")
+#: Rows of images' bytes that are held together.
+BATCH = 16
+
+
+class Tables:
+    """One or many tables of one kind, each of which is a shard.
+
+    A column of bytes (or of Hugging Face's {bytes, path}) is written as a parquet file with the same other columns. A
+    column of paths (relative to the table's folder, absolute, or URLs) is written as image files, and the table with
+    their new paths beside them. Columns `target`, `concept` and `caption` are read where they are there.
+    """
+
+    def __init__(self, sources: Sequence[str | Path], out: Storage, output: Output) -> None:
+        self.out, self.output = out, output
+        self.tables: dict[str, _Table] = {}
+        for source in sources:
+            for url in expand(str(source)):
+                table = _Table(url)
+                if table.name in self.tables:
+                    raise ShadeFastError(f"{url}: another table is named {table.name} too; protect them apart")
+                if Storage(url).url == out.location(table.name):
+                    raise ShadeFastError(f"{out.url}: holds the source {url} itself; give another folder")
+                self.tables[table.name] = table
+        kinds = {table.has_bytes for table in self.tables.values()}
+        if len(kinds) > 1:
+            raise ShadeFastError(f"{', '.join(self.tables)}: some with bytes and some with paths; protect them apart")
+        self.files = not kinds.pop()
+        self.names: Index | None = None
+
+    def shards(self, task: tuple[int, int], index: Index) -> Iterator[Shard]:
+        self.names = index
+        for number, table in enumerate(self.tables.values()):
+            if number % task[1] == task[0] and table.name not in index.finished:
+                if table.name not in index.open_shards and self.out.exists(table.name):
+                    raise ShadeFastError(
+                        f"{self.out.location(table.name)}: exists and is none of this run's; "
+                        "give another folder, or overwrite"
+                    )
+                yield Shard(table.name, table.url)
+
+    def samples(self, shard: Shard) -> Iterator[Sample]:
+        table = self.tables[shard.name]
+        source = source_text(Storage(table.url), "", self.out)
+        for place, record in enumerate(table.records()):
+            target, concept = (_text(record.get(name)) for name in ("target", "concept"))
+            if table.has_bytes:
+                data, name = _image_of(record[table.column])
+                key = _text(record.get("key")) or name or str(place)
+                error = None if data is not None else f"row {place}: no bytes in column {table.column!r}"
+                yield Sample(place, to_text(key), key, source, lambda data=data: data or b"", error, target, concept)  # type: ignore[misc]
+                continue
+            path = _text(record[table.column])
+            if not path:
+                reason = f"row {place}: no path in column {table.column!r}"
+                yield Sample(place, f"row {place}", "", source, bytes, reason, target, concept)
+                continue
+            file, name = table.resolve(path)
+            output, image = self.output.name_of(name), source_text(file, "", self.out)
+            taken = image if self.names is None else self.names.claim(to_text(output), image)
+            error = None
+            if taken != image:
+                error = f"{path}: its output {output} is that of {taken} too; rename one, or run them apart"
+            yield Sample(place, to_text(path), output, image, lambda file=file: file.read(""), error, target, concept)  # type: ignore[misc]
+
+    def finish(self, shard: Shard, rows: Iterable[Row], image: Callable[[Row], bytes], out: Storage) -> None:
+        table = self.tables[shard.name]
+        with out.create(shard.name) as file:
+            if table.has_bytes:
+                table.write_bytes(file, rows, image)
+            else:
+                table.write_paths(file, rows)
+
+    def count(self) -> int | None:
+        return sum(table.count() for table in self.tables.values())
+
+    def vanished(self) -> str | None:
+        return next((table.url for table in self.tables.values() if not Storage(table.url).exists()), None)
+
+    def pairs(self, rows: Iterable[Row], out: Storage) -> Iterator[tuple[Row, Read, Read]]:
+        following = iter(rows)
+        first = next(following, None)
+        if first is None:
+            return
+        rows = itertools.chain((first,), following)
+        if self.files:
+            for row in rows:
+                place = source_path(row, out)
+                yield row, lambda place=place: Storage(place).read(""), lambda row=row: self.read_output(row, out)  # type: ignore[misc]
+            return
+        written = _Table(out.location(first.shard)).records()
+        for row, sample in zip(rows, self.samples(Shard(first.shard, None)), strict=False):
+            record = next(written)
+            data = _image_of(record[self.tables[first.shard].column])[0] or b""
+            yield row, sample.read, lambda data=data: data  # type: ignore[misc]
+
+    def read_output(self, row: Row, out: Storage) -> bytes:
+        if self.files:
+            return out.read(from_text(row.output or ""))
+        table = _Table(out.location(row.shard))
+        record = next(itertools.islice(table.records(), row.index, None))
+        return _image_of(record[table.column])[0] or b""
+
+
+class _Table:
+    """One table file. Raises ShadeFastError where it cannot be read, or has no column of images."""
+
+    def __init__(self, url: str) -> None:
+        self.url, self.name = url, url.rstrip("/").rsplit("/", 1)[-1]
+        self.storage = Storage(url)
+        self.kind = self.name.rsplit(".", 1)[-1].lower()
+        self.schema: pa.Schema | None = None
+        self.columns: list[str] = []
+        try:
+            if self.kind == "parquet":
+                with self.storage.open() as file:
+                    self.schema = pq.read_schema(file)
+                self.columns = self.schema.names
+            else:
+                self.columns = list(next(self.records(), {}))
+        except FileNotFoundError:
+            raise ShadeFastError(f"{url}: no such file or folder") from None
+        except (OSError, ValueError, csv.Error) as error:
+            raise ShadeFastError(
+                f"{url}: not a table that can be read ({error}); give parquet, CSV or JSON lines"
+            ) from error
+        self.has_bytes = False
+        column = None
+        if self.schema is not None:
+            column = next((name for name in BYTES_COLUMNS if name in self.columns and self._holds_bytes(name)), None)
+            self.has_bytes = column is not None
+        self.column = column or next((name for name in PATH_COLUMNS if name in self.columns), "")
+        if not self.column:
+            raise ShadeFastError(
+                f"{url}: no column of images among {', '.join(self.columns) or 'none'}; name one of bytes "
+                f"{' or '.join(BYTES_COLUMNS[:3])}, or one of paths {' or '.join(PATH_COLUMNS[:3])}"
+            )
+
+    def records(self) -> Iterator[dict[str, Any]]:
+        with self.storage.open() as file:
+            if self.kind == "parquet":
+                for batch in pq.ParquetFile(file).iter_batches(batch_size=BATCH):
+                    yield from batch.to_pylist()
+                return
+            text = io.TextIOWrapper(file, "utf-8-sig", "surrogateescape", newline="")
+            if self.kind in ("csv", "tsv"):
+                yield from csv.DictReader(text, delimiter="\t" if self.kind == "tsv" else ",")
+                return
+            for number, line in enumerate(text, 1):
+                if line.strip():
+                    record = json.loads(line)
+                    if not isinstance(record, dict):
+                        raise ShadeFastError(f"{self.url}: line {number} is no JSON object")
+                    yield record
+
+    def count(self) -> int:
+        if self.kind == "parquet":
+            with self.storage.open() as file:
+                return int(pq.ParquetFile(file).metadata.num_rows)
+        return sum(1 for _ in self.records())
+
+    def resolve(self, path: str) -> tuple[Storage, str]:
+        """The file that a path means, and its name below the output: the path without what leads out of a folder."""
+        if "://" in path:
+            file, name = Storage(path), path.partition("://")[2]
+        else:
+            folder = self.url.rpartition("/")[0] if "/" in self.url else "."
+            file, name = Storage(path if path.startswith("/") else f"{folder}/{path}"), path
+        parts = [part for part in posixpath.normpath(name).split("/") if part not in ("", ".", "..")]
+        return file, re.sub(r"[?#].*$", "", "/".join(parts)) if "://" in path else "/".join(parts)
+
+    def write_bytes(self, file: IO[bytes], rows: Iterable[Row], image: Callable[[Row], bytes]) -> None:
+        schema = self.schema
+        if schema is None:
+            raise ShadeFastError(f"{self.url}: images' bytes are written to parquet alone")
+        place = schema.get_field_index(self.column)
+        kind = schema.field(place).type
+        following = iter(rows)
+        with self.storage.open() as read, pq.ParquetWriter(file, schema) as writer:
+            for batch in pq.ParquetFile(read).iter_batches(batch_size=BATCH):
+                values: list[Any] = []
+                for value in batch.column(place).to_pylist():
+                    row = next(following)
+                    data = None if row.output is None else image(row)
+                    if pa.types.is_struct(kind):
+                        values.append(None if data is None else value | {"bytes": data})
+                    else:
+                        values.append(data)
+                writer.write_batch(batch.set_column(place, schema.field(place), pa.array(values, kind)))
+
+    def write_paths(self, file: IO[bytes], rows: Iterable[Row]) -> None:
+        new = (None if row.output is None else from_text(row.output) for row in rows)
+        if self.schema is not None:
+            place = self.schema.get_field_index(self.column)
+            field = self.schema.field(place)
+            with self.storage.open() as read, pq.ParquetWriter(file, self.schema) as writer:
+                for batch in pq.ParquetFile(read).iter_batches(batch_size=BATCH):
+                    values = pa.array(list(itertools.islice(new, batch.num_rows)), field.type)
+                    writer.write_batch(batch.set_column(place, field, values))
+            return
+        text = io.TextIOWrapper(file, "utf-8", "surrogateescape", newline="", write_through=True)
+        if self.kind in ("csv", "tsv"):
+            delimiter = "\t" if self.kind == "tsv" else ","
+            writer = csv.DictWriter(text, self.columns, delimiter=delimiter, lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(record | {self.column: name} for record, name in zip(self.records(), new, strict=True))
+        else:
+            for record, name in zip(self.records(), new, strict=True):
+                text.write(json.dumps(record | {self.column: name}, ensure_ascii=False) + "\n")
+        text.detach()
+
+    def _holds_bytes(self, name: str) -> bool:
+        kind = self.schema.field(name).type if self.schema is not None else pa.null()
+        if pa.types.is_struct(kind):
+            return bool(kind.get_field_index("bytes") >= 0)
+        return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
+
+
+def _image_of(value: Any) -> tuple[bytes | None, str | None]:
+    if isinstance(value, dict):
+        return value.get("bytes"), _text(value.get("path"))
+    return value, None
+
+
+def _text(value: Any) -> str | None:
+    return None if value is None or value == "" else str(value)

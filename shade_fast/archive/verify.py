@@ -1,0 +1,170 @@
+"""What an output holds, by its record (`archive_status`) and measured again from the files alone (`verify_archive`)."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from shade_fast.anchors import AnchorLibrary
+from shade_fast.archive.manifest import Manifest, Row, totals
+from shade_fast.archive.record import read_run
+from shade_fast.archive.run import Source, fixed_plan, open_layout
+from shade_fast.archive.storage import Storage
+from shade_fast.budget import Budget
+from shade_fast.errors import ShadeFastError
+from shade_fast.images import Output, decode
+from shade_fast.poison import Poisoner
+from shade_fast.view import View
+
+#: Another machine, or batch, sums in another order: distances and LPIPS agree to this share, or this much.
+RELATIVE, ABSOLUTE = 2e-3, 2e-4
+
+
+def archive_status(out: Source) -> dict[str, Any]:
+    """The totals over an output's rows, with its options. Raises ShadeFastError where no run has been."""
+    storage = Storage(out)
+    record = _record(storage)
+    manifest = Manifest(storage)
+    return {
+        "out": storage.url,
+        "created": record["created"],
+        "options": record["options"],
+        **totals(manifest.all_rows()),
+        "finished_shards": len(manifest.finished()),
+        "open_shards": manifest.open_shards(),
+    }
+
+
+@dataclass(frozen=True)
+class Mismatch:
+    """A row (by its key and shard) that its files do not bear out, and in what."""
+
+    shard: str
+    key: str
+    reason: str
+
+
+def verify_archive(
+    out: Source, *, on_row: Callable[[Row, str | None], None] | None = None, poisoner: Poisoner | None = None
+) -> list[Mismatch]:
+    """Measure every image of an output again, from its source's and its own bytes alone; what differs from its row.
+
+    Checked: the hashes of both; that an output decodes, has the source's size and alpha, and an untouched place where
+    that is fully transparent; that it holds the budget; linf, LPIPS and latent distances; that every image of the
+    source has one row, and every shard is finished.
+    on_row: told each row with what is wrong with it. poisoner: instead of one made by the recorded options, which names
+        no encoder that was given as an object.
+    """
+    storage = Storage(out)
+    record = _record(storage)
+    options = record["options"]
+    manifest = Manifest(storage)
+    if poisoner is None:
+        with fixed_plan():
+            poisoner = _poisoner(options)
+    base = storage.root if storage.local else "."
+    sources = [one if "://" in one else os.path.normpath(os.path.join(base, one)) for one in options["source"]]
+    writes = options["output"] != "dummy"
+    output = Output(options["output"] if writes else "same", options["quality"])
+    layout = open_layout(sources, storage, output, 1)
+    checker = _Checker(poisoner, options["target"])
+    mismatches = []
+    seen: set[bytes] = set()
+    with fixed_plan():
+        for shard in manifest.finished():
+            for row, source, written in layout.pairs(manifest.rows(shard), storage):
+                reason = None
+                identity = hashlib.sha256(f"{row.shard}\0{row.source}\0{row.index}".encode()).digest()[:8]
+                if identity in seen:
+                    reason = "has two rows"
+                seen.add(identity)
+                if row.output is not None and reason is None:
+                    reason = checker.check(row, source, written)
+                if reason is not None:
+                    mismatches.append(Mismatch(shard, row.key, reason))
+                if on_row is not None:
+                    on_row(row, reason)
+    for shard in manifest.open_shards():
+        mismatches.append(Mismatch(shard, "", "is not finished; run the same again"))
+    count = layout.count()
+    if count is not None and not mismatches and count != len(seen):
+        mismatches.append(Mismatch("", "", f"the source has {count} images, the output {len(seen)} rows"))
+    return mismatches
+
+
+class _Checker:
+    def __init__(self, poisoner: Poisoner, target: str | None) -> None:
+        self.poisoner, self.target = poisoner, target
+
+    def check(self, row: Row, source: Callable[[], bytes], written: Callable[[], bytes]) -> str | None:
+        try:
+            return next(self._differences(row, source, written), None)
+        except (ShadeFastError, OSError, KeyError, EOFError) as error:
+            return str(error)
+
+    def _differences(self, row: Row, source: Callable[[], bytes], written: Callable[[], bytes]) -> Iterator[str]:
+        data, made = source(), written()
+        for what, content, recorded in (
+            ("source", data, row.source_sha256),
+            ("output", made, row.output_sha256),
+        ):
+            if hashlib.sha256(content).hexdigest() != recorded:
+                yield f"its {what} has another sha256 than recorded"
+        clean, shown = decode(data, row.key), decode(made, row.output)
+        if clean.pixels.shape != shown.pixels.shape:
+            yield f"its output has {shown.pixels.shape[1]}x{shown.pixels.shape[0]} pixels, its source others"
+        if not np.array_equal(clean.with_alpha(clean.pixels)[..., 3:], shown.with_alpha(shown.pixels)[..., 3:]):
+            yield "its alpha is changed"
+        change = np.abs(clean.pixels.astype(np.int16) - shown.pixels)
+        if clean.alpha is not None and change[clean.alpha == 0].any():
+            yield "it is changed where it is fully transparent"
+        levels, budget = int(change.max()), self.poisoner.budget
+        if levels > budget.levels:
+            yield f"linf {levels}/255 is over the budget"
+        target = row.target if self.target is None else self.target
+        if row.target is not None and self.target is not None and row.target != self.poisoner.anchor(self.target).name:
+            target = row.target
+        before, after, lpips = self.poisoner.measure(clean.pixels, shown.pixels, self.poisoner.anchor(target or ""))
+        if budget.lpips is not None and lpips is not None and lpips > budget.lpips:
+            yield f"lpips {lpips:.4f} is over the budget"
+        for name, measured in (
+            ("linf", levels / 255),
+            ("lpips", lpips),
+            ("distance_before", before),
+            ("distance_after", after),
+        ):
+            recorded = getattr(row, name)
+            if (measured is None) != (recorded is None):
+                yield f"{name} is {recorded} in the record, {measured} as measured"
+            elif measured is not None and abs(measured - recorded) > max(ABSOLUTE, RELATIVE * abs(recorded)):
+                yield f"{name} is {recorded:.6g} in the record, {measured:.6g} as measured"
+
+
+def _record(storage: Storage) -> dict[str, Any]:
+    record = read_run(storage)
+    if record is None:
+        raise ShadeFastError(f"{storage.url}: no run has been here; give the output of `shade-fast archive`")
+    return record
+
+
+def _poisoner(options: dict[str, Any]) -> Poisoner:
+    specs = [encoder["spec"] for encoder in options["encoder"]]
+    if None in specs:
+        raise ShadeFastError("the run's encoder was given as an object; verify it from Python, with poisoner=")
+    anchors = options["anchors"]
+    return Poisoner(
+        encoder=specs,
+        weights=options["weights"],
+        budget=Budget(**options["budget"]),
+        view=View(options["view"]["size"]),
+        perceptual=options["perceptual"] and options["perceptual"]["name"],
+        backend=options["backend"],
+        accuracy=options["accuracy"],
+        devices=options["device"],
+        anchors=None if anchors is None else AnchorLibrary.from_folder(anchors["folder"]),
+    )

@@ -1,0 +1,1 @@
+"""shade_fast inside other systems."""

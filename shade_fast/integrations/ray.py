@@ -1,0 +1,127 @@
+"""An archive as a Ray Data pipeline: its shards go to actors, each with an engine of its own.
+
+Needs `pip install 'shade-fast[ray]'`.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import threading
+import time
+import uuid
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from shade_fast.archive.progress import Reporter
+from shade_fast.archive.record import check_same, read_run
+from shade_fast.archive.run import Archive, ArchiveReport, Source
+from shade_fast.errors import ShadeFastError
+
+try:
+    import ray
+    import ray.data
+except ImportError as missing:
+    raise ShadeFastError(f"Ray is not installed ({missing}): pip install 'shade-fast[ray]'") from missing
+
+
+def poison_archive(
+    source: Source | Sequence[Source],
+    out: Source,
+    target: str | None = None,
+    *,
+    actors: int | None = None,
+    cpus_per_actor: int = 1,
+    gpus_per_actor: float = 0,
+    mode: str = "resume",
+    output: str = "same",
+    quality: int | None = None,
+    workers: int | None = None,
+    shard_size: int = 1000,
+    events: Source | None = None,
+    **options: Any,
+) -> ArchiveReport:
+    """`shade_fast.poison_archive` on a Ray cluster (the one that is connected, or a local one): same options and bytes.
+
+    actors: how many engines; default as many as the cluster's GPUs or CPUs allow. cpus_per_actor: cores, and torch's
+    threads, of each. gpus_per_actor: 1 for an engine a GPU. `out` must be one that every node reaches, a shared folder
+    or a URL. An actor that dies is replaced, and its shard goes on where it was. Shards are the unit of work: give a
+    folder a `shard_size` well below its images over `actors`.
+    """
+    if cpus_per_actor < 1 or (actors is not None and actors < 1):
+        raise ShadeFastError(f"actors={actors}, cpus_per_actor={cpus_per_actor}: give whole numbers, at least 1")
+    arguments: dict[str, Any] = {"output": output, "quality": quality, "workers": workers, "shard_size": shard_size}
+    with Archive(source, out, target, mode=mode, options=options, **arguments) as archive:
+        archive.begin()
+        if not ray.is_initialized():
+            ray.init(include_dashboard=False, log_to_driver=False)
+        started = time.perf_counter()
+        items = [{"shard": pickle.dumps(shard)} for shard in archive.layout.shards((0, 1), archive.index)]
+        new = 0
+        with Reporter(None, archive.recorded, (0, 1), events) as reporter:
+            if items:
+                pipeline = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
+                    _Engine,
+                    fn_constructor_args=(source, out, target, arguments, options, mode, cpus_per_actor),
+                    batch_size=1,
+                    compute=ray.data.ActorPoolStrategy(size=actors or _fitting(cpus_per_actor, gpus_per_actor)),
+                    num_cpus=cpus_per_actor,
+                    num_gpus=gpus_per_actor,
+                )
+                for row in pipeline.iter_rows():
+                    new += row["images"]
+                    archive.clock.engine += row["engine_seconds"]
+                    archive.clock.waiting += row["waiting_seconds"]
+                    reporter.shard(row["name"], True)
+            report = archive.report(new, time.perf_counter() - started, interrupted=False)
+            reporter.end(report.stats, interrupted=False)
+    return report
+
+
+class _Engine:
+    """An actor: one engine, that takes shard after shard."""
+
+    def __init__(
+        self,
+        source: Source | Sequence[Source],
+        out: Source,
+        target: str | None,
+        arguments: dict[str, Any],
+        options: dict[str, Any],
+        mode: str,
+        threads: int,
+    ) -> None:
+        torch.set_num_threads(threads)
+        os.environ.setdefault("SHADE_FAST_PLAN", "fixed")
+        self.archive = Archive(source, out, target, mode=mode, options=options, **arguments)
+        record = read_run(self.archive.out)
+        if record is None:
+            raise ShadeFastError(
+                f"{out}: this node does not see the output's record; give a place that all nodes reach"
+            )
+        check_same(self.archive.out, record, self.archive.options)
+        self.archive.join(f"actor-{uuid.uuid4().hex}")
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+        made: dict[str, list[Any]] = {"name": [], "images": [], "engine_seconds": [], "waiting_seconds": []}
+        for pickled in batch["shard"]:
+            shard = pickle.loads(pickled)
+            rows: list[int] = []
+            clock = self.archive.clock
+            engine, waiting = clock.engine, clock.waiting
+            self.archive.run_shard(shard, threading.Event(), lambda _, rows=rows: rows.append(1))  # type: ignore[misc]
+            made["name"].append(shard.name)
+            made["images"].append(len(rows))
+            made["engine_seconds"].append(clock.engine - engine)
+            made["waiting_seconds"].append(clock.waiting - waiting)
+        return made
+
+
+def _fitting(cpus: int, gpus: float) -> int:
+    """How many actors the cluster has room for, with a core for what reads the shards where there is one over."""
+    resources = ray.cluster_resources()
+    if gpus:
+        return max(1, int(resources.get("GPU", 0) / gpus))
+    return max(1, int(resources.get("CPU", 1)) // cpus)

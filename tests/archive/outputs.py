@@ -1,0 +1,33 @@
+"""What the archive's tests ask of outputs and of processes."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+from shade_fast import ArchiveReport
+from shade_fast.archive import Row
+
+Run = Callable[..., ArchiveReport]
+Command = Callable[..., "subprocess.Popen[str]"]
+
+
+def images(folder: Path) -> dict[str, bytes]:
+    """Every file of an output but its record."""
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and "_shade_fast" not in path.parts and path.name != "_stats.json"
+    }
+
+
+def by_key(report: ArchiveReport) -> dict[str, Row]:
+    rows = list(report.rows())
+    assert len({row.key for row in rows}) == len(rows) == report.images
+    return {row.key: row for row in rows}
+
+
+def finish(process: subprocess.Popen[str], seconds: float = 120) -> tuple[int, str, str]:
+    printed, errors = process.communicate(timeout=seconds)
+    return process.returncode, printed, errors

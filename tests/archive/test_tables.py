@@ -1,0 +1,132 @@
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from shade_fast import ShadeFastError, verify_archive
+from shade_fast.images import decode
+from shade_fast.poison import Poisoner
+from tests.archive.outputs import Run, by_key, images
+
+
+@pytest.fixture
+def listed(many: Path) -> list[dict[str, str]]:
+    """Records of five images, two with targets of their own, one twice."""
+    names = ["00", "01", "02", "03", "01"]
+    records = [{"path": f"many/{name}.png", "caption": f"a, {name}", "target": "", "concept": "dog"} for name in names]
+    records[2]["target"], records[3]["target"] = "cat", "dog"
+    return records
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
+def test_a_table_of_paths(
+    kind: str, run: Run, listed: list[dict[str, str]], tmp_path: Path, engine: dict[str, Any]
+) -> None:
+    table = tmp_path / f"table.{kind}"
+    if kind == "csv":
+        with table.open("w", newline="") as file:
+            writer = csv.DictWriter(file, list(listed[0]))
+            writer.writeheader()
+            writer.writerows(listed)
+    elif kind == "jsonl":
+        table.write_text("".join(json.dumps(record) + "\n" for record in listed))
+    else:
+        pq.write_table(pa.Table.from_pylist(listed), table)
+    report = run(table, target="cat")
+    out = tmp_path / "out"
+    rows = list(report.rows())
+    assert [row.target for row in rows] == ["cat", "cat", "cat", "dog", "cat"]
+    assert [row.concept for row in rows] == ["dog"] * 5
+    assert [row.status for row in rows] == ["ok"] * 5
+    assert rows[4].duplicate_of == rows[1].key
+    assert list(images(out)) == [*(f"many/{index:02}.png" for index in range(4)), f"table.{kind}"]
+    if kind == "csv":
+        made = list(csv.DictReader((out / "table.csv").open(newline="")))
+    elif kind == "jsonl":
+        made = [json.loads(line) for line in (out / "table.jsonl").read_text().splitlines()]
+    else:
+        made = pq.read_table(out / "table.parquet").to_pylist()
+    assert made == listed
+    assert verify_archive(out, poisoner=Poisoner(**engine)) == []
+    assert run(table, target="cat").new == 0
+
+
+@pytest.mark.parametrize("shape", ["bytes", "struct"])
+def test_a_table_of_bytes(shape: str, run: Run, many: Path, tmp_path: Path, engine: dict[str, Any]) -> None:
+    data = [(many / f"{index:02}.png").read_bytes() for index in range(3)] + [b"no image"]
+    records: list[dict[str, Any]] = [{"label": index, "image": value} for index, value in enumerate(data)]
+    if shape == "struct":
+        records = [{"label": i, "image": {"bytes": value, "path": f"{i}.png"}} for i, value in enumerate(data)]
+    table = pa.Table.from_pylist(records).replace_schema_metadata({"huggingface": '{"info": 1}'})
+    pq.write_table(table, tmp_path / "train-0.parquet")
+    run(many, tmp_path / "files")
+    assert run(tmp_path / "train-0.parquet", limit=1).interrupted
+    report = run(tmp_path / "train-0.parquet")
+    assert (report.ok, report.failed, report.new) == (3, 1, 3)
+    written = pq.read_table(tmp_path / "out/train-0.parquet")
+    assert written.schema.equals(table.schema, check_metadata=True)
+    values = [record["image"] for record in written.to_pylist()]
+    if shape == "struct":
+        assert [value and value["path"] for value in values] == ["0.png", "1.png", "2.png", None]
+        values = [value and value["bytes"] for value in values]
+        assert list(by_key(report)) == [f"{index}.png" for index in range(4)]
+    assert values == [*((tmp_path / f"files/{index:02}.png").read_bytes() for index in range(3)), None]
+    assert verify_archive(tmp_path / "out", poisoner=Poisoner(**engine)) == []
+
+
+def test_rows_that_cannot_be(run: Run, many: Path, tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    Image.open(many / "05.png").save(tmp_path / "elsewhere/05.png")
+    folder = tmp_path / "tables"
+    folder.mkdir()
+    lines = [
+        {"path": "../many/00.png", "target": "dog"},
+        {"path": str(tmp_path / "elsewhere/05.png")},
+        {"path": "../gone.png"},
+        {"path": ""},
+        {"path": "../many/01.png", "target": "dgo"},
+        {"path": "../many/00.png", "target": "cat"},
+        {"path": "../../many/../many/02.png", "target": "dog"},
+    ]
+    (folder / "t.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    rows = list(run(folder / "t.jsonl", target=None).rows())
+    errors = [row.error or "" for row in rows]
+    assert [row.status for row in rows] == ["ok", *["failed"] * 6]
+    assert rows[0].output == "many/00.png"
+    for error, words in zip(
+        errors[1:],
+        [
+            "no target",
+            "gone.png: cannot be read",
+            "row 3: no path",
+            "did you mean 'dog'",
+            "another target",
+            "cannot be",
+        ],
+        strict=True,
+    ):
+        assert words in error
+    made = [json.loads(line)["path"] for line in (tmp_path / "out/t.jsonl").read_text().splitlines()]
+    assert made == ["many/00.png", *[None] * 6]
+    assert decode(tmp_path / "out/many/00.png").format == "PNG"
+
+
+def test_tables_refused(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("name,size\nx,1\n")
+    with pytest.raises(ShadeFastError, match=r"a.csv: no column of images among name, size; name one of bytes"):
+        run(tmp_path / "a.csv")
+    (tmp_path / "b.parquet").write_bytes(b"PAR1 and no more")
+    with pytest.raises(ShadeFastError, match=r"b.parquet: not a table that can be read"):
+        run(tmp_path / "b.parquet")
+    with pytest.raises(ShadeFastError, match=r"c.jsonl: no such file"):
+        run(tmp_path / "c.jsonl")
+    (tmp_path / "d.jsonl").write_text("{broken\n")
+    with pytest.raises(ShadeFastError, match=r"d.jsonl: not a table that can be read"):
+        run(tmp_path / "d.jsonl")

@@ -1,0 +1,198 @@
+from __future__ import annotations
+
+import io
+import json
+import os
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+import webdataset
+from PIL import Image
+
+from shade_fast import ShadeFastError, verify_archive
+from shade_fast.poison import Poisoner
+from tests.archive.outputs import Run, by_key, images
+
+
+def encoded(pixels: Any, form: str, **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, form, **options)
+    return buffer.getvalue()
+
+
+def write_tar(path: Path, members: dict[str, bytes], mode: str = "w") -> Path:
+    with tarfile.open(path, mode) as tar:  # type: ignore[call-overload]
+        for name, data in members.items():
+            member = tarfile.TarInfo(name)
+            member.size, member.mtime, member.mode = len(data), 1_700_000_000, 0o640
+            tar.addfile(member, io.BytesIO(data))
+    return path
+
+
+def read_tar(path: Path) -> dict[str, bytes]:
+    with tarfile.open(path) as tar:
+        return {member.name: tar.extractfile(member).read() for member in tar if member.isfile()}  # type: ignore[union-attr]
+
+
+@pytest.fixture
+def shards(tmp_path: Path, draw: Any) -> Path:
+    """Shards 00.tar and 01.tar of four samples each: a picture, a caption, a JSON record and a segmentation mask."""
+    folder = tmp_path / "shards"
+    folder.mkdir()
+    for shard in range(2):
+        members: dict[str, bytes] = {}
+        for index in range(4):
+            key = f"{shard}{index:03}"
+            seed = 10 * shard + index
+            form = ("JPEG", "PNG", "WEBP", "BMP")[index]
+            members[f"{key}.{form.lower().replace('jpeg', 'jpg')}"] = encoded(draw(32, 40, seed), form)
+            members[f"{key}.txt"] = f"picture {seed}".encode()
+            members[f"{key}.json"] = json.dumps({"seed": seed}).encode()
+            members[f"{key}.seg.png"] = encoded(draw(32, 40, seed)[..., 0], "PNG")
+        write_tar(folder / f"{shard:02}.tar", members)
+    return folder
+
+
+def test_shards_keep_names_keys_and_other_members(
+    run: Run, shards: Path, tmp_path: Path, engine: dict[str, Any]
+) -> None:
+    report = run(f"{shards}/{{00..01}}.tar")
+    out = tmp_path / "out"
+    assert (report.images, report.ok) == (8, 8)
+    assert list(images(out)) == ["00.tar", "01.tar"]
+    for name in ("00.tar", "01.tar"):
+        before, after = read_tar(shards / name), read_tar(out / name)
+        assert [member.replace(".bmp", ".png") for member in before] == list(after)
+        for member, data in before.items():
+            is_image = member.split(".", 1)[1] in ("jpg", "png", "webp", "bmp")
+            assert (after[member.replace(".bmp", ".png")] != data) == is_image
+    with tarfile.open(out / "00.tar") as tar:
+        assert {(member.mtime, member.mode) for member in tar} == {(1_700_000_000, 0o640)}
+    samples = list(webdataset.WebDataset(str(out / "00.tar"), shardshuffle=False).decode("pil"))
+    assert [sample["__key__"] for sample in samples] == ["0000", "0001", "0002", "0003"]
+    assert samples[0]["json"] == {"seed": 0}
+    assert samples[0]["jpg"].size == (40, 32)
+    assert verify_archive(out, poisoner=Poisoner(**engine)) == []
+    assert run(f"{shards}/{{00..01}}.tar").new == 0
+
+
+def test_a_tar_gives_the_bytes_that_its_files_give(run: Run, shards: Path, tmp_path: Path) -> None:
+    with tarfile.open(shards / "00.tar") as tar:
+        tar.extractall(tmp_path / "files", filter="data")
+    for mask in (tmp_path / "files").glob("*.seg.png"):
+        mask.unlink()
+    run(shards / "00.tar", tmp_path / "tar")
+    run(tmp_path / "files", tmp_path / "folder")
+    members = read_tar(tmp_path / "tar/00.tar")
+    for name, data in images(tmp_path / "folder").items():
+        assert members[name] == data
+
+
+def test_packed_shards_and_repeats_give_the_same_bytes(run: Run, tmp_path: Path, draw: Any) -> None:
+    members = {f"{index}.png": encoded(draw(32, 32, index), "PNG") for index in range(2)}
+    packed = write_tar(tmp_path / "a.tar.gz", members, "w:gz")
+    for name in ("one", "two"):
+        run(packed, tmp_path / name)
+    assert (tmp_path / "one/a.tar.gz").read_bytes() == (tmp_path / "two/a.tar.gz").read_bytes()
+    assert list(read_tar(tmp_path / "one/a.tar.gz")) == list(members)
+
+
+def test_an_interrupted_shard_goes_on(run: Run, shards: Path, tmp_path: Path) -> None:
+    run(shards / "00.tar", tmp_path / "whole")
+    assert run(shards / "00.tar", limit=3).interrupted
+    assert images(tmp_path / "out") == {}
+    report = run(shards / "00.tar")
+    assert (report.new, report.images) == (1, 4)
+    assert images(tmp_path / "out") == images(tmp_path / "whole")
+    assert not list((tmp_path / "out/_shade_fast").rglob("*.bin"))
+
+
+def test_duplicates_across_shards(run: Run, tmp_path: Path, draw: Any) -> None:
+    data = encoded(draw(32, 32, 0), "PNG")
+    write_tar(tmp_path / "a.tar", {"1.png": data})
+    write_tar(tmp_path / "b.tar", {"2.png": data, "3.png": data})
+    report = run([tmp_path / "a.tar", tmp_path / "b.tar"])
+    assert report.duplicates == 2
+    made = read_tar(tmp_path / "out/b.tar")
+    assert made["2.png"] == made["3.png"] == read_tar(tmp_path / "out/a.tar")["1.png"]
+
+
+def test_members_that_would_escape_or_are_no_files(run: Run, tmp_path: Path, draw: Any) -> None:
+    data = encoded(draw(32, 32, 0), "PNG")
+    names = ["../up.png", "/absolute.png", "a/../../b.png", "good.png", "-dash and space.png", "new\nline.png"]
+    write_tar(tmp_path / "a.tar", dict.fromkeys(names, data))
+    with tarfile.open(tmp_path / "a.tar", "a") as tar:
+        for name, kind in (
+            ("link.png", tarfile.SYMTYPE),
+            ("hard.txt", tarfile.LNKTYPE),
+            ("pipe.png", tarfile.FIFOTYPE),
+        ):
+            member = tarfile.TarInfo(name)
+            member.type, member.linkname = kind, "/etc/passwd"
+            tar.addfile(member)
+    rows = by_key(run(tmp_path / "a.tar"))
+    assert {key for key, row in rows.items() if row.status == "ok"} == set(names[3:])
+    assert "a name that leads out of its folder; it is left out" in str(rows["../up.png"].error)
+    assert "an absolute name" in str(rows["/absolute.png"].error)
+    assert "a link" in str(rows["link.png"].error)
+    assert "a link" in str(rows["hard.txt"].error)
+    assert "a device or pipe" in str(rows["pipe.png"].error)
+    assert list(read_tar(tmp_path / "out/a.tar")) == names[3:]
+
+
+def test_names_that_are_no_text_or_long(run: Run, tmp_path: Path, draw: Any) -> None:
+    names = [os.fsdecode(b"caf\xe9.png"), "x" * 200 + ".png", "dir/" + "é" * 120 + ".png"]
+    write_tar(tmp_path / "a.tar", {name: encoded(draw(32, 32, seed), "PNG") for seed, name in enumerate(names)})
+    rows = by_key(run(tmp_path / "a.tar"))
+    assert "caf\\xe9.png" in rows
+    assert {row.status for row in rows.values()} == {"ok"}
+    assert list(read_tar(tmp_path / "out/a.tar")) == names
+
+
+@pytest.mark.parametrize("cut", ["member", "header", "before the end"])
+def test_a_truncated_tar(cut: str, run: Run, tmp_path: Path, draw: Any, engine: dict[str, Any]) -> None:
+    path = write_tar(tmp_path / "a.tar", {f"{index}.png": encoded(draw(32, 32, index), "PNG") for index in range(3)})
+    with tarfile.open(path) as tar:
+        last = tar.getmembers()[-1]
+        places = {
+            "member": last.offset_data + 700,
+            "header": last.offset + 100,
+            "before the end": last.offset_data + (last.size + 511) // 512 * 512,
+        }
+    path.write_bytes(path.read_bytes()[: places[cut]])
+    report = run(path)
+    rows = by_key(report)
+    good = ["0.png", "1.png", "2.png"] if cut == "before the end" else ["0.png", "1.png"]
+    assert [key for key, row in rows.items() if row.status == "ok"] == good
+    (bad,) = (row for row in rows.values() if row.status == "failed")
+    assert "truncated or damaged here" in str(bad.error)
+    assert list(read_tar(tmp_path / "out/a.tar")) == good
+    assert verify_archive(tmp_path / "out", poisoner=Poisoner(**engine)) == []
+
+
+def test_a_damaged_header_is_not_taken_for_the_end(run: Run, tmp_path: Path, draw: Any) -> None:
+    path = write_tar(tmp_path / "a.tar", {f"{index}.png": encoded(draw(32, 32, index), "PNG") for index in range(3)})
+    with tarfile.open(path) as tar:
+        place = tar.getmembers()[1].offset
+    data = bytearray(path.read_bytes())
+    data[place + 148 : place + 156] = b"9999999\0"
+    path.write_bytes(data)
+    rows = by_key(run(path))
+    assert [row.status for row in rows.values()] == ["ok", "failed"]
+
+
+def test_what_tars_are_refused(run: Run, shards: Path, tmp_path: Path) -> None:
+    with pytest.raises(ShadeFastError, match=r"02.tar: no such file"):
+        run(f"{shards}/{{00..02}}.tar")
+    (tmp_path / "other").mkdir()
+    write_tar(tmp_path / "other/00.tar", {})
+    with pytest.raises(ShadeFastError, match=r"another shard is named 00.tar"):
+        run([shards / "00.tar", tmp_path / "other/00.tar"])
+    with pytest.raises(ShadeFastError, match=r"holds the source"):
+        run(shards / "00.tar", shards)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/00.tar").touch()
+    with pytest.raises(ShadeFastError, match=r"out/00.tar: exists and is none of this run's"):
+        run(shards / "00.tar")
