@@ -26,6 +26,7 @@ from shade_fast.archive import (
     find_images,
     plan_archive,
     poison_archive,
+    read_pairs,
     verify_archive,
 )
 from shade_fast.archive.run import MODES, OUTPUTS
@@ -37,9 +38,8 @@ from shade_fast.fit import fit_start
 from shade_fast.info import describe_machine, info_lines
 from shade_fast.poison import PRESETS, Poisoner
 from shade_fast.report import write_report
-from shade_fast.report_run import read_run
 from shade_fast.runtime import ACCURACIES
-from shade_fast.survival import survival
+from shade_fast.survival import survival_of_pairs
 from shade_fast.version import __version__
 from shade_fast.view import View
 
@@ -222,14 +222,8 @@ def _report(options: argparse.Namespace) -> int:
 
 
 def _survive(options: argparse.Namespace) -> int:
-    run = read_run(options.directory)
-    done = [image for image in run.images if image.output is not None]
-    measured = survival(
-        [run.directory / image.source for image in done],
-        [run.directory / str(image.output) for image in done],
-        options.encoder,
-        view=View(options.view),
-    )
+    pairs = ((clean, perturbed) for _, clean, perturbed in read_pairs(options.directory))
+    measured = survival_of_pairs(pairs, options.encoder, view=View(options.view))
     if options.json:
         print(json.dumps({"encoder": measured.encoder, "names": measured.names, "shares": measured.shares}, indent=1))
     else:

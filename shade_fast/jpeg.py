@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from PIL import Image, JpegImagePlugin
 
 #: What the tables are multiplied with, one after the other, where a file of them loses too much; 0 is quality 100.
-RAISES = (0.5, 0.25, 0.0)
+RAISES = (0.25, 0.0)
 
 Table = tuple[int, ...]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -19,7 +19,7 @@ from shade_fast.anchors import ImageLike
 from shade_fast.encoders import Encoder, load_encoder
 from shade_fast.engine import kernels, resolve_backend
 from shade_fast.errors import ShadeFastError
-from shade_fast.images import UInt8Array, decode
+from shade_fast.images import DecodedImage, UInt8Array, decode
 from shade_fast.transforms import Map, crop_map
 from shade_fast.view import View
 
@@ -113,14 +113,26 @@ def survival(
     """
     if len(clean) != len(perturbed) or not len(clean):
         raise ShadeFastError(f"{len(clean)} clean and {len(perturbed)} perturbed images: give pairs, at least one")
+    pairs = ((decode(before), decode(after)) for before, after in zip(clean, perturbed, strict=True))
+    return survival_of_pairs(pairs, encoder, view=view, treatments=treatments, backend=backend)
+
+
+def survival_of_pairs(
+    pairs: Iterable[tuple[DecodedImage, DecodedImage]],
+    encoder: Any = "embedded",
+    *,
+    view: View = View(size=512),
+    treatments: Mapping[str, Treatment] | None = None,
+    backend: str = "auto",
+) -> Survival:
+    """`survival` of any number of (clean, perturbed) images, of which one pair is held at a time."""
     loaded = load_encoder(encoder)
     backend = resolve_backend(backend, torch.device("cpu"))
     if backend == "native":
         loaded = loaded.frozen(runtime.freeze)
     treatments = TREATMENTS if treatments is None else treatments
     names, rows = [], []
-    for before, after in zip(clean, perturbed, strict=True):
-        one, other = decode(before), decode(after)
+    for one, other in pairs:
         if one.pixels.shape != other.pixels.shape:
             raise ShadeFastError(
                 f"{other.name}: {other.pixels.shape[1]}x{other.pixels.shape[0]} pixels, but {one.name} has "
@@ -128,6 +140,8 @@ def survival(
             )
         names.append(other.name)
         rows.append(shares([loaded], one.pixels, other.pixels, view=view, treatments=treatments, backend=backend))
+    if not rows:
+        raise ShadeFastError("no images to measure; an archive has some once a shard is finished")
     return Survival(loaded.name, tuple(names), {name: tuple(row[name] for row in rows) for name in treatments})
 
 

@@ -15,9 +15,8 @@ import pytest
 from PIL import Image
 
 from shade_fast import Budget, __version__, cli
-from shade_fast.archive import MANIFEST_NAME
+from shade_fast.archive import Manifest, Row, Storage
 from shade_fast.images import decode
-from shade_fast.poison import Poisoner
 
 Poison = Callable[..., list[str]]
 
@@ -51,24 +50,38 @@ def poison(photos: Path, out: Path, encoder_folder: Path, library: Path) -> Pois
 
     def build(*more: str | Path, sources: tuple[Path, ...] = (photos,), perceptual: str = "none") -> list[str]:
         options = {"--out": out, "--target": "cat", "--anchors": library, "--encoder": encoder_folder, "--view": 32}
-        options |= {"--steps": 2, "--target-ratio": 1, "--perceptual": perceptual}
+        options |= {"--steps": 2, "--target-ratio": 1, "--perceptual": perceptual, "--output": "png"}
         if perceptual == "none":
             options["--lpips"] = "none"
         flat = [str(part) for option in options.items() for part in option]
-        return ["poison", *map(str, sources), *flat, *map(str, more)]
+        return ["archive", *map(str, sources), *flat, *map(str, more)]
 
     return build
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    """Every file but a run's record."""
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file() and "_shade_fast" not in path.parts and path.name != "_stats.json"
+    }
+
+
+def rows(out: Path) -> list[Row]:
+    return list(Manifest(Storage(out)).all_rows())
+
+
+def record(out: Path) -> dict[str, Any]:
+    read: dict[str, Any] = json.loads((out / "_shade_fast/run.json").read_text())
+    return read
 
 
 def test_a_run_of_files(poison: Poison, photos: Path, out: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = contents(photos)
     assert cli.main(poison(perceptual="st-alex")) == cli.EXIT_OK
     assert contents(photos) == before
-    assert sorted(contents(out)) == ["a.png", "b.png", MANIFEST_NAME]
+    assert sorted(contents(out)) == ["a.png", "b.png"]
     printed, errors = capsys.readouterr()
     lines = printed.splitlines()
     assert lines[0].split() == ["image", "size", "status", "linf", "lpips", "latent", "distance"]
@@ -79,31 +92,29 @@ def test_a_run_of_files(poison: Poison, photos: Path, out: Path, capsys: pytest.
     assert "Traceback" not in errors
 
 
-def test_the_record_holds_the_options(poison: Poison, out: Path, encoder_folder: Path) -> None:
-    assert cli.main(poison("--linf", "8/255", "--seed", "7", "--format", "webp")) == cli.EXIT_OK
-    record = json.loads((out / MANIFEST_NAME).read_text())
-    options = record["options"]
+def test_the_record_holds_the_options(poison: Poison, out: Path, encoder_folder: Path, photos: Path) -> None:
+    assert cli.main(poison("--linf", "8/255", "--seed", "7", "--output", "webp")) == cli.EXIT_OK
+    options = record(out)["options"]
     assert options["budget"] == {"linf": 8 / 255, "lpips": None}
     assert options["view"] == {"size": 32, "transforms": []}
     assert (options["target"], options["steps"], options["seed"]) == ("cat", 2, 7)
-    assert (options["optimizer"], options["format"], options["target_ratio"]) == ("momentum", "webp", 1.0)
-    assert record["encoder"]["spec"] == str(encoder_folder)
-    assert record["version"] == __version__
-    for row in record["images"]:
-        change = decode(out / row["output"]).pixels.astype(int) - decode(out / row["source"]).pixels
+    assert (options["optimizer"], options["output"], options["target_ratio"]) == ("momentum", "webp", 1.0)
+    assert options["encoder"][0]["spec"] == str(encoder_folder)
+    assert options["version"] == __version__
+    for row in rows(out):
+        change = decode(out / str(row.output)).pixels.astype(int) - decode(photos / row.key).pixels
         assert np.abs(change).max() <= 8
 
 
 def test_json_is_all_that_is_printed(poison: Poison, out: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(poison("--json")) == cli.EXIT_OK
-    assert json.loads(capsys.readouterr().out) == json.loads((out / MANIFEST_NAME).read_text())
+    assert json.loads(capsys.readouterr().out) == json.loads((out / "_stats.json").read_text())
 
 
 def test_some_below_target_is_code_1(poison: Poison, out: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(poison("--target-ratio", "0.001")) == cli.EXIT_SOME
-    record = json.loads((out / MANIFEST_NAME).read_text())
-    assert [row["status"] for row in record["images"]] == ["below_target"] * 2
-    assert all((out / row["output"]).is_file() for row in record["images"])
+    assert [row.status for row in rows(out)] == ["below_target"] * 2
+    assert len(contents(out)) == 2
     assert "0 ok, 2 below target, 0 failed" in capsys.readouterr().out
 
 
@@ -112,41 +123,28 @@ def test_some_failed_is_code_1_and_says_why(
 ) -> None:
     (photos / "c.jpg").write_text("no image")
     assert cli.main(poison()) == cli.EXIT_SOME
-    printed = capsys.readouterr().out
-    assert f"failed: {photos / 'c.jpg'}: damaged, or not an image that can be read" in printed
-    assert sorted(contents(out)) == ["a.png", "b.png", MANIFEST_NAME]
+    assert "failed: c.jpg: damaged, or not an image that can be read" in capsys.readouterr().out
+    assert sorted(contents(out)) == ["a.png", "b.png"]
 
 
 def test_all_failed_is_code_2(poison: Poison, photos: Path, out: Path) -> None:
     (photos / "a.png").write_text("no image")
     assert cli.main(poison(sources=(photos / "a.png",))) == cli.EXIT_NOTHING
-    assert json.loads((out / MANIFEST_NAME).read_text())["images"][0]["status"] == "failed"
+    assert [row.status for row in rows(out)] == ["failed"]
 
 
-def test_an_interrupted_run(
-    poison: Poison, out: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+def test_a_second_run_goes_on_and_takes_no_other_options(
+    poison: Poison, out: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    optimize = Poisoner._optimize
-
-    def interrupted(self: Poisoner, batch: Any, output: Any) -> Any:
-        if batch[0].image.name.endswith("b.jpg"):
-            raise KeyboardInterrupt
-        return optimize(self, batch, output)
-
-    monkeypatch.setattr(Poisoner, "_optimize", interrupted)
-    assert cli.main(poison()) == cli.EXIT_INTERRUPTED
-    assert "shade-fast: interrupted" in capsys.readouterr().err
-    record = json.loads((out / MANIFEST_NAME).read_text())
-    assert [row["output"] for row in record["images"]] == ["a.png"]
-
-
-def test_a_second_run_needs_overwrite(poison: Poison, out: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(poison("--limit", "1")) == cli.EXIT_OK
+    assert "not finished: run the same again to go on" in capsys.readouterr().out
     assert cli.main(poison()) == cli.EXIT_OK
+    assert "2 images: 2 ok" in capsys.readouterr().out
     before = contents(out)
-    for more in ((), ("--dry-run",)):
-        assert cli.main(poison("--linf", "4/255", *more)) == cli.EXIT_NOTHING
-        assert "out: holds an earlier run; give another folder, or --overwrite" in capsys.readouterr().err
-        assert contents(out) == before
+    assert cli.main(poison("--linf", "4/255")) == cli.EXIT_NOTHING
+    assert "begun with other options: budget was" in capsys.readouterr().err
+    assert cli.main(poison("--mode", "fail")) == cli.EXIT_NOTHING
+    assert contents(out) == before
     assert cli.main(poison("--linf", "4/255", "--overwrite")) == cli.EXIT_OK
     assert contents(out)["a.png"] != before["a.png"]
 
@@ -155,25 +153,35 @@ def test_a_dry_run_writes_nothing(poison: Poison, photos: Path, out: Path, capsy
     before = contents(photos)
     assert cli.main(poison("--dry-run")) == cli.EXIT_OK
     assert capsys.readouterr().out.splitlines() == [
-        f"{photos / 'a.png'} (40x32, seen at 40x32) -> a.png",
-        f"{photos / 'b.jpg'} (32x40, seen at 32x40) -> b.png",
+        "a.png (40x32, seen at 40x32) -> a.png",
+        "b.jpg (32x40, seen at 32x40) -> b.png",
     ]
     (photos / "c.jpg").write_text("no image")
     assert cli.main(poison("--dry-run", "--json")) == cli.EXIT_SOME
-    rows = json.loads(capsys.readouterr().out)
-    assert [row["output"] for row in rows] == ["a.png", "b.png", "c.png"]
-    assert [row["error"] is None for row in rows] == [True, True, False]
+    planned = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [row["output"] for row in planned] == ["a.png", "b.png", "c.png"]
+    assert [row["error"] is None for row in planned] == [True, True, False]
     assert cli.main(poison("--dry-run", "--target", "cta")) == cli.EXIT_NOTHING
     assert not out.exists()
     assert before.items() <= contents(photos).items()
 
 
-def test_outputs_beside_and_above_the_sources(poison: Poison, photos: Path, tmp_path: Path) -> None:
-    assert cli.main(poison("--out", tmp_path / "photos", "--format", "webp")) == cli.EXIT_OK
-    assert sorted(contents(photos)) == ["a.png", "a.webp", "b.jpg", "b.webp", MANIFEST_NAME]
-    assert cli.main(poison("--out", tmp_path, sources=(photos / "b.jpg",))) == cli.EXIT_OK
-    assert (tmp_path / "b.png").is_file()
-    assert cli.main(poison("--out", tmp_path, "--dry-run", "--overwrite")) == cli.EXIT_SOME
+def test_status_and_verify(poison: Poison, photos: Path, out: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (photos / "c.jpg").write_text("no image")
+    assert cli.main(poison("--output", "same")) == cli.EXIT_SOME
+    capsys.readouterr()
+    assert cli.main(["status", str(out)]) == cli.EXIT_SOME
+    assert capsys.readouterr().out.startswith("3 images: 2 ok, 0 below target, 1 failed (0 duplicates)")
+    assert cli.main(["status", str(out), "--json"]) == cli.EXIT_SOME
+    assert json.loads(capsys.readouterr().out)["images"] == 3
+    assert cli.main(["verify", str(out)]) == cli.EXIT_OK
+    assert "2 images measured again, 0 mismatches" in capsys.readouterr().out
+    (out / "a.png").write_bytes((photos / "a.png").read_bytes())
+    assert cli.main(["verify", str(out)]) == cli.EXIT_SOME
+    assert "a.png: its output has another sha256 than recorded" in capsys.readouterr().out
+    for command in ("status", "verify"):
+        assert cli.main([command, str(photos)]) == cli.EXIT_NOTHING
+        assert "no run has been here" in capsys.readouterr().err
 
 
 def test_names_that_are_no_text_are_printed_all_the_same(
@@ -189,28 +197,26 @@ def test_names_that_are_no_text_are_printed_all_the_same(
         assert cli.main(poison(*more)) == cli.EXIT_OK
         assert "日本.jpg" in capsys.readouterr().out
     assert (out / name).is_file()
-    assert json.loads((out / MANIFEST_NAME).read_text())["images"][0]["output"] == name
+    assert rows(out)[0].output == "caf\\xe9.png"
 
 
 def test_jpeg_output(poison: Poison, out: Path) -> None:
-    assert cli.main(poison("--format", "jpeg", "--quality", "100")) == cli.EXIT_OK
-    assert sorted(contents(out)) == ["a.jpg", "b.jpg", MANIFEST_NAME]
+    assert cli.main(poison("--output", "jpeg", "--quality", "100")) == cli.EXIT_OK
+    assert sorted(contents(out)) == ["a.jpg", "b.jpg"]
     assert Image.open(out / "a.jpg").format == "JPEG"
 
 
 def test_an_ensemble(poison: Poison, out: Path, encoder_folder: Path) -> None:
     assert cli.main(poison("--encoder", encoder_folder)) == cli.EXIT_OK
-    record = json.loads((out / MANIFEST_NAME).read_text())
-    assert [encoder["spec"] for encoder in record["encoder"]] == [str(encoder_folder)] * 2
-    assert [row["distance_before"] for row in record["images"]] == pytest.approx([1.0, 1.0])
+    assert [encoder["spec"] for encoder in record(out)["options"]["encoder"]] == [str(encoder_folder)] * 2
+    assert [row.distance_before for row in rows(out)] == pytest.approx([1.0, 1.0])
 
 
 @pytest.mark.parametrize("target", ["image", "folder"])
 def test_targets_by_path(target: str, poison: Poison, out: Path, library: Path) -> None:
     path = library / "dog" / "1.png"
     assert cli.main(poison("--target", path if target == "image" else path.parent)) == cli.EXIT_OK
-    record = json.loads((out / MANIFEST_NAME).read_text())
-    assert {(out / row["anchor"]).resolve() for row in record["images"]} == {path.resolve()}
+    assert {Path(str(row.anchor)) for row in rows(out)} == {path}
 
 
 @pytest.mark.parametrize(
@@ -224,7 +230,7 @@ def test_targets_by_path(target: str, poison: Poison, out: Path, library: Path) 
         (["--linf", "none"], "a budget needs linf, lpips or both"),
         (["--lpips", "0.05"], "needs a perceptual network"),
         (["--view", "0"], "view size=0"),
-        (["--format", "jpeg", "--quality", "0"], "quality=0: give a whole number from 1 to 100"),
+        (["--output", "jpeg", "--quality", "0"], "quality=0: give a whole number from 1 to 100"),
         (["--encoder", "nosuch"], "no encoder 'nosuch'"),
         (["--perceptual", "nosuch"], "'nosuch'"),
         (["--batch-size", "0"], "batch_size=0"),
@@ -257,7 +263,8 @@ def test_bad_values_are_code_2_and_one_line(
         (["--batch-size", "many"], "'many': give a whole number, or 'auto'"),
         (["--steps", "few"], "invalid int value"),
         (["--optimizer", "adam"], "invalid choice: 'adam'"),
-        (["--format", "tiff"], "invalid choice: 'tiff'"),
+        (["--output", "tiff"], "invalid choice: 'tiff'"),
+        (["--shard", "3"], "'3': give I/N, such as 0/8"),
         (["--nosuch"], "unrecognized arguments"),
     ],
 )
@@ -271,7 +278,7 @@ def test_values_that_do_not_parse_are_code_2(
     assert not out.exists()
 
 
-@pytest.mark.parametrize("arguments", [[], ["nosuch"], ["poison"], ["poison", "a.jpg", "--out", "out"]])
+@pytest.mark.parametrize("arguments", [[], ["nosuch"], ["archive"], ["archive", "a.jpg"]])
 def test_commands_that_are_incomplete(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         cli.main(arguments)
@@ -279,7 +286,9 @@ def test_commands_that_are_incomplete(arguments: list[str], capsys: pytest.Captu
     assert "usage: shade-fast" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["poison", "--help"], ["report", "--help"], ["info", "--help"]])
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["archive", "--help"], ["verify", "--help"], ["report", "--help"], ["info", "--help"]]
+)
 def test_help(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         cli.main(arguments)
@@ -312,23 +321,20 @@ def test_bounds(text: str, bound: float | None) -> None:
 
 
 def test_defaults_are_those_of_the_function() -> None:
-    options = cli._parser().parse_args(["poison", "a.jpg", "--out", "out", "--target", "cat"])
+    options = cli._parser().parse_args(["archive", "a.jpg", "--out", "out", "--target", "cat"])
     assert Budget(options.linf, options.lpips) == Budget()
     assert (options.view, options.preset, options.steps, options.optimizer) == (512, "balanced", None, "momentum")
-    assert (options.format, options.encoder, options.batch_size) == ("png", None, "auto")
+    assert (options.output, options.encoder, options.batch_size) == ("same", None, "auto")
 
 
-def test_a_long_table_shows_what_is_not_ok() -> None:
-    row = {"source": "a.jpg", "status": "ok", "width": 8, "height": 8, "linf": 16 / 255, "lpips": None}
-    row |= {"distance_before": 10.0, "distance_after": 4.0}
-    failed = row | {"source": "../x/bad.jpg", "status": "failed", "distance_before": None, "distance_after": None}
-    assert "10.00 -> 4.00 (40% left)" in cli._table([row])
-    table = cli._table([row] * 50 + [failed])
-    assert table.splitlines()[1].split() == ["bad.jpg", "8x8", "failed"]
-    assert table.splitlines()[-1] == "and 50 more, ok"
-    assert cli._table([row] * 50) == "50 images, all ok"
-    unmeasured = failed | {"distance_before": 10.0}
-    assert "failed" in cli._table([unmeasured])
+def test_a_long_table_shows_what_is_not_ok(poison: Poison, photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = []
+    monkeypatch.setattr(cli, "LARGEST_TABLE", 2)
+    monkeypatch.setattr("builtins.print", lambda *parts, **_: lines.extend(str(parts[0]).splitlines()))
+    (photos / "c.jpg").write_text("no image")
+    assert cli.main(poison()) == cli.EXIT_SOME
+    assert [line.split()[:3] for line in lines[1:2]] == [["c.jpg", "0x0", "failed"]]
+    assert lines[2] == "and 2 more"
 
 
 def test_report(poison: Poison, out: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -368,7 +374,7 @@ def test_as_a_process_with_its_output_piped(poison: Poison, out: Path) -> None:
     with command(poison("--json"), stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         printed, errors = process.communicate(timeout=120)
     assert process.returncode == cli.EXIT_OK
-    assert json.loads(printed) == json.loads((out / MANIFEST_NAME).read_text())
+    assert json.loads(printed) == json.loads((out / "_stats.json").read_text())
     assert "image/s" not in errors
 
 

@@ -14,6 +14,8 @@ import pytest
 from PIL import Image
 from torch import nn
 
+from shade_fast.archive import Manifest, Row, Storage
+from shade_fast.archive.names import to_text
 from shade_fast.encoders import Encoder
 from shade_fast.errors import ShadeFastError
 from shade_fast.report import choose, inline_picture, write_report
@@ -66,40 +68,29 @@ def blocks(decodes: bool = True) -> Encoder:
     return Encoder(nn.AvgPool2d(8), name="blocks", kind="module", factor=8, channels=3, load_decoder=load_decoder)
 
 
-NOTHING: dict[str, Any] = dict.fromkeys(
-    ("output", "anchor", "error", "linf", "lpips", "distance_before", "distance_after")
-)
-NOTHING |= {"target": "cat", "width": 40, "height": 24, "steps": 0, "seconds": 0.5, "history": []}
+def record(source: str, status: str = "ok", **fields: Any) -> Row:
+    made = {"target": "cat", "width": 40, "height": 24, "optimize_ms": 500.0} | fields
+    return Row(key=source, shard="00000-00000", index=0, source=to_text(source), status=status, **made)
 
 
-def record(source: str, status: str = "ok", **fields: Any) -> dict[str, Any]:
-    return NOTHING | {"source": source, "status": status} | fields
-
-
-def done(source: str, output: str, after: float, status: str = "ok", **fields: Any) -> dict[str, Any]:
+def done(source: str, output: str, after: float, status: str = "ok", **fields: Any) -> Row:
     made = {"output": output, "linf": 16 / 255, "lpips": 0.06, "distance_before": 100.0, "distance_after": after}
-    made |= {"steps": 3, "anchor": "anchor.png", "history": [100.0, 80.0, after]}
+    made |= {"steps": 3, "anchor": "anchor.png", "history": (100.0, 80.0, after)}
     return record(source, status, **(made | fields))
 
 
-def write_run(directory: Path, images: list[dict[str, Any]], **fields: Any) -> Path:
-    budget = {"linf": 16 / 255, "lpips": 0.07}
-    options = {"target": "cat", "steps": 3, "budget": budget, "view": {"size": 16}, "optimizer": "momentum", "seed": 0}
+def write_run(directory: Path, images: list[Row], **fields: Any) -> Path:
     encoder = {"spec": "blocks", "name": "blocks", "factor": 8, "channels": 3, "sha256": "ab" * 32}
-    manifest: dict[str, Any] = {
-        "version": "0.1.0",
-        "created": "2025-02-03T04:05:06+00:00",
-        "options": options,
-        "encoder": encoder,
-    }
-    manifest |= {
-        "perceptual": "st-vgg",
-        "backend": "native",
-        "device": "cpu",
-        "seconds": 83.0,
-        "images_per_second": 0.05,
-    }
-    (directory / "shade_fast.json").write_text(json.dumps(manifest | {"images": images} | fields), encoding="utf-8")
+    options = {"target": "cat", "steps": 3, "view": {"size": 16}, "optimizer": "momentum", "seed": 0}
+    options |= {"budget": {"linf": 16 / 255, "lpips": 0.07}, "encoder": [encoder], "version": "0.1.0"}
+    options |= {"perceptual": {"name": "st-vgg"}, "backend": "native", "device": "cpu"}
+    run = {"created": "2025-02-03T04:05:06+00:00", "options": options | fields}
+    (directory / "_shade_fast").mkdir(exist_ok=True)
+    (directory / "_shade_fast/run.json").write_text(json.dumps(run), encoding="utf-8")
+    (directory / "_stats.json").write_text(json.dumps({"last_run": {"images": 4, "seconds": 83.0}}))
+    rows = [replace(row, index=index) for index, row in enumerate(images)]
+    rows = [replace(row, anchor=row.anchor and str(directory / row.anchor)) for row in rows]
+    Manifest(Storage(directory)).write("00000-00000", rows, whole=True)
     return directory
 
 
@@ -285,31 +276,40 @@ def test_a_picture_too_small_for_the_encoder_says_so(tmp_path: Path) -> None:
     assert page.text.count("Could not be decoded: 5x5 pixels") == 3
 
 
-def test_a_missing_manifest_names_the_file_and_the_mend(tmp_path: Path) -> None:
-    with pytest.raises(ShadeFastError, match=r"shade_fast\.json: no such file; give the folder"):
+def test_a_missing_record_names_the_folder_and_the_mend(tmp_path: Path) -> None:
+    with pytest.raises(ShadeFastError, match=r"no run has been here; give the output of `shade-fast archive`"):
         write_report(tmp_path)
 
 
 @pytest.mark.parametrize(
-    ("content", "message"),
+    ("options", "message"),
     [
-        ("{", "is not valid JSON"),
-        ("[]", r"the file is \[\], not an object"),
-        ("{}", "images is None, not a list"),
-        ('{"images": [{"source": "a", "status": "fine"}]}', r"images\[0\]\.status is 'fine', not one of ok"),
-        ('{"images": [{"source": "a", "status": "ok", "linf": "x"}]}', r"images\[0\]\.linf is 'x', not a number"),
-        ('{"images": [], "options": {"steps": -1}}', r"options\.steps is -1"),
+        ({"steps": -1}, r"run\.json: options\.steps is -1, not a whole number"),
+        ({"encoder": None}, r"run\.json: options\.encoder is None, not a list"),
+        ({"budget": {"linf": "x"}}, r"options\.budget\.linf is 'x', not a number"),
     ],
 )
-def test_an_invalid_manifest_names_the_field(tmp_path: Path, content: str, message: str) -> None:
-    (tmp_path / "shade_fast.json").write_text(content)
+def test_an_invalid_record_names_the_field(options: dict[str, Any], message: str, tmp_path: Path) -> None:
     with pytest.raises(ShadeFastError, match=message):
+        write_report(write_run(tmp_path, [], **options))
+
+
+@pytest.mark.parametrize("content", ["{", "[]", "{}"])
+def test_what_is_no_record(content: str, tmp_path: Path) -> None:
+    (write_run(tmp_path, []) / "_shade_fast/run.json").write_text(content)
+    with pytest.raises(ShadeFastError, match=r"run\.json: no record of a run"):
+        write_report(tmp_path)
+
+
+def test_a_damaged_manifest(tmp_path: Path) -> None:
+    (write_run(tmp_path, []) / "_shade_fast/manifest/00000-00000.parquet").write_bytes(b"PAR1")
+    with pytest.raises(ShadeFastError, match=r"its manifest cannot be read"):
         write_report(tmp_path)
 
 
 def test_a_run_of_no_images_and_not_a_number_still_make_a_page(tmp_path: Path) -> None:
     assert "No images moved towards “cat”" in Page(write_report(write_run(tmp_path, []))).text
-    odd = done("a.png", "b.png", float("nan"), history=[float("nan"), 0.0])
+    odd = done("a.png", "b.png", float("nan"), history=(float("nan"), 0.0))
     assert "distance not measured" in Page(write_report(write_run(tmp_path, [odd]))).text
 
 

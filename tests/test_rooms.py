@@ -27,7 +27,7 @@ MAY_IMPORT = {
     },
     "shade_fast/archive": {
         *("shade_fast.errors", "shade_fast.images", "shade_fast.anchors", "shade_fast.poison"),
-        *("shade_fast.results", "shade_fast.version"),
+        *("shade_fast.budget", "shade_fast.view", "shade_fast.version"),
     },
 }
 

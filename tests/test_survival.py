@@ -13,6 +13,7 @@ from PIL import Image
 from torch import nn
 
 from shade_fast import Budget, ShadeFastError, View, poison_batch, survival
+from shade_fast.archive import Manifest, Storage, archive_status
 from shade_fast.cli import main
 from shade_fast.survival import TREATMENTS, Treatment
 
@@ -82,16 +83,29 @@ def test_a_result_has_survival_on_request(draw: Any, tiny_module: nn.Module) -> 
 def test_the_command_measures_a_run(draw: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "in").mkdir()
     Image.fromarray(draw(64, 80)).save(tmp_path / "in" / "a.png")
-    run = ["poison", str(tmp_path / "in"), "--out", str(tmp_path / "out"), "--target", "cat", "--steps", "2", "--quiet"]
+    run = [
+        "archive",
+        str(tmp_path / "in"),
+        "--out",
+        str(tmp_path / "out"),
+        "--target",
+        "cat",
+        "--steps",
+        "2",
+        "--quiet",
+    ]
     main([*run, "--lpips", "none", "--linf", "0.05", "--robust", "--survival", "--target-ratio", "1"])
-    record = json.loads((tmp_path / "out" / "shade_fast.json").read_text())
-    assert set(record["images"][0]["survival"]) == set(TREATMENTS)
-    assert "Jpeg" in str(record["options"]["view"]["transforms"])
-    capsys.readouterr()
+    assert "shift left after JPEG 90" in capsys.readouterr().out
+    (row,) = Manifest(Storage(tmp_path / "out")).all_rows()
+    assert row.survival is not None
+    assert [name for name, _ in row.survival] == list(TREATMENTS)
+    status = archive_status(tmp_path / "out")
+    assert "Jpeg" in str(status["options"]["view"]["transforms"])
+    assert status["survival"] == dict(row.survival)
     assert main(["survive", str(tmp_path / "out"), "--json"]) == 0
     shown = json.loads(capsys.readouterr().out)
     assert shown["encoder"] == "embedded"
-    for name, share in record["images"][0]["survival"].items():
+    for name, share in row.survival:
         assert shown["shares"][name] == pytest.approx([share], abs=1e-3)
     assert main(["survive", str(tmp_path / "out"), "--plot", str(tmp_path / "out" / "plot.nothing")]) == 2
     assert "plot" in capsys.readouterr().err

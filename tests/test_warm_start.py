@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from PIL import Image
 from torch import nn
 
 from shade_fast import Anchor, Budget, ShadeFastError, View, WarmStart, fit_start, poison_batch
+from shade_fast.archive import Manifest, Storage, archive_status
 from shade_fast.cli import main
 from shade_fast.poison import Poisoner
 
@@ -98,7 +98,8 @@ def test_the_commands_fit_and_use_it(draw: Any, tmp_path: Path, capsys: pytest.C
     kept = str(tmp_path / "start.safetensors")
     assert main(["fit", *common, "--out", kept, "--count", "2"]) == 0
     assert "fitted to 2 images, views of 64x64" in capsys.readouterr().out
-    assert main(["poison", *common, "--out", str(tmp_path / "out"), "--start", kept, "--target-ratio", "1"]) == 0
-    record = json.loads((tmp_path / "out" / "shade_fast.json").read_text())
-    assert record["options"]["start"] == kept
-    assert all(row["history"][0] < row["distance_before"] for row in record["images"])
+    assert main(["archive", *common, "--out", str(tmp_path / "out"), "--start", kept, "--target-ratio", "1"]) == 0
+    assert archive_status(tmp_path / "out")["options"]["start"] == {"sha256": WarmStart.load(kept).sha256}
+    rows = list(Manifest(Storage(tmp_path / "out")).all_rows())
+    assert len(rows) == 3
+    assert all(row.history[0] < (row.distance_before or 0) for row in rows)

@@ -4,7 +4,7 @@ from shade_fast.archive.folders import find_images
 from shade_fast.archive.manifest import Manifest, Row
 from shade_fast.archive.run import Archive, ArchiveReport, plan_archive, poison_archive
 from shade_fast.archive.storage import Storage
-from shade_fast.archive.verify import Mismatch, archive_status, verify_archive
+from shade_fast.archive.verify import Mismatch, archive_status, read_pairs, verify_archive
 
 __all__ = [
     "Archive",
@@ -17,5 +17,6 @@ __all__ = [
     "find_images",
     "plan_archive",
     "poison_archive",
+    "read_pairs",
     "verify_archive",
 ]

@@ -210,6 +210,7 @@ def totals(rows: Iterable[Row]) -> dict[str, Any]:
     sums: dict[str, float] = dict.fromkeys(MILLISECONDS + BYTES, 0.0)
     ratios = 0.0
     worst: dict[str, float] = {}
+    left: dict[str, list[float]] = {}
     duplicates = measured = 0
     for row in rows:
         statuses[row.status] += 1
@@ -223,6 +224,11 @@ def totals(rows: Iterable[Row]) -> dict[str, Any]:
             for name in ("linf", "lpips"):
                 if getattr(row, name) is not None:
                     worst[name] = max(worst.get(name, 0.0), getattr(row, name))
+            for name, share in row.survival or ():
+                if share is not None:
+                    shares = left.setdefault(name, [0.0, 0])
+                    shares[0] += share
+                    shares[1] += 1
             if row.distance_before and row.distance_after is not None:
                 measured += 1
                 ratios += row.distance_after / row.distance_before
@@ -233,6 +239,7 @@ def totals(rows: Iterable[Row]) -> dict[str, Any]:
         "mean_ratio": ratios / measured if measured else None,
         "largest_linf": worst.get("linf"),
         "largest_lpips": worst.get("lpips"),
+        "survival": {name: total / count for name, (total, count) in left.items()},
         **{name: round(sums[name], 1) for name in MILLISECONDS},
         **{name: int(sums[name]) for name in BYTES},
     }

@@ -75,6 +75,9 @@ class ArchiveReport:
             line += f"largest linf {round(255 * (self.stats['largest_linf'] or 0))}/255"
             lpips = self.stats["largest_lpips"]
             lines.append(line + ("" if lpips is None else f", largest lpips {lpips:.4f}"))
+        if self.stats["survival"]:
+            means = ", ".join(f"{name} {share:.0%}" for name, share in self.stats["survival"].items())
+            lines.append(f"shift left after {means}")
         lines.append(f"{self.new} of them now, in {self.seconds:.1f} s, {self.images_per_second:.3f} images/s")
         if self.interrupted:
             lines.append("not finished: run the same again to go on")

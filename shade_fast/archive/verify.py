@@ -11,13 +11,14 @@ from typing import Any
 import numpy as np
 
 from shade_fast.anchors import AnchorLibrary
+from shade_fast.archive.layout import Layout
 from shade_fast.archive.manifest import Manifest, Row, totals
 from shade_fast.archive.record import read_run
 from shade_fast.archive.run import Source, fixed_plan, open_layout
 from shade_fast.archive.storage import Storage
 from shade_fast.budget import Budget
 from shade_fast.errors import ShadeFastError
-from shade_fast.images import Output, decode
+from shade_fast.images import DecodedImage, Output, decode
 from shade_fast.poison import Poisoner
 from shade_fast.view import View
 
@@ -67,11 +68,7 @@ def verify_archive(
     if poisoner is None:
         with fixed_plan():
             poisoner = _poisoner(options)
-    base = storage.root if storage.local else "."
-    sources = [one if "://" in one else os.path.normpath(os.path.join(base, one)) for one in options["source"]]
-    writes = options["output"] != "dummy"
-    output = Output(options["output"] if writes else "same", options["quality"])
-    layout = open_layout(sources, storage, output, 1)
+    layout = _layout(storage, options)
     checker = _Checker(poisoner, options["target"])
     mismatches = []
     seen: set[bytes] = set()
@@ -95,6 +92,26 @@ def verify_archive(
     if count is not None and not mismatches and count != len(seen):
         mismatches.append(Mismatch("", "", f"the source has {count} images, the output {len(seen)} rows"))
     return mismatches
+
+
+def read_pairs(out: Source) -> Iterator[tuple[Row, DecodedImage, DecodedImage]]:
+    """The rows of an output that have an image, with the source's image and their own, decoded.
+
+    Raises ShadeFastError where no run has been, and for an image that is gone or cannot be decoded.
+    """
+    storage = Storage(out)
+    layout = _layout(storage, _record(storage)["options"])
+    manifest = Manifest(storage)
+    for shard in manifest.finished():
+        for row, source, written in layout.pairs(manifest.rows(shard), storage):
+            if row.output is not None:
+                try:
+                    data, made = source(), written()
+                except (OSError, KeyError, EOFError) as error:
+                    raise ShadeFastError(
+                        f"{row.key}: it, or its output {row.output}, cannot be read: {error}"
+                    ) from error
+                yield row, decode(data, row.key), decode(made, row.output)
 
 
 class _Checker:
@@ -143,6 +160,14 @@ class _Checker:
                 yield f"{name} is {recorded} in the record, {measured} as measured"
             elif measured is not None and abs(measured - recorded) > max(ABSOLUTE, RELATIVE * abs(recorded)):
                 yield f"{name} is {recorded:.6g} in the record, {measured:.6g} as measured"
+
+
+def _layout(storage: Storage, options: dict[str, Any]) -> Layout:
+    """The source that an output was made from."""
+    base = storage.root if storage.local else "."
+    sources = [one if "://" in one else os.path.normpath(os.path.join(base, one)) for one in options["source"]]
+    written = "same" if options["output"] == "dummy" else options["output"]
+    return open_layout(sources, storage, Output(written, options["quality"]), 1)
 
 
 def _record(storage: Storage) -> dict[str, Any]:

@@ -19,10 +19,10 @@ Codec = Callable[[torch.Tensor], torch.Tensor]
 #: LPIPS is held to this share of its bound, so that another machine's arithmetic finds it held as well.
 LPIPS_MARGIN = 1 - 1e-4
 #: How often pixels that a codec moves out of the box are pulled back before it.
-PULLS = 12
+PULLS = 4
 #: How often, and to which share, the perturbation is shrunk around pixels that are outside all the same: as far as a
 #: block of a JPEG reaches.
-SHRINKS, SHRINK, BLOCK = 30, 0.85, 4
+SHRINKS, SHRINK, BLOCK = 8, 0.6, 4
 #: Halvings of the interval that the scale is known to lie in.
 BISECTIONS = 6
 #: The share of the latent's shift that a codec has to leave, or the next, finer one is tried.
@@ -82,6 +82,11 @@ def project(
     best = attempt(torch.ones(len(delta), device=delta.device))
     if bool(best.held.all()):
         return best
+    if codecs is not None:
+        # What is inside the box already stays there when it is shrunk, but for a few pixels.
+        fitted_delta = (best.stored.float() - problem.clean) / 255
+        coded = torch.tensor([codec is not None for codec in codecs], device=delta.device)
+        delta = torch.where(coded.view(-1, 1, 1, 1), fitted_delta, delta)
     low, high = torch.zeros_like(best.scale), torch.ones_like(best.scale)
     # LPIPS grows at least in proportion to the scale near its bound: a scale of bound/LPIPS starts close below it.
     guess = torch.full_like(low, 0.5)

@@ -14,7 +14,7 @@ from PIL import ExifTags, Image
 from torch import nn
 
 from shade_fast import AnchorLibrary, ArchiveReport, Budget, View, poison_archive
-from tests.archive.outputs import Command, Run
+from tests.archive.outputs import SMALL, Command, Run, twelve_images
 
 
 @pytest.fixture(scope="session")
@@ -58,11 +58,7 @@ def photos(tmp_path: Path, draw: Any) -> Path:
 @pytest.fixture
 def many(tmp_path: Path, draw: Any) -> Path:
     """Twelve PNGs of 32x32, 00.png to 11.png."""
-    folder = tmp_path / "many"
-    folder.mkdir()
-    for index in range(12):
-        Image.fromarray(draw(32, 32, 20 + index)).save(folder / f"{index:02}.png")
-    return folder
+    return twelve_images(tmp_path / "many", draw)
 
 
 @pytest.fixture
@@ -70,10 +66,11 @@ def command() -> Command:
     """`command(*arguments)`: `shade-fast` in a process of its own, with the embedded encoder at a view of 32 pixels."""
 
     def start(*arguments: str | Path, engine: bool = True, **options: Any) -> subprocess.Popen[str]:
-        small = ["--view", "32", "--steps", "2", "--perceptual", "none", "--lpips", "none", "--target", "castle"]
+        # What a test asks for goes last, and so before what is small.
+        arguments = (*arguments[:1], *(SMALL if engine else []), *arguments[1:])
         environment = os.environ | {"OMP_NUM_THREADS": "1"}
         return subprocess.Popen(
-            [sys.executable, "-m", "shade_fast.cli", *map(str, arguments), *(small if engine else [])],
+            [sys.executable, "-m", "shade_fast.cli", *map(str, arguments)],
             text=True,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

@@ -5,12 +5,26 @@ from __future__ import annotations
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+
+from PIL import Image
 
 from shade_fast import ArchiveReport
 from shade_fast.archive import Row
 
 Run = Callable[..., ArchiveReport]
 Command = Callable[..., "subprocess.Popen[str]"]
+
+#: Options of a command that takes milliseconds an image with the embedded encoder.
+SMALL = ("--view", "32", "--steps", "2", "--perceptual", "none", "--lpips", "none", "--target", "castle")
+
+
+def twelve_images(folder: Path, draw: Any) -> Path:
+    """PNGs of 32x32, 00.png to 11.png."""
+    folder.mkdir()
+    for index in range(12):
+        Image.fromarray(draw(32, 32, 20 + index)).save(folder / f"{index:02}.png")
+    return folder
 
 
 def images(folder: Path) -> dict[str, bytes]:
