@@ -200,7 +200,8 @@ def _table(report: ArchiveReport) -> str:
         if row.linf is not None and row.distance_before is not None and row.distance_after is not None:
             lpips = "-" if row.lpips is None else f"{row.lpips:.4f}"
             left = f" ({row.distance_after / row.distance_before:.0%} left)" if row.distance_before > 0 else ""
-            line += f"  {round(255 * row.linf):>2}/255  {lpips:>6}  {row.distance_before:.2f} -> {row.distance_after:.2f}{left}"
+            line += f"  {round(255 * row.linf):>2}/255  {lpips:>6}"
+            line += f"  {row.distance_before:.2f} -> {row.distance_after:.2f}{left}"
         lines.append(line.rstrip())
     if len(shown) < report.images:
         lines.append(f"and {report.images - len(shown)} more")
@@ -218,8 +219,8 @@ def _parser() -> argparse.ArgumentParser:
         "archive",
         aliases=["poison"],
         help="protect images: files, folders, tar files, tables",
-        description="Protect an archive into the same shape; run again, it goes on where it ended. Exit code: 0 all ok, "
-        "1 some below target or failed, 2 nothing could run, 130 and 143 interrupted.",
+        description="Protect an archive into the same shape; run again, it goes on where it ended. Exit code: 0 all "
+        "ok, 1 some below target or failed, 2 nothing could run, 130 and 143 interrupted.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     archive.set_defaults(run=_archive)

@@ -168,7 +168,8 @@ class Output:
     def encode(self, image: DecodedImage, pixels: UInt8Array, jpeg: JpegSettings | None = None) -> bytes:
         """The bytes of a file that shows `pixels` (uint8 [H, W, 3], upright) and keeps the rest of `image`.
 
-        jpeg: one of `attempts`, by default the first. The pixels are stored turned as the source's were, beside its orientation tag.
+        jpeg: one of `attempts`, by default the first. The pixels are stored turned as the source's were, beside its
+        orientation tag.
         """
         self.check(image)
         picture = Image.fromarray(image.with_alpha(pixels))

@@ -16,7 +16,7 @@ from typing import Any
 from shade_fast.anchors import Anchor
 from shade_fast.archive.index import Index, content
 from shade_fast.archive.layout import Sample
-from shade_fast.archive.manifest import Row
+from shade_fast.archive.manifest import Row, finite
 from shade_fast.archive.names import to_text
 from shade_fast.archive.storage import ArchiveStoppedError
 from shade_fast.errors import ShadeFastError
@@ -73,7 +73,7 @@ class Flow:
     def run(self, samples: Iterator[Sample], on_row: Callable[[Row], None]) -> None:
         """Take all samples, or those that are on their way when `stop` is set.
 
-        Raises what ends a run: ArchiveStoppedError, and whatever `samples` raises; what was on its way is finished first.
+        Raises what ends a run, ArchiveStoppedError and whatever `samples` raises, after finishing what was on its way.
         """
         started = time.perf_counter()
         self._bound = self.workers + self.poisoner.batch_size
@@ -235,10 +235,10 @@ class Flow:
             status=outcome.status,
             error=outcome.error,
             anchor=outcome.anchor and to_text(outcome.anchor),
-            linf=outcome.linf,
-            lpips=outcome.lpips,
-            distance_before=outcome.distance_before,
-            distance_after=outcome.distance_after,
+            linf=finite(outcome.linf),
+            lpips=finite(outcome.lpips),
+            distance_before=finite(outcome.distance_before),
+            distance_after=finite(outcome.distance_after),
             steps=outcome.steps,
             history=outcome.history,
             optimize_ms=round(1000 * outcome.seconds, 3),

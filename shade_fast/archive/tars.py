@@ -22,7 +22,7 @@ from shade_fast.errors import ShadeFastError
 from shade_fast.images import INPUT_SUFFIXES, Output
 
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
-#: What a member's extended header keeps, besides what tarfile writes anew: its time's fraction, and other programs' own.
+#: What of a member's extended header tarfile writes anew; the rest is kept.
 _REWRITTEN_HEADERS = ("path", "size", "linkpath")
 _DAMAGE = (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile, OSError)
 

@@ -52,7 +52,7 @@ class Mismatch:
 def verify_archive(
     out: Source, *, on_row: Callable[[Row, str | None], None] | None = None, poisoner: Poisoner | None = None
 ) -> list[Mismatch]:
-    """Measure every image of an output again, from the source's and the output's bytes alone; what differs from its row.
+    """Measure every image of an output again, from the bytes alone: what differs from its row.
 
     Checked: the hashes of both; that an output decodes, has the source's size and alpha, and an untouched place where
     that is fully transparent; that it holds the budget; linf, LPIPS and latent distances; that every image of the
