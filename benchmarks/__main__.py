@@ -12,7 +12,7 @@ import torch
 
 from benchmarks import memory, runner, time_to_quality
 from benchmarks.environment import restart_tuned
-from benchmarks.networks import taef2
+from benchmarks.networks import trained
 from benchmarks.photographs import FOLDER
 from benchmarks.registry import all_cases, select
 from benchmarks.rows import csv_file
@@ -65,8 +65,9 @@ def _memory(options: argparse.Namespace) -> int:
 
 
 def _time_to_quality(options: argparse.Namespace) -> int:
-    trial = time_to_quality.Trial(options.encoder, options.target, options.linf, options.size)
-    rows = trial.measure([options.photographs], options.count, options.release, options.momentum)
+    trial = time_to_quality.Trial(options.encoder, options.target, options.size)
+    rows = trial.measure([options.photographs], options.count, dict(options.loop) or None, options.momentum)
+    print(f"encoder {rows[0].encoder}, {rows[0].size} x {rows[0].size} pixels")
     print(time_to_quality.describe(rows))
     with csv_file(options.csv) as write:
         write(rows)
@@ -74,7 +75,8 @@ def _time_to_quality(options: argparse.Namespace) -> int:
 
 
 def _table(options: argparse.Namespace) -> int:
-    write_tables(options.csv, options.into)
+    for into in options.into or [None]:
+        write_tables(options.csv, into)
     return 0
 
 
@@ -121,26 +123,31 @@ def _parser() -> argparse.ArgumentParser:
     backends(add)
     machine(add)
 
-    purpose = "seconds until the release loop's latent distance is reached, with the tuned allocator"
+    purpose = "seconds until the published loops' latent distances are reached, with the tuned allocator"
     add = command("time-to-quality", purpose, _time_to_quality, tuned=True)
-    add("--encoder", default=taef2(), help="what load_encoder takes (default: TAEF2)")
+    loops = ", ".join(time_to_quality.PUBLISHED)
+    add("loop", nargs="*", type=_loop, metavar="LOOP[:STEPS]", help=f"{loops}; as release:500,100 (default: all)")
+    add("--encoder", default=trained(), help="what load_encoder takes (default: TAEF2 where it is, else embedded)")
     add("--photographs", type=Path, default=FOLDER, help="files and folders of images")
     add("--count", type=int, default=2, help="how many of the photographs, from the first (default: 2)")
-    add("--size", type=int, default=256, help="side of the centre squares that are protected (default: 256)")
+    add("--size", type=int, default=128, help="side of the centre squares that are protected (default: 128)")
     add("--target", default="cat", help="the anchor (default: cat)")
-    add("--linf", type=float, default=0.05, help="largest change in [0, 1] units (default: 0.05)")
-    add("--release", type=_numbers, default=time_to_quality.RELEASE_STEPS, help="its steps (default: 500,100)")
     add("--momentum", type=_numbers, default=time_to_quality.MOMENTUM_STEPS, help="steps tried with momentum")
     machine(add)
 
     add = command("table", "CSV files as tables in Markdown", _table)
     add("csv", nargs="+", type=Path, metavar="CSV")
-    add("--into", type=Path, metavar="FILE", help="write them between this file's marks, not to the terminal")
+    add("--into", nargs="+", type=Path, metavar="FILE", help="write them between these files' marks instead")
 
     add = command("plot", "CSV files as pictures (needs matplotlib)", _plot)
     add("csv", nargs="+", type=Path, metavar="CSV")
     add("--out", type=Path, default=Path("docs"), metavar="DIR", help="folder of the pictures (default: docs)")
     return parser
+
+
+def _loop(text: str) -> tuple[str, tuple[int, ...]]:
+    name, _, steps = text.partition(":")
+    return name, _numbers(steps) if steps else ()
 
 
 def _numbers(text: str) -> tuple[int, ...]:

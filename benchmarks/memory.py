@@ -98,7 +98,14 @@ def measure_here(case: Case, backend: str) -> MemoryRow:
 
 def measure_apart(case: Case, backend: str, tuned: bool) -> MemoryRow:
     """Measure a side in a fresh process. Raises RuntimeError where that fails."""
-    command = [sys.executable, "-m", "benchmarks.memory", case.name, backend, str(torch.get_num_threads())]
+    command = [
+        sys.executable,
+        "-m",
+        "benchmarks.memory",
+        case.name,
+        backend,
+        str(case.threads or torch.get_num_threads()),
+    ]
     root = Path(__file__).resolve().parents[1]
     variables = with_allocator(os.environ, tuned) | {"KINETO_LOG_LEVEL": "6"}  # the profiler says nothing of itself
     done = subprocess.run(command, cwd=root, env=variables, stdout=subprocess.PIPE, text=True, check=False)

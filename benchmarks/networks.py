@@ -37,12 +37,18 @@ def taef2() -> str:
     return str(models() / "taef2_encoder.safetensors")
 
 
+def trained() -> str:
+    """TAEF2 where its file is on this machine, else the embedded encoder."""
+    return taef2() if Path(taef2()).is_file() else "embedded"
+
+
 def _untrained_kl() -> nn.Module:
     from diffusers import AutoencoderKL
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        return AutoencoderKL(**KL)
+        network: nn.Module = AutoencoderKL(**KL)
+        return network
 
 
 #: Name -> what `load_encoder` takes.

@@ -1,6 +1,12 @@
-"""How far the optimisers get: mean latent distance reached on photographs, and the seconds it takes.
+"""How far the optimisers get: mean latent distance on photographs, the bounds held, what survives, and the seconds.
 
-python -m benchmarks.quality PHOTOGRAPHS --encoder ENCODER --target IMAGE --run release:500 --run momentum:60
+python -m benchmarks.quality PHOTOGRAPHS --encoder ENCODER --target IMAGE --run release:500 --run momentum:50
+python -m benchmarks.quality PHOTOGRAPHS --fit OTHERS --run momentum+start:30        (a warm start fitted on OTHERS)
+python -m benchmarks.quality PHOTOGRAPHS --survival --run momentum:60 --run momentum+robust:60
+python -m benchmarks.quality PHOTOGRAPHS --encoder A --encoder B --run momentum:60
+
+Every run protects the same centre squares inside the same budget; the published loops know none or one of its bounds,
+and what they make is scaled into it (`shade_fast.engine.project`).
 """
 
 from __future__ import annotations
@@ -8,60 +14,140 @@ from __future__ import annotations
 import argparse
 import csv
 import sys
+import time
+from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 
 import numpy as np
-from PIL import Image, ImageOps
 
-from shade_fast import Budget, View, poison_batch
+from benchmarks.photographs import squares
+from shade_fast import Anchor, Budget, PoisonResult, View, WarmStart, fit_start
 from shade_fast.archive import find_images
 from shade_fast.cli import bound
-from shade_fast.images import decode
+from shade_fast.images import UInt8Array
+from shade_fast.poison import Poisoner, protect_batch
+from shade_fast.survival import TREATMENTS
+
+COLUMNS = ["optimizer", "start", "robust", "steps", "images", "encoder", "linf", "lpips", "clean", "distance", "left"]
+COLUMNS += ["worst_linf_levels", "worst_lpips", "mean_lpips", "left_by_encoder", "correlation", "seconds", "step_ms"]
+
+
+@dataclass(frozen=True)
+class Run:
+    """One way to protect: `momentum:60`, `momentum+start:30`, `momentum+robust:60`, `release:500`, `paper:500`."""
+
+    optimizer: str
+    steps: int
+    start: bool
+    robust: bool
+
+    @classmethod
+    def read(cls, text: str) -> Run:
+        name, _, steps = text.partition(":")
+        optimizer, *more = name.split("+")
+        if set(more) - {"start", "robust"} or not steps.isdigit():
+            raise argparse.ArgumentTypeError(f"{text!r}: give OPTIMIZER[+start][+robust]:STEPS")
+        return cls(optimizer, int(steps), "start" in more, "robust" in more)
 
 
 def main() -> int:
     """Run every optimiser over the same squares of the same photographs; one CSV line each."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("photographs", nargs="+", type=Path)
-    parser.add_argument("--encoder", default="embedded")
+    parser.add_argument("--encoder", action="append", help="again for an ensemble (default: embedded)")
     parser.add_argument("--target", default="cat")
     parser.add_argument("--size", type=int, default=256, help="side of the centre squares that are protected")
+    parser.add_argument("--pool", type=int, help="only the first so many images of the target's folder as anchors")
+    parser.add_argument("--count", type=int, help="only the first so many photographs")
     parser.add_argument("--linf", type=bound, default=0.05)
     parser.add_argument("--lpips", type=bound, default=None)
-    parser.add_argument("--run", action="append", metavar="OPTIMIZER:STEPS", required=True)
-    options = parser.parse_args()
-    squares = [
-        np.asarray(ImageOps.fit(Image.fromarray(decode(source.path).pixels), (options.size, options.size)))
-        for source in find_images(options.photographs)
-    ]
-    rows = csv.writer(sys.stdout, lineterminator="\n")
-    rows.writerow(
-        ["optimizer", "steps", "images", "start", "distance", "left", "worst_linf_levels", "worst_lpips", "seconds"]
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--fit", type=Path, help="photographs that the warm start is fitted to")
+    parser.add_argument("--fit-count", type=int, default=32)
+    parser.add_argument("--fit-steps", type=int, default=100)
+    parser.add_argument("--survival", action="store_true", help="columns of what is left after real codecs")
+    parser.add_argument(
+        "--run", action="append", type=Run.read, metavar="OPTIMIZER[+start][+robust]:STEPS", required=True
     )
+    options = parser.parse_args()
+    if not options.run:
+        parser.error("give at least one --run")
+    if options.pool:
+        options.target = Anchor("pool", [source.path for source in find_images([options.target])[: options.pool]])
+    images = squares(options.photographs, options.size, options.count)
+    start = _fitted(options) if any(run.start for run in options.run) else None
+    rows = csv.writer(sys.stdout, lineterminator="\n")
+    rows.writerow([*COLUMNS, *(TREATMENTS if options.survival else ())])
     for run in options.run:
-        optimizer, steps = run.split(":")
-        result = poison_batch(
-            squares,
-            options.target,
-            encoder=options.encoder,
-            budget=Budget(linf=options.linf, lpips=options.lpips),
-            view=View(size=None),
-            perceptual="auto" if options.lpips else None,
-            optimizer=optimizer,
-            steps=int(steps),
-        )
-        start = np.mean([image.distance_before for image in result])
-        distance = np.mean([image.distance_after for image in result])
+        poisoner = _poisoner(options, run, start if run.start else None)
+        poisoner.steps = 1
+        protect_batch(poisoner, images[:1], options.target)  # traced and packed before anything is timed
+        poisoner.steps = run.steps
+        result = protect_batch(poisoner, images, options.target)
+        clean = fmean(image.distance_before for image in result)
+        distance = fmean(image.distance_after for image in result)
+        lpips = [image.lpips for image in result if image.lpips is not None]
         rows.writerow(
             [
-                *(optimizer, steps, len(result), f"{start:.3f}", f"{distance:.3f}", f"{distance / start:.4f}"),
+                *(run.optimizer, int(run.start), int(run.robust), run.steps, len(result), result.encoder),
+                *(options.linf, options.lpips, f"{clean:.3f}", f"{distance:.3f}", f"{distance / clean:.4f}"),
                 max(round(255 * (image.linf or 0)) for image in result),
-                f"{max(image.lpips or 0 for image in result):.4f}",
+                *((f"{max(lpips):.4f}", f"{fmean(lpips):.4f}") if lpips else ("", "")),
+                " ".join(f"{share:.4f}" for share in left_by_encoder(result)),
+                f"{correlation(images, result):.4f}",
                 f"{result.seconds:.1f}",
+                f"{1e3 * result.seconds / len(result) / run.steps:.2f}",
+                *(f"{fmean(image.survival[name] for image in result):.4f}" for name in _measured(result)),
             ]
         )
         sys.stdout.flush()
     return 0
+
+
+def correlation(images: list[UInt8Array], result: PoisonResult) -> float:
+    """Mean correlation of two images' perturbations, over all pairs; high ones help a detector."""
+    changes = np.stack([(one.image.astype(float) - clean).ravel() for one, clean in zip(result, images, strict=True)])
+    matrix = np.corrcoef(changes)
+    count = len(images)
+    return float((matrix.sum() - count) / (count * (count - 1))) if count > 1 else float("nan")
+
+
+def left_by_encoder(result: PoisonResult) -> list[float]:
+    """Each encoder's mean distance after, over its mean distance before."""
+    distances = np.array([image.encoder_distances for image in result])  # [images, encoders, 2]
+    before, after = distances.mean(axis=0).T
+    return list(after / before)
+
+
+def _measured(result: PoisonResult) -> list[str]:
+    return list(result[0].survival or ())
+
+
+def _poisoner(options: argparse.Namespace, run: Run, start: WarmStart | None) -> Poisoner:
+    return Poisoner(
+        encoder=options.encoder or ["embedded"],
+        budget=Budget(linf=options.linf, lpips=options.lpips),
+        view=View.robust(None) if run.robust else View(None),
+        perceptual="auto" if options.lpips else None,
+        optimizer=run.optimizer,
+        steps=run.steps,
+        seed=options.seed,
+        survival=options.survival,
+        start=start,
+    )
+
+
+def _fitted(options: argparse.Namespace) -> WarmStart:
+    if options.fit is None:
+        raise SystemExit("a run +start needs --fit PHOTOGRAPHS, other ones than those protected")
+    sample = squares([options.fit], options.size, options.fit_count)
+    began = time.perf_counter()
+    start = fit_start(
+        sample, options.target, _poisoner(options, Run("momentum", 1, True, False), None), steps=options.fit_steps
+    )
+    print(f"warm start: {len(sample)} images, {time.perf_counter() - began:.1f} s", file=sys.stderr)
+    return start
 
 
 if __name__ == "__main__":

@@ -5,9 +5,12 @@ from __future__ import annotations
 import fnmatch
 import importlib
 import pkgutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
+
+import torch
 
 
 def _nothing() -> None:
@@ -42,8 +45,8 @@ class Case:
 
     `prepare` makes the inputs once, and returns the function that makes a backend's side of them; each raises
     ShadeFastError for what is not there. `bytes_moved` and `operations` are the least that one run takes, of memory
-    traffic and of floating-point work; 0 where the figure means nothing. A case that is not `standard` runs only where
-    it is named.
+    traffic and of floating-point work; 0 where the figure means nothing. `threads` is torch's thread count in it, None
+    for what is set. A case that is not `standard` runs only where it is named.
     """
 
     name: str
@@ -55,6 +58,19 @@ class Case:
     bytes_moved: int = 0
     operations: Callable[[], int] = _unknown
     standard: bool = True
+    threads: int | None = None
+
+
+@contextmanager
+def threads_of(case: Case) -> Iterator[None]:
+    """Torch's thread count as the case has it, and then as it was."""
+    before = torch.get_num_threads()
+    if case.threads is not None:
+        torch.set_num_threads(case.threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 _cases: dict[str, Case] = {}

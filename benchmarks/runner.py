@@ -10,13 +10,13 @@ import numpy as np
 
 from benchmarks.environment import Environment, environment
 from benchmarks.memory import peak_bytes
-from benchmarks.registry import Case, Side
+from benchmarks.registry import Case, Side, threads_of
 from shade_fast.errors import ShadeFastError
 
 #: Timed turns of a case where their number is not asked for: what fits these seconds, within these bounds.
 TURNS_SECONDS, LEAST_REPEATS, MOST_REPEATS = 10.0, 5, 50
-#: Untimed turns before them; one where a turn takes longer than LONG_TURN.
-WARMUP, LONG_TURN = 2, 10.0
+#: Untimed turns before them. Where a turn takes longer than LONG_TURN: one, and then LONG_REPEATS timed ones.
+WARMUP, LONG_TURN, LONG_REPEATS = 2, 10.0, 3
 
 
 @dataclass(frozen=True)
@@ -59,6 +59,35 @@ def measure(
     `backends` are those of the case by default; the numbers of turns follow from the length of one. A side whose result
     is wrong once gets no time.
     """
+    with threads_of(case):
+        return _measure(case, backends, repeats, warmup, clock)
+
+
+def describe(row: Row) -> str:
+    """One line for the terminal."""
+    name = f"{row.case:32} {row.backend:14}"
+    if row.p50_ms is None:
+        return f"{name} {row.status}: {row.detail}"
+    rates = [
+        f"{value:.4g} {unit}"
+        for value, unit in (
+            (row.images_per_second, "images/s"),
+            (row.gigabytes_per_second, "GB/s"),
+            (row.gigaflops, "GFLOP/s"),
+            (row.peak_megabytes, "MB"),
+        )
+        if value is not None
+    ]
+    return f"{name} {row.p50_ms:10.3f} ms  [{row.p20_ms:.3f} to {row.p80_ms:.3f}]  {', '.join(rates)}  ran {row.ran}"
+
+
+def _measure(
+    case: Case,
+    backends: Sequence[str] | None,
+    repeats: int | None,
+    warmup: int | None,
+    clock: Callable[[], float],
+) -> list[Row]:
     asked = [backend for backend in backends or case.backends if backend in case.backends]
     sides: dict[str, Side] = {}
     problems: dict[str, tuple[str, str]] = {}
@@ -101,7 +130,8 @@ def measure(
             break
     warmup = turn
     if repeats is None:
-        repeats = int(np.clip(TURNS_SECONDS / max(spent, 1e-9), LEAST_REPEATS, MOST_REPEATS))
+        least = LONG_REPEATS if spent > LONG_TURN else LEAST_REPEATS
+        repeats = int(np.clip(TURNS_SECONDS / max(spent, 1e-9), least, MOST_REPEATS))
     for turn in range(warmup, warmup + repeats):
         take_turn(turn)
 
@@ -122,24 +152,6 @@ def measure(
         peak, error = last.get(backend, (None, None))
         rows.append(_row(case, backend, ran, status, detail, times, peak, error, repeats, warmup))
     return rows
-
-
-def describe(row: Row) -> str:
-    """One line for the terminal."""
-    name = f"{row.case:32} {row.backend:14}"
-    if row.p50_ms is None:
-        return f"{name} {row.status}: {row.detail}"
-    rates = [
-        f"{value:.4g} {unit}"
-        for value, unit in (
-            (row.images_per_second, "images/s"),
-            (row.gigabytes_per_second, "GB/s"),
-            (row.gigaflops, "GFLOP/s"),
-            (row.peak_megabytes, "MB"),
-        )
-        if value is not None
-    ]
-    return f"{name} {row.p50_ms:10.3f} ms  [{row.p20_ms:.3f} to {row.p80_ms:.3f}]  {', '.join(rates)}  ran {row.ran}"
 
 
 def _rotated(names: list[str], turn: int) -> list[str]:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from benchmarks.rows import read_rows
-from benchmarks.time_to_quality import compare
+from benchmarks.time_to_quality import Comparison, compare
 
 Rows = list[dict[str, str]]
 
@@ -49,7 +49,9 @@ def tables(paths: Sequence[Path]) -> dict[str, str]:
         "error": by_side([row for row in timed if row.get("error")], "error", "{:.1e}"),
         "memory": memory([row for row in rows if "allocations" in row]),
         "allocations": allocations([row for row in rows if "allocations" in row]),
+        "scaling": scaling([row for row in timed if row["case"].startswith("scaling.")]),
         "time to quality": quality([row for row in rows if "optimizer" in row]),
+        "summary": summary(rows),
     }
 
 
@@ -101,20 +103,75 @@ def allocations(rows: Rows) -> str:
     return by_side(rows, "asked", "{}")
 
 
-def quality(rows: Rows) -> str:
-    """The release's runs, and the momentum runs that reach them."""
+def scaling(rows: Rows) -> str:
+    """Images a second by side, with the threads that each case had."""
     if not rows:
         return ""
-    columns = ("steps", "distance", "seconds", "step_ms")
+    cases, sides = _grid(rows)
+    return markdown(
+        ("case", "images", "threads", *(f"{side}, images/s" for side in sides)),
+        (
+            (
+                case,
+                next(iter(found.values()))["shape"],
+                next(iter(found.values()))["threads"],
+                *(_cell(found.get(side), "images_per_second", "{:.3g}") for side in sides),
+            )
+            for case, found in cases.items()
+        ),
+    )
+
+
+def quality(rows: Rows) -> str:
+    """The published loops' runs, and the momentum runs that reach them."""
     lines = []
     for found in compare(rows):
-        row = [_number(found.release[column]) for column in columns]
+        ours = ["none reaches it", "", "", "", ""]
         if found.momentum is not None and found.faster is not None:
-            row += [*(_number(found.momentum[column]) for column in columns), _number(str(found.faster))]
-        lines.append((*row, *[""] * (2 * len(columns) + 1 - len(row))))
-    names = ("steps", "distance", "seconds", "ms a step")
-    heads = [*(f"release: {names[0]}", *names[1:]), *(f"momentum: {names[0]}", *names[1:]), "times faster"]
-    return markdown(heads, lines)
+            ours = [*_run(found.momentum), f"{found.faster:.1f}"]
+        lines.append((found.published["optimizer"], _bounds(found.published), *_run(found.published), *ours))
+    if not lines:
+        return ""
+    trials = dict.fromkeys(f"{row['photographs']} photographs at {row['size']}², {row['encoder']}" for row in rows)
+    heads = ("steps", "distance left", "LPIPS", "seconds")
+    return (
+        markdown(("loop", "bounds", *heads, *(f"momentum: {head}" for head in heads), "times faster"), lines)
+        + f"\n\n{'; '.join(trials)}."
+    )
+
+
+def summary(rows: Rows) -> str:
+    """What a reader wants first: plain torch, the best of the other sides, and ours; one image of 512², whole loops."""
+    plain = [row for row in rows if row.get("images") == "1" and row["case"].endswith(".512")]
+    steps = [row for row in plain if row["case"].startswith("step.") and row["status"] == "ok"]
+    timed = [row for row in steps if "p50_ms" in row]
+    held = [row for row in steps if "allocations" in row and row["allocator"] == "default"]
+    lines = [*_gains(timed, "p50_ms", "one step", "ms"), *_gains(held, "peak_megabytes", "memory of a step", "MB")]
+    longest: dict[str, Comparison] = {}
+    for comparison in compare([row for row in rows if "optimizer" in row]):
+        loop = comparison.published["optimizer"]
+        longest[loop] = max(longest.get(loop, comparison), comparison, key=lambda one: int(one.published["steps"]))
+    for comparison in longest.values():
+        published, ours = comparison.published, comparison.momentum
+        what = f"what the {published['optimizer']} loop reaches in {published['steps']} steps"
+        reached = "not reached" if ours is None else f"{float(ours['seconds']):.4g} s in {ours['steps']}"
+        gain = "" if comparison.faster is None else f"{comparison.faster:.1f}"
+        lines.append((what, f"{float(published['seconds']):.4g} s", "", reached, gain))
+    return markdown(("", "plain torch", "best of the others", "shade_fast", "times less than plain torch"), lines)
+
+
+def _gains(rows: Rows, column: str, what: str, unit: str) -> Iterator[tuple[str, ...]]:
+    """A line for each case that plain torch, another side and ours have a figure for."""
+    cases, _ = _grid([row for row in rows if row[column]])
+    for case, found in cases.items():
+        figures = {side: float(row[column]) for side, row in found.items()}
+        others = {side: figure for side, figure in figures.items() if side not in ("eager", OURS, "exact")}
+        if others and {"eager", OURS} <= figures.keys():
+            _, network, size = case.split(".")
+            best = min(others, key=others.__getitem__)
+            shown = {side: f"{figures[side]:.4g} {unit}" for side in ("eager", best, OURS)}
+            amounts = (shown["eager"], f"{shown[best]} ({best})", shown[OURS])
+            yield (f"{what}, {network} at {size}²", *amounts, f"{figures['eager'] / figures[OURS]:.1f}")
 
 
 def markdown(heads: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
@@ -144,8 +201,15 @@ def _cell(row: dict[str, str] | None, column: str, form: str) -> str:
     return form.format(value if form == "{}" else float(value))
 
 
-def _number(text: str) -> str:
-    return f"{float(text):.4g}"
+def _run(row: dict[str, str]) -> tuple[str, str, str, str]:
+    """Steps, share of the latent distance that is left, LPIPS, and seconds."""
+    left = float(row["distance"]) / float(row["start"])
+    return row["steps"], f"{left:.1%}", f"{float(row['lpips']):.4f}", f"{float(row['seconds']):.4g}"
+
+
+def _bounds(row: dict[str, str]) -> str:
+    bounds = (("L∞", row["linf"]), ("LPIPS", row["lpips_bound"]))
+    return ", ".join(f"{name} {float(value):.3g}" for name, value in bounds if value)
 
 
 def _with_allocator(row: dict[str, str]) -> str:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import functools
+import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from functools import cache
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -58,6 +59,19 @@ class Anchor:
     def is_latent(self) -> bool:
         """Whether this is a latent, which fits only encoders with as many channels."""
         return self._latent is not None
+
+    @functools.cached_property
+    def sha256(self) -> str:
+        """Hash of the images as decoded, in order, or of the latent."""
+        digest = hashlib.sha256()
+        if self._latent is not None:
+            digest.update(f"latent {list(self._latent.shape)}".encode())
+            digest.update(self._latent.cpu().contiguous().numpy().tobytes())
+        for image in self._images:
+            pixels = decode(image).pixels
+            digest.update(f"image {pixels.shape}".encode())
+            digest.update(pixels.tobytes())
+        return digest.hexdigest()
 
     def latents(self, encoder: Encoder, size: tuple[int, int]) -> torch.Tensor:
         """The candidates' latents [K, C, h, w] for a view of `size` (height, width) pixels; kept per encoder and size.
@@ -235,7 +249,7 @@ def _from_path(path: Path, library: AnchorLibrary) -> Anchor:
     raise ShadeFastError(f"target {str(path)!r}: neither an anchor nor a path{library.suggestion(str(path))}")
 
 
-@cache
+@functools.cache
 def _embedded() -> AnchorLibrary:
     return AnchorLibrary.from_folder(Path(str(resources.files("shade_fast") / "data" / "anchors")))
 

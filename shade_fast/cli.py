@@ -1,38 +1,36 @@
-"""The command line: `shade-fast archive`, `status`, `verify`, `report` and `info`."""
+"""The command line: `shade-fast archive`, `status`, `verify`, `fit`, `survive`, `report`, `bench` and `info`."""
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import io
-import itertools
 import json
-import signal
 import sys
-import threading
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from fractions import Fraction
-from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
 from shade_fast.anchors import AnchorLibrary
-from shade_fast.archive import ArchiveReport, Row, archive_status, plan_archive, poison_archive, verify_archive
+from shade_fast.archive import find_images
 from shade_fast.archive.run import MODES, OUTPUTS
+from shade_fast.bench import bench_lines, bench_step
 from shade_fast.budget import Budget
+from shade_fast.cli_archive import EXIT_NOTHING, EXIT_OK, run_archive, run_status, run_verify
 from shade_fast.engine import BACKENDS, OPTIMIZERS
 from shade_fast.errors import ShadeFastError
+from shade_fast.fit import fit_start
 from shade_fast.info import describe_machine, info_lines
+from shade_fast.poison import PRESETS, Poisoner
 from shade_fast.report import write_report
+from shade_fast.report_run import read_run
 from shade_fast.runtime import ACCURACIES
+from shade_fast.survival import survival
 from shade_fast.version import __version__
 from shade_fast.view import View
 
-EXIT_OK, EXIT_SOME, EXIT_NOTHING, EXIT_INTERRUPTED = 0, 1, 2, 130
-#: Rows that the closing table shows before it keeps to those that are not ok.
-LARGEST_TABLE = 40
+EXIT_INTERRUPTED = 130
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -52,121 +50,57 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _archive(options: argparse.Namespace) -> int:
-    keywords: dict[str, Any] = {
+    keywords = _engine(options, View.robust(options.view) if options.robust else View(options.view))
+    for name in (
+        "optimizer",
+        "preset",
+        "steps",
+        "stop_ratio",
+        "patience",
+        "batch_size",
+        "target_ratio",
+        "survival",
+        "start",
+    ):
+        keywords[name] = getattr(options, name)
+    return run_archive(options, keywords)
+
+
+def _fit(options: argparse.Namespace) -> int:
+    sources = find_images(options.sources)
+    if options.count < 1:
+        raise ShadeFastError(f"count={options.count}: give the number of images to fit to, at least 1")
+    sample = sources[:: -(-len(sources) // options.count)]
+    poisoner = Poisoner(**_engine(options, View(options.view)))
+    with tqdm(unit="step", disable=options.quiet or None, file=sys.stderr) as bar:
+
+        def on_step(done: int, total: int) -> None:
+            bar.total = total
+            bar.update()
+
+        start = fit_start(
+            [source.path for source in sample], options.target, poisoner, steps=options.steps, progress=on_step
+        )
+    start.save(options.out)
+    sizes = ", ".join(f"{width}x{height}" for height, width in start.perturbations)
+    print(f"{options.out}: fitted to {start.images} images, views of {sizes}")
+    return EXIT_OK
+
+
+def _engine(options: argparse.Namespace, view: View) -> dict[str, Any]:
+    """The Poisoner's options that `_add_networks` reads."""
+    return {
         "encoder": options.encoder or ["embedded"],
+        "weights": options.weights,
         "budget": Budget(linf=options.linf, lpips=options.lpips),
-        "view": View(size=options.view),
+        "view": view,
         "perceptual": None if options.perceptual == "none" else options.perceptual,
-        "optimizer": options.optimizer,
-        "steps": options.steps,
         "backend": options.backend,
         "accuracy": options.accuracy,
         "devices": options.devices,
-        "batch_size": options.batch_size,
         "seed": options.seed,
-        "target_ratio": options.target_ratio,
         "anchors": None if options.anchors is None else AnchorLibrary.from_folder(options.anchors),
     }
-    if options.dry_run:
-        return _dry_run(options, keywords)
-    with stopping() as stop:
-        report = poison_archive(
-            options.sources,
-            options.out,
-            options.target,
-            mode="overwrite" if options.overwrite else options.mode,
-            shard=options.shard,
-            limit=options.limit,
-            on_error=options.on_error,
-            output=options.output,
-            quality=options.quality,
-            workers=options.workers,
-            shard_size=options.shard_size,
-            progress=not options.quiet and sys.stderr.isatty(),
-            events=options.events,
-            stop=stop,
-            **keywords,
-        )
-    if options.json:
-        print(json.dumps(report.stats, indent=1))
-    else:
-        print(_table(report))
-        print(report.summary())
-        print(f"shade-fast report {options.out} draws it, shade-fast verify {options.out} measures it again")
-    if stop.received is not None:
-        print("shade-fast: interrupted; run the same again to go on", file=sys.stderr)
-        return 128 + stop.received
-    return _exit_code(report.stats)
-
-
-class Stop(threading.Event):
-    """Set by the signal that it was received from."""
-
-    received: int | None = None
-
-
-@contextlib.contextmanager
-def stopping() -> Iterator[Stop]:
-    """An event that SIGINT and SIGTERM set; a second SIGINT interrupts at once."""
-    stop = Stop()
-    if threading.current_thread() is not threading.main_thread():
-        yield stop
-        return
-
-    def receive(number: int, _: object) -> None:
-        if stop.is_set() and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        stop.received = number
-        stop.set()
-
-    before = {number: signal.signal(number, receive) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def _dry_run(options: argparse.Namespace, keywords: dict[str, Any]) -> int:
-    rows = plan_archive(options.sources, options.out, options.target, options.output, options.quality, keywords)
-    counts: Counter[str] = Counter()
-    for row in rows:
-        counts["failed" if row["error"] else "ok"] += 1
-        if options.json:
-            print(json.dumps(row))
-        elif row["error"]:
-            print(f"would fail: {row['error']}")
-        else:
-            height, width = row["view"]
-            print(f"{row['key']} ({row['width']}x{row['height']}, seen at {width}x{height}) -> {row['output']}")
-    return _exit_code(counts)
-
-
-def _status(options: argparse.Namespace) -> int:
-    status = archive_status(options.out)
-    if options.json:
-        print(json.dumps(status, indent=1))
-    else:
-        counts = ", ".join(f"{status[name]} {name.replace('_', ' ')}" for name in ("ok", "below_target", "failed"))
-        print(f"{status['images']} images: {counts} ({status['duplicates']} duplicates)")
-        print(f"{status['finished_shards']} shards finished, open: {', '.join(status['open_shards']) or 'none'}")
-    return _exit_code(status)
-
-
-def _verify(options: argparse.Namespace) -> int:
-    checked = 0
-    with tqdm(unit="image", disable=options.quiet or None, file=sys.stderr) as bar:
-
-        def on_row(row: Row, _: str | None) -> None:
-            nonlocal checked
-            checked += row.output is not None
-            bar.update()
-
-        mismatches = verify_archive(options.out, on_row=on_row)
-    for mismatch in mismatches:
-        print(": ".join(part for part in (mismatch.shard, mismatch.key, mismatch.reason) if part))
-    print(f"{checked} images measured again, {len(mismatches)} mismatches")
-    return EXIT_SOME if mismatches else EXIT_OK
 
 
 def _report(options: argparse.Namespace) -> int:
@@ -174,38 +108,43 @@ def _report(options: argparse.Namespace) -> int:
     return EXIT_OK
 
 
+def _survive(options: argparse.Namespace) -> int:
+    run = read_run(options.directory)
+    done = [image for image in run.images if image.output is not None]
+    measured = survival(
+        [run.directory / image.source for image in done],
+        [run.directory / str(image.output) for image in done],
+        options.encoder,
+        view=View(options.view),
+    )
+    if options.json:
+        print(json.dumps({"encoder": measured.encoder, "names": measured.names, "shares": measured.shares}, indent=1))
+    else:
+        print(measured.table())
+    if options.plot:
+        print(measured.plot(options.plot), file=sys.stderr)
+    return EXIT_OK
+
+
+def _bench(options: argparse.Namespace) -> int:
+    measured = bench_step(
+        options.encoder or ["embedded"],
+        budget=Budget(lpips=options.lpips),
+        size=options.size,
+        steps=options.steps,
+        backend=options.backend,
+        accuracy=options.accuracy,
+        devices=options.devices,
+        repeats=options.repeats,
+    )
+    print(json.dumps(measured, indent=1) if options.json else "\n".join(bench_lines(measured)))
+    return EXIT_OK
+
+
 def _info(options: argparse.Namespace) -> int:
     facts = describe_machine()
     print(json.dumps(facts, indent=1) if options.json else "\n".join(info_lines(facts)))
     return EXIT_OK
-
-
-def _exit_code(counts: Mapping[str, int]) -> int:
-    ok, others = counts["ok"], counts["failed"] + counts.get("below_target", 0)
-    if ok + others == counts["failed"]:
-        return EXIT_NOTHING
-    return EXIT_SOME if others else EXIT_OK
-
-
-def _table(report: ArchiveReport) -> str:
-    """A line for every image of a small run; of a large one, for the first that are not ok."""
-    few = report.images <= LARGEST_TABLE
-    shown = list(itertools.islice((row for row in report.rows() if few or row.status != "ok"), LARGEST_TABLE))
-    if not shown:
-        return f"{report.images} images, all ok"
-    width = max(len(Path(row.key).name) for row in shown)
-    lines = [f"{'image':<{width}}  {'size':>11}  {'status':<12}  {'linf':>6}  {'lpips':>6}  latent distance"]
-    for row in shown:
-        line = f"{Path(row.key).name:<{width}}  {row.width:>5}x{row.height:<5}  {row.status:<12}"
-        if row.linf is not None and row.distance_before is not None and row.distance_after is not None:
-            lpips = "-" if row.lpips is None else f"{row.lpips:.4f}"
-            left = f" ({row.distance_after / row.distance_before:.0%} left)" if row.distance_before > 0 else ""
-            line += f"  {round(255 * row.linf):>2}/255  {lpips:>6}"
-            line += f"  {row.distance_before:.2f} -> {row.distance_after:.2f}{left}"
-        lines.append(line.rstrip())
-    if len(shown) < report.images:
-        lines.append(f"and {report.images - len(shown)} more")
-    return "\n".join(lines + [f"failed: {row.error}" for row in shown if row.error])
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -228,25 +167,23 @@ def _parser() -> argparse.ArgumentParser:
     add("sources", nargs="+", metavar="SRC", help="image files and folders; tar files, {000..127} for many; or tables")
     add("--out", required=True, metavar="DIR", help="folder or URL for the protected archive and its record")
     add("--target", metavar="NAME|PATH", help="target concept: an anchor's name, an image or a folder")
-    add("--encoder", action="append", metavar="NAME|PATH|ID", help="encoder; again for an ensemble (default: embedded)")
-    add("--linf", type=bound, default="16/255", help="largest change of a channel, in [0, 1] units, or 'none'")
-    add("--lpips", type=bound, default="0.07", help="largest LPIPS distance, or 'none'")
-    add("--view", type=_size, default="512", metavar="SIZE", help="shorter side that a trainer resizes to, or 'none'")
-    add("--perceptual", default="auto", help="LPIPS network: auto, vgg, st-vgg, alex, st-alex, squeeze, or 'none'")
+    _add_networks(add)
     add("--optimizer", default="momentum", choices=OPTIMIZERS, help="momentum, or one of the published loops")
-    add("--steps", type=int, default=60, help="optimiser steps")
-    add("--backend", default="auto", choices=BACKENDS, help="what executes the networks and the optimiser")
-    add("--accuracy", default="fast", choices=ACCURACIES, help="of the native backend's gradients: 1e-4, or exact 1e-5")
-    add("--devices", default="auto", help="auto, cpu, cuda:0")
+    presets = ", ".join(f"{name}: {steps} steps" for name, steps in PRESETS.items())
+    add("--preset", default="balanced", choices=PRESETS, help=presets)
+    add("--steps", type=int, help="optimiser steps, instead of the preset's")
+    add("--stop-ratio", type=float, help="stop an image once this share of its latent distance is left")
+    add("--patience", type=int, metavar="STEPS", help="stop an image after so many steps without progress")
     add(
         "--batch-size",
         type=_batch_size,
         default="auto",
         help="images of one size optimised together on a GPU, or 'auto'",
     )
-    add("--seed", type=int, default=0, help="recorded with the run")
+    add("--robust", action="store_true", help="draw crops, resizes, JPEG, noise and blur on the way to the encoder")
+    add("--survival", action="store_true", help="measure what is left of the shift after what happens to files")
+    add("--start", metavar="FILE", help="warm start for this target and encoder, made by `shade-fast fit`")
     add("--target-ratio", type=float, default=0.9, help="share of the latent distance that may be left for 'ok'")
-    add("--anchors", metavar="DIR", help="library of anchors: a folder with a subfolder of images for each concept")
     add("--output", "--format", default="same", choices=OUTPUTS, help="format of the files; dummy writes none")
     add("--quality", type=int, help="JPEG quality to begin with (default: the source's own, or 98)")
     add("--mode", default="resume", choices=MODES, help="what to do with an earlier run's output")
@@ -262,7 +199,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--quiet", action="store_true", help="no progress bar")
 
     status = commands.add_parser("status", help="what an archive's output holds, by its record")
-    status.set_defaults(run=_status)
+    status.set_defaults(run=run_status)
     status.add_argument("out", metavar="OUT", help="an archive's output")
     status.add_argument("--json", action="store_true", help="print as JSON")
 
@@ -271,7 +208,7 @@ def _parser() -> argparse.ArgumentParser:
         help="measure an archive's output again, from its files alone",
         description="Decode, hash and measure every image again. Exit code: 0 all as recorded, 1 any mismatch.",
     )
-    verify.set_defaults(run=_verify)
+    verify.set_defaults(run=run_verify)
     verify.add_argument("out", metavar="OUT", help="an archive's output")
     verify.add_argument("--quiet", action="store_true", help="no progress bar")
 
@@ -280,10 +217,74 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("directory", metavar="DIR", help="a run's folder")
     report.add_argument("--out", metavar="FILE", help="the page (default: DIR/report.html)")
 
+    fit = commands.add_parser(
+        "fit",
+        help="fit a warm start to a sample of an archive",
+        description="Fit the perturbation that the images of one target begin with: `archive --start FILE` needs half "
+        "the steps then.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    fit.set_defaults(run=_fit)
+    add = fit.add_argument
+    add("sources", nargs="+", metavar="SRC", help="image files, or folders that are searched through")
+    add("--out", required=True, metavar="FILE", help="the warm start, a .safetensors file")
+    add("--target", required=True, metavar="NAME|PATH", help="target concept: an anchor's name, an image or a folder")
+    _add_networks(add)
+    add("--count", type=int, default=48, help="how many of the images, evenly chosen, it is fitted to")
+    add("--steps", type=int, default=100, help="steps of the fit, of 8 gradients each")
+    add("--quiet", action="store_true", help="no progress bar")
+
+    survive = commands.add_parser(
+        "survive",
+        help="measure what is left after compression, resizing, crops and the like",
+        description="The share of the latent shift that is left after each treatment of the protected files.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    survive.set_defaults(run=_survive)
+    survive.add_argument("directory", metavar="DIR", help="a run's folder")
+    survive.add_argument("--encoder", default="embedded", metavar="NAME|PATH|ID", help="encoder to measure with")
+    survive.add_argument("--view", type=_size, default="512", metavar="SIZE", help="shorter side, or 'none'")
+    survive.add_argument("--plot", metavar="FILE", help="draw it too: .svg, .png or .pdf (needs matplotlib)")
+    survive.add_argument("--json", action="store_true", help="print every image's shares as JSON")
+
+    bench = commands.add_parser(
+        "bench",
+        help="time a step of your encoder on this machine",
+        description="Time one optimiser step of one image in plain torch and through the backend, taking turns; every "
+        "result is held against plain torch.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    bench.set_defaults(run=_bench)
+    _add_engine(bench.add_argument)
+    bench.add_argument("--steps", type=int, default=60, help="optimiser steps that images an hour are reckoned with")
+    bench.add_argument("--size", type=int, default=512, help="side of the square that the encoder sees")
+    bench.add_argument("--repeats", type=int, default=10, help="timed steps of each")
+    bench.add_argument("--json", action="store_true", help="print as JSON")
+
     info = commands.add_parser("info", help="devices, backends, weights found, versions")
     info.set_defaults(run=_info)
     info.add_argument("--json", action="store_true", help="print as JSON")
     return parser
+
+
+def _add_networks(add: Callable[..., Any]) -> None:
+    """The options of every command that moves images."""
+    _add_engine(add)
+    add("--weights", type=_weights, metavar="W,W", help="of an ensemble's encoders (default: equal)")
+    add("--linf", type=bound, default="16/255", help="largest change of a channel, in [0, 1] units, or 'none'")
+    add("--view", type=_size, default="512", metavar="SIZE", help="shorter side that a trainer resizes to, or 'none'")
+    add("--perceptual", default="auto", help="LPIPS network: auto, vgg, st-vgg, alex, st-alex, squeeze, or 'none'")
+    add("--seed", type=int, default=0, help="what the draws of --robust follow from, with each image's pixels")
+    add("--anchors", metavar="DIR", help="library of anchors: a folder with a subfolder of images for each concept")
+
+
+def _add_engine(add: Callable[..., Any]) -> None:
+    """The options of every command that runs the engine."""
+    add("--encoder", action="append", metavar="NAME|PATH|ID", help="encoder; again for an ensemble (default: embedded)")
+    add("--lpips", type=bound, default="0.07", help="largest LPIPS distance, or 'none'")
+    add("--backend", default="auto", choices=BACKENDS, help="what executes the networks and the optimiser")
+    add("--accuracy", default="fast", choices=ACCURACIES, help="of the native backend's gradients: 1e-4, or exact 1e-5")
+    add("--devices", default="auto", help="auto, cpu, cuda:0")
 
 
 def bound(text: str) -> float | None:
@@ -310,6 +311,13 @@ def _size(text: str) -> int | None:
         return int(text)
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r}: give a whole number of pixels, or 'none'") from None
+
+
+def _weights(text: str) -> list[float]:
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r}: give numbers with commas between them") from None
 
 
 def _batch_size(text: str) -> int | str:

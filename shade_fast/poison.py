@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from os import PathLike
 from typing import Any, Literal, cast
 
 import numpy as np
@@ -20,6 +22,7 @@ from shade_fast.encoders import load_encoder
 from shade_fast.engine import (
     Codec,
     Problem,
+    Stopping,
     check_optimizer,
     kernels,
     optimize,
@@ -32,10 +35,16 @@ from shade_fast.images import DecodedImage, Output, UInt8Array, decode
 from shade_fast.jpeg import JpegSettings
 from shade_fast.perceptual import Perceptual, available, load_perceptual
 from shade_fast.results import PoisonedImage, PoisonResult, Status
+from shade_fast.survival import TREATMENTS, shares
 from shade_fast.view import View
+from shade_fast.warm_start import WarmStart
 
 #: progress(done, total) after each image, or True for a progress bar.
 Progress = Callable[[int, int], None] | bool | None
+
+
+#: Preset -> steps of momentum.
+PRESETS = {"fast": 20, "balanced": 60, "strong": 240}
 
 
 def poison_batch(
@@ -43,11 +52,13 @@ def poison_batch(
     target: Target | Anchor | Sequence[Target | Anchor],
     *,
     encoder: Any = "embedded",
+    weights: Sequence[float] | None = None,
     budget: Budget = Budget(linf=16 / 255, lpips=0.07),
     view: View = View(size=512),
     perceptual: str | Perceptual | None = "auto",
     optimizer: str = "momentum",
-    steps: int = 60,
+    preset: str = "balanced",
+    steps: int | None = None,
     backend: str = "auto",
     accuracy: str = "fast",
     devices: str | Sequence[str] = "auto",
@@ -55,6 +66,10 @@ def poison_batch(
     seed: int = 0,
     target_ratio: float = 0.9,
     anchors: AnchorLibrary | None = None,
+    survival: bool = False,
+    stop_ratio: float | None = None,
+    patience: int | None = None,
+    start: WarmStart | str | PathLike[str] | None = None,
     progress: Progress = None,
 ) -> PoisonResult:
     """Protect images: move each one's latent towards an anchor's with a perturbation that stays inside the budget.
@@ -64,22 +79,59 @@ def poison_batch(
         images), a PIL image, a uint8 array [H, W, C] or a latent tensor [C, h, w] or [1, C, h, w]; of several images
         each protected image is given the nearest in latent distance.
     encoder: what `load_encoder` takes (a name, path, hub id, module or callable), or a list of these: an ensemble.
+    weights: of an ensemble's encoders, as many numbers above 0; None for equal ones.
     budget: how far a file may be changed. view: what a trainer's loader does to it before the encoder sees it.
     perceptual: the LPIPS network, by name; `auto` takes the strongest whose weights are on this machine.
-    optimizer: `momentum`, or the published loops `release` and `paper`. steps: its steps, at least 1.
+    optimizer: `momentum`, or the published loops `release` and `paper`. preset: `fast`, `balanced` or `strong`, how
+        many steps it takes (`PRESETS`; measured in docs/strength.md). steps: as many instead, at least 1.
     backend, devices: what executes, and where; `auto` chooses, and the result's `.backend` and `.device` say what.
     accuracy: of the `native` networks' input gradient, against float64: `fast` within 1e-4 relative, `exact` 1e-5.
     batch_size: neighbouring images of one size that are optimised together on a GPU; `auto` is 8. On a CPU, where
         batches gain nothing, images are taken one by one whatever is asked: a result cannot depend on its neighbours.
-    seed: recorded with the run; today's optimisers draw nothing at random.
+    seed: what each image's draws of the view's transforms follow from, with the image's own pixels.
     target_ratio: `ok` is a latent distance of at most this share of its start; anything above is `below_target`.
     anchors: the library that names are looked up in, default the embedded one.
+    survival: whether to measure each result's shift after the treatments of `shade_fast.survival` as well.
+    stop_ratio: an image stops as soon as no more than this share of its distance is left. patience: it stops after so
+        many steps without progress. None for either: every image takes all its steps.
+    start: a warm start for this anchor and these encoders (`fit_start`), or its file; with it half the steps do.
     progress: True for a bar, or a function called with (done, total) after each image.
 
     Returns a `PoisonResult`. An image that cannot be handled is in it as `failed`, with the reason; the others go on.
     Raises ShadeFastError for what concerns the run as a whole: no images, an unknown option, a missing network.
     Source: arXiv 2310.13828.
     """
+    poisoner = Poisoner(
+        encoder=encoder,
+        weights=weights,
+        budget=budget,
+        view=view,
+        perceptual=perceptual,
+        optimizer=optimizer,
+        preset=preset,
+        steps=steps,
+        stop_ratio=stop_ratio,
+        patience=patience,
+        backend=backend,
+        accuracy=accuracy,
+        devices=devices,
+        batch_size=batch_size,
+        seed=seed,
+        target_ratio=target_ratio,
+        anchors=anchors,
+        survival=survival,
+        start=start,
+    )
+    return protect_batch(poisoner, images, target, progress)
+
+
+def protect_batch(
+    poisoner: Poisoner,
+    images: Sequence[ImageLike] | torch.Tensor,
+    target: Target | Anchor | Sequence[Target | Anchor],
+    progress: Progress = None,
+) -> PoisonResult:
+    """`poison_batch` by a poisoner whose networks are loaded, for one batch after the other."""
     if isinstance(images, torch.Tensor):
         images = _arrays(images)
     if isinstance(images, str | bytes) or not isinstance(images, Sequence):
@@ -88,21 +140,6 @@ def poison_batch(
         )
     if not images:
         raise ShadeFastError("images: none were given; give at least one")
-    poisoner = Poisoner(
-        encoder=encoder,
-        budget=budget,
-        view=view,
-        perceptual=perceptual,
-        optimizer=optimizer,
-        steps=steps,
-        backend=backend,
-        accuracy=accuracy,
-        devices=devices,
-        batch_size=batch_size,
-        seed=seed,
-        target_ratio=target_ratio,
-        anchors=anchors,
-    )
     if isinstance(target, list | tuple):
         if len(target) != len(images):
             raise ShadeFastError(
@@ -136,11 +173,13 @@ class Poisoner:
         self,
         *,
         encoder: Any = "embedded",
+        weights: Sequence[float] | None = None,
         budget: Budget = Budget(linf=16 / 255, lpips=0.07),
         view: View = View(size=512),
         perceptual: str | Perceptual | None = "auto",
         optimizer: str = "momentum",
-        steps: int = 60,
+        preset: str = "balanced",
+        steps: int | None = None,
         backend: str = "auto",
         accuracy: str = "fast",
         devices: str | Sequence[str] = "auto",
@@ -148,11 +187,18 @@ class Poisoner:
         seed: int = 0,
         target_ratio: float = 0.9,
         anchors: AnchorLibrary | None = None,
+        survival: bool = False,
+        stop_ratio: float | None = None,
+        patience: int | None = None,
+        start: WarmStart | str | PathLike[str] | None = None,
     ) -> None:
         self.budget = budget
         self.view = view
         self.optimizer = optimizer
-        self.steps = _whole("steps", steps)
+        if preset not in PRESETS:
+            raise ShadeFastError(f"preset {preset!r}: give one of {', '.join(PRESETS)}")
+        self.steps = PRESETS[preset] if steps is None else _whole("steps", steps)
+        self.stopping = Stopping(stop_ratio, patience)
         self.seed = _whole("seed", seed, least=0)
         if not 0 < target_ratio <= 1:
             raise ShadeFastError(f"target_ratio={target_ratio}: give a share above 0, at most 1")
@@ -167,11 +213,16 @@ class Poisoner:
         if not specs:
             raise ShadeFastError("encoder: an empty list; give at least one")
         self.encoders = tuple(load_encoder(spec, self.device).to(self.device) for spec in specs)
+        self.weights = _checked_weights(weights, len(self.encoders))
         if self.backend == "native":
             freeze = functools.partial(runtime.freeze, backend="native", accuracy=accuracy)
             self.encoders = tuple(encoder.frozen(freeze) for encoder in self.encoders)
             self.perceptual = None if self.perceptual is None else self.perceptual.frozen(freeze)
-        check_optimizer(optimizer, budget, len(self.encoders))
+        check_optimizer(optimizer, budget, len(self.encoders), view)
+        self.survival = survival
+        if start is not None and optimizer != "momentum":
+            raise ShadeFastError(f"optimizer {optimizer!r}: the published loops have no warm start; leave it out")
+        self.start = WarmStart.load(start) if isinstance(start, str | PathLike) else start
         self.anchors = AnchorLibrary.embedded() if anchors is None else anchors
 
     @property
@@ -189,6 +240,8 @@ class Poisoner:
         if anchor.is_latent:
             for encoder in self.encoders:
                 anchor.latents(encoder, (self.factor, self.factor))
+        if self.start is not None:
+            self.start.check(anchor, self.encoders)
         return anchor
 
     def protect(
@@ -241,8 +294,9 @@ class Poisoner:
         pixels = [torch.tensor(image).permute(2, 0, 1)[None].contiguous().to(self.device) for image in (clean, shown)]
         plan = self.view.plan(pixels[0].shape[2], pixels[0].shape[3], self.factor)
         _, latents = self._nearest(anchor, plan.apply(pixels[0] / 255, backend=kernels(self.backend)), plan.crop)
-        problem = Problem(pixels[0], plan, self.encoders, latents, self.perceptual, self.backend)
-        distance, lpips = problem.measure(pixels[1])
+        problem = Problem(pixels[0], plan, self.encoders, latents, self.perceptual, self.backend, weights=self.weights)
+        distances, lpips = problem.measure(pixels[1])
+        distance = problem.objective(distances)
         return float(problem.start[0]), float(distance[0]), None if lpips is None else float(lpips[0])
 
     def _optimize(self, batch: Sequence[Work], output: Output | None) -> list[Protected]:
@@ -264,14 +318,19 @@ class Poisoner:
             [torch.cat(latents) for latents in zip(*anchor_latents, strict=True)],
             self.perceptual,
             self.backend,
+            [self._random(work.image) for work in batch],
+            self.weights,
             visible=_visible(batch, self.device),
             through=_through([work.image for work in batch], clean, output),
         )
         if not bool(torch.isfinite(problem.start).all()):
             raise ShadeFastError(f"the latent is not finite under encoder {self.encoder_name}; check its weights")
-        delta, history = optimize(problem, self.optimizer, self.budget, self.steps)
-        if problem.visible is not None:
-            delta = delta * problem.visible
+        start = None
+        if self.start is not None:
+            size = (clean.shape[2], clean.shape[3])
+            start = torch.cat([self.start.perturbation(pick, plan.crop, size) for pick in picks]).to(self.device)
+        made = optimize(problem, self.optimizer, self.budget, self.steps, start, self.stopping)
+        delta = made.delta if problem.visible is None else made.delta * problem.visible
         attempts = [[] if output is None else output.attempts(work.image) for work in batch]
         codecs = [
             [_codec(work.image, output, jpeg) for jpeg in settings if output is not None and jpeg is not None]
@@ -293,16 +352,29 @@ class Poisoner:
                 lpips=lpips,
                 distance_before=before,
                 distance_after=after,
-                steps=self.steps,
+                encoder_distances=tuple(
+                    (float(start[index]), float(end))
+                    for start, end in zip(problem.starts, projected.distances[index], strict=True)
+                ),
+                steps=int(made.steps[index]),
                 error=None if error is None else f"{work.image.name}: {error}",
                 name=work.image.name,
                 anchor=work.anchor.paths[picks[index]] if work.anchor.paths else None,
-                history=tuple(history[:, index].tolist()),
+                history=tuple(made.history[: max(1, int(made.steps[index])), index].tolist()),
                 seconds=seconds,
+                survival=self._survival(work.image.pixels, pixels) if self.survival and status != "failed" else None,
             )
             jpeg = attempts[index][places[index]] if attempts[index] else None
             results.append(Protected(work.image, outcome, _array(projected.stored[index]), jpeg))
         return results
+
+    def _random(self, image: DecodedImage) -> np.random.Generator:
+        """An image's own random numbers: they follow from the seed and its pixels, not from its place in the run."""
+        digest = hashlib.sha256(image.pixels.tobytes()).digest()
+        return np.random.default_rng([self.seed, int.from_bytes(digest[:8])])
+
+    def _survival(self, clean: UInt8Array, perturbed: UInt8Array) -> dict[str, float]:
+        return shares(self.encoders, clean, perturbed, view=self.view, treatments=TREATMENTS, backend=self.backend)
 
     @torch.no_grad()
     def _nearest(self, anchor: Anchor, view: torch.Tensor, size: tuple[int, int]) -> tuple[int, list[torch.Tensor]]:
@@ -444,6 +516,14 @@ def _arrays(images: torch.Tensor) -> list[UInt8Array]:
             f"images: a {images.dtype} tensor of shape {tuple(images.shape)}; give uint8 [N, 3, H, W], 0 to 255"
         )
     return list(images.permute(0, 2, 3, 1).cpu().numpy())
+
+
+def _checked_weights(weights: Sequence[float] | None, count: int) -> list[float]:
+    if weights is None:
+        return [1.0] * count
+    if len(weights) != count or not all(0 < weight < math.inf for weight in weights):
+        raise ShadeFastError(f"weights={list(weights)}: give {count} numbers above 0, one for each encoder")
+    return [float(weight) for weight in weights]
 
 
 def _whole(name: str, value: Any, least: int = 1) -> int:

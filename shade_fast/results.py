@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean
 from typing import Literal, overload
@@ -22,9 +22,11 @@ class PoisonedImage:
     linf: largest change of a channel, in [0, 1] units. lpips: distance between the views of the clean and the
     perturbed image, None where no network is loaded.
     distance_before, distance_after: latent distance to the anchor, ‖E(x) - anchor_latent‖₂ through the view; for an
-    ensemble the mean over the encoders of each one's distance over its own start (1.0 before).
+    ensemble the weighted mean over the encoders of each one's distance over its own start (1.0 before).
+    encoder_distances: (before, after) of each encoder, in latent units.
     steps: optimiser steps taken. history: the distance before each step. anchor: path of the anchor's image, or None.
     seconds: the image's share of the time that its batch took.
+    survival: treatment -> share of the latent shift that is left after it (see `shade_fast.survival`); None unasked.
     """
 
     image: UInt8Array | None
@@ -33,12 +35,14 @@ class PoisonedImage:
     lpips: float | None = None
     distance_before: float | None = None
     distance_after: float | None = None
+    encoder_distances: tuple[tuple[float, float], ...] = ()
     steps: int = 0
     error: str | None = None
     name: str = ""
     anchor: str | None = None
     history: tuple[float, ...] = field(default=(), repr=False)
     seconds: float = 0.0
+    survival: Mapping[str, float] | None = None
 
     @property
     def ratio(self) -> float | None:
@@ -102,6 +106,10 @@ def summarize(
         line = f"largest linf {round(255 * worst)}/255"
         lpips = [image.lpips for image in protected if image.lpips is not None]
         lines.append(line + (f", largest lpips {max(lpips):.4f}" if lpips else ""))
+    measured = [image.survival for image in images if image.survival is not None]
+    if measured:
+        means = ", ".join(f"{name} {fmean(one[name] for one in measured):.0%}" for name in measured[0])
+        lines.append(f"shift left after {means}")
     if seconds > 0:
         lines.append(f"{seconds:.1f} s, {len(images) / seconds:.3f} images/s")
     lines += [f"failed: {image.error}" for image in images if image.status == "failed"]

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from shade_fast.errors import ShadeFastError
 from shade_fast.ops import resize
+from shade_fast.transforms import Crop, Draw, Flip, Jpeg, OneOf, Resize, Transform, compose
+
+#: The transforms of `View.robust`.
+ROBUST: tuple[Transform, ...] = (OneOf(Resize(), Crop(), Flip()), Jpeg())
 
 
 @dataclass(frozen=True)
@@ -15,14 +20,27 @@ class View:
     """A trainer's loader: shorter side to `size` with antialiasing, aspect kept, centre crop to the encoder's factor.
 
     size: pixels of the shorter side, never enlarged to it; None leaves the file's own resolution.
-    Raises ShadeFastError for a size below 1.
+    transforms: what else may happen on the way, in this order. The optimiser draws their parameters anew each step, for
+        each image from its own seed, and moves the latent of what comes out; LPIPS, and every figure of a result, is
+        of the view without them.
+    Raises ShadeFastError for a size below 1, and for a transform that is none.
     """
 
     size: int | None = 512
+    transforms: tuple[Transform, ...] = ()
 
     def __post_init__(self) -> None:
         if self.size is not None and (isinstance(self.size, bool) or not isinstance(self.size, int) or self.size < 1):
             raise ShadeFastError(f"view size={self.size!r}: give a whole number of pixels, or None for no resize")
+        object.__setattr__(self, "transforms", tuple(self.transforms))
+        for transform in self.transforms:
+            if not callable(getattr(transform, "draw", None)):
+                raise ShadeFastError(f"view transforms: {transform!r} has no draw(); see shade_fast.transforms")
+
+    @classmethod
+    def robust(cls, size: int | None = 512) -> View:
+        """A view through all that `shade_fast.survival` measures; what it is worth stands in docs/strength.md."""
+        return cls(size, ROBUST)
 
     def plan(self, height: int, width: int, factor: int) -> ViewPlan:
         """The view of images of one size: height, width in pixels; factor is the encoder's pixels per latent.
@@ -40,7 +58,7 @@ class View:
                 f"{width}x{height} pixels: the encoder sees multiples of {factor}, and no trainer's loader gives it "
                 f"less than {factor}x{factor}; leave this image out, or enlarge it or the view"
             )
-        return ViewPlan(source=(height, width), resized=resized, crop=crop)
+        return ViewPlan((height, width), resized, crop, self.transforms)
 
 
 @dataclass(frozen=True)
@@ -50,6 +68,11 @@ class ViewPlan:
     source: tuple[int, int]
     resized: tuple[int, int]
     crop: tuple[int, int]
+    transforms: tuple[Transform, ...] = ()
+
+    def draw(self, random: np.random.Generator, *, backend: str = "reference") -> Draw:
+        """The transforms in their order, with their parameters drawn, for one image's view [1, 3, *crop]."""
+        return compose([transform.draw(random, *self.crop, backend) for transform in self.transforms])
 
     def apply(self, images: torch.Tensor, *, backend: str = "reference") -> torch.Tensor:
         """What the encoder sees: [B, 3, *source] in [0, 1] -> [B, 3, *crop] in [0, 1]; linear and differentiable.

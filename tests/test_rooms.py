@@ -22,7 +22,7 @@ MAY_IMPORT = {
     "shade_fast/runtime": {"shade_fast.errors", "shade_fast.ops", "shade_fast.version"},
     "shade_fast/perceptual": {"shade_fast.errors", "shade_fast.ops"},
     "shade_fast/engine": {
-        *("shade_fast.errors", "shade_fast.budget", "shade_fast.view", "shade_fast.ops"),
+        *("shade_fast.errors", "shade_fast.budget", "shade_fast.view", "shade_fast.transforms", "shade_fast.ops"),
         *("shade_fast.encoders", "shade_fast.perceptual", "shade_fast.reference", "shade_fast.runtime"),
     },
     "shade_fast/archive": {

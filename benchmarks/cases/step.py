@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks import networks, photographs
+from benchmarks import networks, onnx_step, photographs
 from benchmarks.registry import Case, Side, register
 from shade_fast import runtime
 from shade_fast.errors import ShadeFastError
@@ -22,6 +22,8 @@ from shade_fast.ops import native
 from shade_fast.perceptual import Perceptual
 
 SIZES, BATCHES = (256, 512), (1, 2, 4)
+#: The one larger batch among the standard cases, which `make bench` runs.
+BATCHED = ("taef2", 256, 4, False)
 LINF = 16 / 255
 
 #: What a distance's relative error, and a gradient's relative root-mean-square error, may be against float64.
@@ -58,7 +60,8 @@ class LatentPart(Part):
 
     def distance(self, images: Tensor) -> Tensor:
         latents: Tensor = self.module(images)
-        return (latents - self.anchors).flatten(1).norm(dim=1)
+        distance: Tensor = (latents - self.anchors).flatten(1).norm(dim=1)
+        return distance
 
     def to(self, **kind: Any) -> LatentPart:
         return LatentPart(copy.deepcopy(self.module).to(**kind), self.anchors.to(**kind))
@@ -80,7 +83,8 @@ class LpipsPart(Part):
         self._distance = network.distance
 
     def distance(self, images: Tensor) -> Tensor:
-        return self._distance(images, self.features)
+        distance: Tensor = self._distance(images, self.features)
+        return distance
 
     def to(self, **kind: Any) -> LpipsPart:
         return LpipsPart(copy.deepcopy(self.network).to(**kind), self.clean.to(**kind))
@@ -205,9 +209,26 @@ def compiled(images: Tensor, parts: Parts) -> Made:
         run = _run(images.to(**CHANNELS_LAST), [part.compiled() for part in parts])
         run()
     except Exception as error:  # a compiler's errors are of many kinds
-        lines = str(error).strip().splitlines() or ["no message"]
-        raise ShadeFastError(f"torch.compile failed ({type(error).__name__}: {lines[0][:200]})") from error
+        raise ShadeFastError(f"torch.compile failed: {_first_line(error)}") from error
     return "torch.compile inductor channels-last", run, _nothing
+
+
+def onnxruntime(images: Tensor, parts: Parts) -> Made:
+    """Each part's step as one ONNX graph, weights, anchors and kept features inside it."""
+    try:
+        ran = f"onnxruntime {onnx_step.version()} CPUExecutionProvider"
+    except ImportError as error:
+        raise ShadeFastError(f"ONNX Runtime is not there ({error}): pip install -e '.[bench]'") from error
+    try:
+        sessions = [onnx_step.Session(onnx_step.onnx_model(part.step, images)) for part in parts]
+    except Exception as error:  # an exporter's errors are of many kinds
+        raise ShadeFastError(f"export to ONNX failed: {_first_line(error)}") from error
+
+    def release() -> None:
+        for session in sessions:
+            session.shrink(images)
+
+    return ran, lambda: [result for session in sessions for result in session.run(images)], release
 
 
 def frozen(accuracy: str, images: Tensor, parts: Parts) -> Made:
@@ -231,6 +252,11 @@ def _run(images: Tensor, parts: Parts) -> Callable[[], list[Tensor]]:
     return lambda: [result for part in parts for result in part.step(images)]
 
 
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines() or ["no message"]
+    return f"{type(error).__name__}: {lines[0][:200]}"
+
+
 def _compile(function: Any) -> Any:
     return torch.compile(function, fullgraph=True, dynamic=False)
 
@@ -243,6 +269,7 @@ SIDES: dict[str, Callable[[Tensor, Parts], Made]] = {
     "eager": eager,
     "channels-last": channels_last,
     "compile": compiled,
+    "onnxruntime": onnxruntime,
     "native": functools.partial(frozen, "fast"),
     "exact": functools.partial(frozen, "exact"),
 }
@@ -269,7 +296,8 @@ def _register(name: str, size: int, batch: int, lpips: bool) -> None:
             prepare=functools.partial(prepare, name, size, batch, lpips),
             images=batch,
             operations=functools.partial(operations, name, size, batch, lpips),
-            standard=(batch == 1 and not (lpips and size == 512)) or (name == "kl" and batch == 4 and not lpips),
+            standard=(batch == 1 and not (lpips and size == 512))
+            or (name == "taef2" and size == 256 and batch == 4 and not lpips),
         )
     )
 

@@ -65,8 +65,36 @@ void share_out(std::int64_t tasks, std::int64_t threads, float* scratch, std::in
 
 std::int64_t direct_scratch(const Convolution& c) { return kDirectPixels * (round_up(c.filters, 16) + kDirectDepth); }
 
+// Every output pixel is the product of the input pixel at its own place.
+bool is_pointwise(const Convolution& c) {
+  return c.kernel_height == 1 && c.kernel_width == 1 && c.stride == 1 && c.up == 1 && c.pad_top == 0 &&
+         c.pad_left == 0 && c.height == c.out_height && c.width == c.out_width;
+}
+
+// All pixels in one row, so that narrow images too have many pixels in a row for each block of weights.
+Convolution flattened(const Convolution& c) {
+  Convolution flat = c;
+  flat.images = flat.height = flat.out_height = 1;
+  flat.width = flat.out_width = c.images * c.height * c.width;
+  return flat;
+}
+
+void run_pointwise(const Kernels& kernels, const Call& call, float* scratch, int threads) {
+  const Call flat{flattened(call.convolution), call.packed, call.input, call.result, call.finish, call.stream};
+  const std::int64_t pixels = flat.convolution.width;
+  const std::int64_t sharers = worthwhile_threads(call.convolution, threads);
+  const std::int64_t tasks = std::min(pixels, round_up(ceil_div(pixels, kPixelsPerTask), sharers));
+  share_out(tasks, sharers, scratch, direct_scratch(call.convolution), [&](std::int64_t task, float* own) {
+    Phase part = phase(Algorithm::direct, flat.convolution, 0);
+    part.first_x = part.offset_x = pixels * task / tasks;
+    part.columns = pixels * (task + 1) / tasks - part.first_x;
+    kernels.direct(flat, part, 0, 1, own);
+  });
+}
+
 void run_direct(const Kernels& kernels, const Call& call, float* scratch, int threads) {
   const Convolution& c = call.convolution;
+  if (is_pointwise(c)) return run_pointwise(kernels, call, scratch, threads);
   const std::int64_t sharers = worthwhile_threads(c, threads);
   for (std::int64_t index = 0; index < phases(c); ++index) {
     const Phase part = phase(Algorithm::direct, c, index);

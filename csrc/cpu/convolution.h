@@ -53,7 +53,7 @@ struct Product {
 // direct() takes at most so many pixels at once, and so many values of each. Where the weights fit the second-level
 // cache, fewer pixels do, and their input stays in the first; else the weights have to serve more of them.
 constexpr std::int64_t kDirectPixels = 56;
-constexpr std::int64_t kDirectDepth = 1152;
+constexpr std::int64_t kDirectDepth = 384;
 
 constexpr int kMostNarrowFilters = 8;
 

@@ -44,14 +44,7 @@ void multiply_rows(const Product& product, std::int64_t first) {
   const float* right = product.right;
   float* sums = product.sums + first * width;
 
-  Vector sum[rows][vectors];
-#pragma GCC unroll 16
-  for (int row = 0; row < rows; ++row) {
-#pragma GCC unroll 16
-    for (int v = 0; v < vectors; ++v) {
-      sum[row][v] = product.accumulate ? load(sums + row * width + v * kLanes) : Vector{};
-    }
-  }
+  Vector sum[rows][vectors] = {};
   for (std::int64_t rest = product.depth; rest > 0; rest -= product.run, left += product.run_step) {
     Rows<rows> values(left, row_step);
     const std::int64_t length = rest < product.run ? rest : product.run;
@@ -70,7 +63,10 @@ void multiply_rows(const Product& product, std::int64_t first) {
 #pragma GCC unroll 16
   for (int row = 0; row < rows; ++row) {
 #pragma GCC unroll 16
-    for (int v = 0; v < vectors; ++v) store(sums + row * width + v * kLanes, sum[row][v]);
+    for (int v = 0; v < vectors; ++v) {
+      float* to = sums + row * width + v * kLanes;
+      store(to, product.accumulate ? load(to) + sum[row][v] : sum[row][v]);
+    }
   }
 }
 

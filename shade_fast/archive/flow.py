@@ -4,6 +4,8 @@ behind, with a bound on everything that waits."""
 from __future__ import annotations
 
 import hashlib
+import itertools
+import json
 import queue
 import threading
 import time
@@ -240,6 +242,8 @@ class Flow:
             distance_before=finite(outcome.distance_before),
             distance_after=finite(outcome.distance_after),
             steps=outcome.steps,
+            encoder_distances=tuple(itertools.chain.from_iterable(outcome.encoder_distances)),
+            survival=None if outcome.survival is None else json.dumps(dict(outcome.survival)),
             history=outcome.history,
             optimize_ms=round(1000 * outcome.seconds, 3),
         )

@@ -31,7 +31,9 @@ class Row:
 
     source: the file that the image is in, relative to the output where both are local. output: its name in the output,
     None where nothing was written. quality, subsampling: a JPEG's, as written. duplicate_of: the key of the image with
-    the same content whose result this is. anchor: path of the anchor's image. history: distance before each step.
+    the same content whose result this is. anchor: path of the anchor's image.
+    encoder_distances: before and after, of one encoder after the other. survival: JSON, what treatments leave of the
+    shift. history: distance before each step.
     """
 
     key: str
@@ -71,6 +73,8 @@ class Row:
     backend: str = ""
     version: str = ""
     options_sha256: str = ""
+    encoder_distances: tuple[float, ...] = ()
+    survival: str | None = None
     history: tuple[float, ...] = ()
 
     def to_json(self) -> bytes:
@@ -82,7 +86,7 @@ class Row:
 
     @classmethod
     def of(cls, values: dict[str, Any]) -> Row:
-        return cls(**(values | {"history": tuple(values["history"] or ())}))
+        return cls(**(values | {name: tuple(values[name] or ()) for name in ("encoder_distances", "history")}))
 
 
 _TYPES = {"str": pa.string(), "int": pa.int64(), "float": pa.float64(), "tuple[float, ...]": pa.list_(pa.float32())}

@@ -164,7 +164,7 @@ def _plain(value: Any) -> Any:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
     if isinstance(value, list | tuple):
-        return [_plain(one) for one in value]
+        return [repr(one) if dataclasses.is_dataclass(one) else _plain(one) for one in value]
     return os.fspath(value) if isinstance(value, os.PathLike) else type(value).__name__
 
 

@@ -160,7 +160,8 @@ def _poisoner(options: dict[str, Any]) -> Poisoner:
     return Poisoner(
         encoder=specs,
         budget=Budget(**options["budget"]),
-        view=View(**options["view"]),
+        view=View(options["view"]["size"]),
+        weights=options["weights"],
         perceptual=options["perceptual"] and options["perceptual"]["name"],
         backend=options["backend"],
         accuracy=options["accuracy"],

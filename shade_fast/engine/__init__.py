@@ -1,18 +1,23 @@
 """The optimisation: tensors in, tensors out, no files."""
 
 from shade_fast.engine.devices import BACKENDS, kernels, resolve_backend, resolve_device
-from shade_fast.engine.optimizers import OPTIMIZERS, check_optimizer, optimize
+from shade_fast.engine.optimizers import OPTIMIZERS, Optimized, check_optimizer, optimize
 from shade_fast.engine.problem import Problem
 from shade_fast.engine.projection import Codec, Projected, project, project_to_files
+from shade_fast.engine.stopping import Stopping
+from shade_fast.engine.together import optimize_together
 
 __all__ = [
     "BACKENDS",
     "OPTIMIZERS",
     "Codec",
+    "Optimized",
     "Problem",
     "Projected",
+    "Stopping",
     "kernels",
     "optimize",
+    "optimize_together",
     "check_optimizer",
     "project",
     "project_to_files",

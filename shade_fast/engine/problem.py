@@ -4,23 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
 
 from shade_fast.encoders import Encoder
 from shade_fast.engine.devices import kernels
 from shade_fast.ops import latent_distance
 from shade_fast.perceptual import Perceptual
+from shade_fast.transforms import Draw
 from shade_fast.view import ViewPlan
 
 
 class Problem:
     """What is minimised for a batch of clean images of one size, and what bounds it.
 
-    With one encoder the objective is ‖E(view(x)) - anchor_latent‖₂; with several it is the mean of these, each over
-    its own value at the clean image.
+    With one encoder the objective is ‖E(view(x)) - anchor_latent‖₂; with several it is the weighted mean of these, each
+    over its own value at the clean image.
 
     clean: uint8 [B, 3, H, W]. anchor_latents: one [B, C, h, w] for each encoder. perceptual: None where LPIPS is
-    neither bounded nor measured. Everything is on one device. visible: bool [B, 1, H, W], False where the image is
+    neither bounded nor measured. Everything is on one device. randoms: one for each image, where
+    the plan has transforms. weights: of the encoders, None for equal ones; positive.
+    visible: bool [B, 1, H, W], False where the image is
     fully transparent and stays as it is; None where it is nowhere. through: from perturbations [B, 3, H, W] to those
     that the images' codecs leave of them, for files that lose something; the gradient is then taken there.
     """
@@ -33,6 +37,8 @@ class Problem:
         anchor_latents: Sequence[torch.Tensor],
         perceptual: Perceptual | None,
         backend: str = "reference",
+        randoms: Sequence[np.random.Generator] = (),
+        weights: Sequence[float] | None = None,
         *,
         visible: torch.Tensor | None = None,
         through: Callable[[torch.Tensor], torch.Tensor] | None = None,
@@ -43,28 +49,48 @@ class Problem:
         self.anchor_latents = tuple(anchor_latents)
         self.perceptual = perceptual
         self.backend = backend
+        weights = [1.0] * len(self.encoders) if weights is None else list(weights)
+        self.weights = [weight / sum(weights) for weight in weights]
+        self._randoms = tuple(randoms) if plan.transforms else ()
         self.visible = visible
         self.through = through
         with torch.no_grad():
             self._clean_view = view = self.see(clean / 255)
-            self._starts = [self._encoder_distance(index, view) for index in range(len(self.encoders))]
-            #: objective at the clean images, [B]
-            self.start = self.distance(view)
+            #: each encoder's distance at the clean images, [B]
+            self.starts = self.distances(view)
+            #: objective there, [B]
+            self.start = self.objective(self.starts)
             self._clean_features = None if perceptual is None else perceptual.features(view)
 
     def see(self, images: torch.Tensor) -> torch.Tensor:
         """The view of images or perturbations, [B, 3, H, W] -> [B, 3, h, w]; linear and differentiable."""
         return self.plan.apply(images, backend=kernels(self.backend))
 
+    def distances(self, view: torch.Tensor, draws: Sequence[Draw] = ()) -> list[torch.Tensor]:
+        """Each encoder's latent distance [B] of what it sees, [B, 3, h, w]; differentiable.
+
+        draws: those that made the view what it is, for the latents that move with it.
+        """
+        return [
+            latent_distance(encoder.encode(view), _drawn(latents, draws), backend=kernels(self.backend))
+            for encoder, latents in zip(self.encoders, self.anchor_latents, strict=True)
+        ]
+
     def distance(self, view: torch.Tensor) -> torch.Tensor:
         """The objective [B] of what the encoders see, [B, 3, h, w]; differentiable."""
-        if len(self.encoders) == 1:
-            return self._encoder_distance(0, view)
-        terms = [
-            self._encoder_distance(index, view) / start.clamp_min(torch.finfo(start.dtype).tiny)
-            for index, start in enumerate(self._starts)
-        ]
-        return torch.stack(terms).mean(dim=0)
+        return self.objective(self.distances(view))
+
+    def objective(self, distances: Sequence[torch.Tensor]) -> torch.Tensor:
+        """The objective [B] of the encoders' distances."""
+        if len(distances) == 1:
+            return distances[0]
+        tiny = torch.finfo(distances[0].dtype).tiny
+        return torch.stack(
+            [
+                weight * distance / start.clamp_min(tiny)
+                for weight, distance, start in zip(self.weights, distances, self.starts, strict=True)
+            ]
+        ).sum(dim=0)
 
     def lpips(self, view: torch.Tensor) -> torch.Tensor | None:
         """LPIPS distance [B] of a view to the clean images' view; differentiable. None without a network."""
@@ -73,10 +99,10 @@ class Problem:
         return self.perceptual.distance(view, self._clean_features)
 
     @torch.no_grad()
-    def measure(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Objective [B] and LPIPS [B] of uint8 images [B, 3, H, W]."""
+    def measure(self, pixels: torch.Tensor) -> tuple[list[torch.Tensor], torch.Tensor | None]:
+        """Each encoder's distance [B], and LPIPS [B], of uint8 images [B, 3, H, W]."""
         view = self.see(pixels / 255)
-        return self.distance(view), self.lpips(view)
+        return self.distances(view), self.lpips(view)
 
     def gradient(
         self, delta: torch.Tensor, weigh: Callable[[torch.Tensor], torch.Tensor] | None = None
@@ -85,9 +111,11 @@ class Problem:
 
         weigh: from the LPIPS distances [B] there to the weights [B] of their gradients; None leaves LPIPS out.
 
-        Each term's gradient is taken where the encoder sees it and divided by its mean magnitude, so that the weights
-        have no unit; the sum is then led back through the view. The view is linear, so the clean image's part of it is
-        kept, and clean + delta is never made at the file's size.
+        Each term's gradient, of every encoder and of LPIPS, is taken where it is seen and divided by its mean
+        magnitude, so that the weights have no unit; an encoder's is multiplied by its start over its distance. The sum
+        is then led back through the view. The view is linear, so
+        the clean image's part of it is kept, and clean + delta is never made at the file's size. Where the plan has
+        transforms, the encoders see one draw of them; LPIPS does not.
         """
         delta = delta.detach().requires_grad_(True)
         kept = delta if self.visible is None else delta * self.visible
@@ -96,18 +124,36 @@ class Problem:
             kept = kept + (self.through(kept.detach()) - kept.detach())
         seen = self.see(kept)
         view = (self._clean_view + seen).detach().requires_grad_(True)
-        distance = self.distance(view)
-        direction = _normalized(torch.autograd.grad(distance.sum(), view)[0])
+        draws = [self.plan.draw(random, backend=kernels(self.backend)) for random in self._randoms]
+        shown = view
+        if draws:
+            shown = torch.cat([draw.image(view[index : index + 1]) for index, draw in enumerate(draws)])
+        distances = self.distances(shown, draws)
+        direction = torch.zeros_like(view)
+        for weight, distance, start in zip(self.weights, distances, self.starts, strict=True):
+            (gradient,) = torch.autograd.grad(distance.sum(), shown)
+            # Steps count as shares of what is left: an encoder that is moved easily does not pay for the others.
+            least = 1e-3 * start.clamp_min(torch.finfo(start.dtype).tiny)
+            share = start / torch.maximum(distance.detach(), least)
+            direction += (weight * share)[:, None, None, None] * _normalized(gradient)
+        if draws:
+            (direction,) = torch.autograd.grad(shown, view, direction)
+        direction = _normalized(direction)
         lpips = None if weigh is None else self.lpips(view)
         if weigh is not None and lpips is not None:
             constraint = _normalized(torch.autograd.grad(lpips.sum(), view)[0])
             direction = direction + weigh(lpips.detach())[:, None, None, None] * constraint
         (gradient,) = torch.autograd.grad(seen, delta, direction)
-        return gradient, distance.detach()
+        return gradient, self.objective([distance.detach() for distance in distances])
 
-    def _encoder_distance(self, index: int, view: torch.Tensor) -> torch.Tensor:
-        latents = self.encoders[index].encode(view)
-        return latent_distance(latents, self.anchor_latents[index], backend=kernels(self.backend))
+
+def _drawn(latents: torch.Tensor, draws: Sequence[Draw]) -> torch.Tensor:
+    """Latents [B, C, h, w] where the images' draws take them."""
+    if all(draw.latent is None for draw in draws):
+        return latents
+    moved = [latents[index : index + 1] for index in range(len(latents))]
+    moved = [one if draw.latent is None else draw.latent(one) for draw, one in zip(draws, moved, strict=True)]
+    return torch.cat(moved)
 
 
 def _normalized(gradient: torch.Tensor) -> torch.Tensor:

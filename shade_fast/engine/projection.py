@@ -34,7 +34,8 @@ class Projected:
     """Pixels and what was measured on them, for a batch.
 
     stored: uint8 [B, 3, H, W], what the codec is given. pixels: what it makes of them (the same without one).
-    levels: largest change of a uint8 value, [B]. distance, lpips (None without a network), scale
+    levels: largest change of a uint8 value, [B]. distances: each encoder's, [B, encoders]. distance (the objective),
+    lpips (None without a network), scale
     (the share of the perturbation that was kept): float [B]. held: bool [B], whether the budget is held.
     """
 
@@ -42,6 +43,7 @@ class Projected:
     pixels: torch.Tensor
     levels: torch.Tensor
     distance: torch.Tensor
+    distances: torch.Tensor
     lpips: torch.Tensor | None
     scale: torch.Tensor
     held: torch.Tensor
@@ -70,11 +72,12 @@ def project(
             stored, pixels = (torch.stack(images) for images in zip(*fitted, strict=True))
         change = (pixels.to(torch.int16) - problem.clean.to(torch.int16)).abs()
         levels = change.flatten(1).amax(dim=1)
-        distance, lpips = problem.measure(pixels)
+        distances, lpips = problem.measure(pixels)
+        distance = problem.objective(distances)
         held = levels <= budget.levels
         if budget.lpips is not None and lpips is not None:
             held = held & (lpips <= budget.lpips * LPIPS_MARGIN)
-        return Projected(stored, pixels, levels, distance, lpips, scale, held)
+        return Projected(stored, pixels, levels, distance, torch.stack(distances, dim=1), lpips, scale, held)
 
     best = attempt(torch.ones(len(delta), device=delta.device))
     if bool(best.held.all()):
@@ -164,6 +167,7 @@ def _choose(mask: torch.Tensor, chosen: Projected, other: Projected) -> Projecte
         pixels=pick(chosen.pixels, other.pixels),
         levels=pick(chosen.levels, other.levels),
         distance=pick(chosen.distance, other.distance),
+        distances=pick(chosen.distances, other.distances),
         lpips=None if chosen.lpips is None or other.lpips is None else pick(chosen.lpips, other.lpips),
         scale=pick(chosen.scale, other.scale),
         held=pick(chosen.held, other.held),

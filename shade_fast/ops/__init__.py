@@ -5,9 +5,11 @@
 
 from __future__ import annotations
 
+from shade_fast.ops.jpeg import jpeg
 from shade_fast.ops.latent_distance import latent_distance
 from shade_fast.ops.optimizer_update import optimizer_update
 from shade_fast.ops.quantize import quantize
 from shade_fast.ops.resize import resize
+from shade_fast.ops.separable import Axis, axis, separable
 
-__all__ = ["latent_distance", "optimizer_update", "quantize", "resize"]
+__all__ = ["Axis", "axis", "jpeg", "latent_distance", "optimizer_update", "quantize", "resize", "separable"]

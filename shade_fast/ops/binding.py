@@ -14,7 +14,7 @@ from shade_fast.ops.finish import Call, Finish, check_channels_last
 
 
 def bound(kernel: Callable[..., int], *arguments: Any) -> Call:
-    """The call of `kernel` with these arguments: tensors as their addresses, absent ones 0, a Finish as its pointers.
+    """The call of `kernel` with these arguments: tensors as addresses, absent ones 0, tuples part by part.
 
     The tensors live as long as the call does.
     """
@@ -67,4 +67,6 @@ def _plain(argument: Any) -> Any:
         return argument.data_ptr()
     if isinstance(argument, Finish):
         return argument.pointers()
+    if isinstance(argument, tuple):
+        return tuple(_plain(part) for part in argument)
     return argument

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from dataclasses import dataclass
 
 import torch
@@ -11,6 +10,7 @@ from torch.nn import functional
 
 from shade_fast.errors import ShadeFastError
 from shade_fast.ops import native
+from shade_fast.ops.binding import bound
 from shade_fast.ops.finish import Call, Finish, check_channels_last
 
 #: Each with the compiled module's number for it.
@@ -120,7 +120,7 @@ def bind(
     scratch: Tensor,
     threads: int,
 ) -> Call:
-    """A call of the kernels on these very buffers, which the caller keeps alive; it returns a status.
+    """A call of the kernels on these very buffers, which it keeps alive; it returns a status.
 
     Args:
         algorithm: one that `supports` the convolution.
@@ -150,11 +150,7 @@ def bind(
     ):
         if tensor.dtype != torch.float32 or not tensor.is_contiguous() or tensor.numel() < size:
             raise ShadeFastError(f"{name} is {tensor.dtype} {list(tensor.shape)}: give {size} float32 values in a row")
-    pointers = (packed.data_ptr(), x.data_ptr(), out.data_ptr())
-    call: Call = functools.partial(
-        module.convolve, number, fields, *pointers, finish.pointers(), scratch.data_ptr(), threads
-    )
-    return call
+    return bound(module.convolve, number, fields, packed, x, out, finish, scratch, threads)
 
 
 def reference(

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 import torch
 from torch import Tensor
 
 from shade_fast.errors import ShadeFastError
 from shade_fast.ops import native
+from shade_fast.ops.binding import bound
 from shade_fast.ops.finish import Call
 
 
@@ -46,18 +45,18 @@ def bind(
         raise ShadeFastError(
             f"scratch holds {scratch.numel()} values: {scratch_size(depth, columns, threads)} are used"
         )
-    return partial(
+    return bound(
         native.cpu().matrix_product,
-        (left.data_ptr(), left.stride(0), left.stride(1)),
-        (right.data_ptr(), right.stride(0), right.stride(1)),
-        out.data_ptr(),
+        (left, *left.stride()),
+        (right, *right.stride()),
+        out,
         out.stride(0),
         rows,
         depth,
         columns,
         factor,
         accumulate,
-        scratch.data_ptr(),
+        scratch,
         threads,
     )
 

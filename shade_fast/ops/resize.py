@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,6 +12,7 @@ from torch.nn import functional
 
 from shade_fast.errors import ShadeFastError
 from shade_fast.ops import native
+from shade_fast.ops.separable import Band, apply_bands, banded
 
 
 def resize(images: Tensor, size: tuple[int, int], *, backend: str = "native") -> Tensor:
@@ -57,12 +58,14 @@ def reference(images: Tensor, size: tuple[int, int]) -> Tensor:
 
 @torch.library.custom_op("shade_fast::resize", mutates_args=(), device_types="cpu")
 def _operator(images: Tensor, height: int, width: int) -> Tensor:
-    return _apply(images, band(images.shape[2], height), band(images.shape[3], width))
+    return apply_bands(images, band(images.shape[2], height), band(images.shape[3], width))
 
 
 @torch.library.custom_op("shade_fast::resize_adjoint", mutates_args=(), device_types="cpu")
 def _adjoint(gradient: Tensor, height: int, width: int) -> Tensor:
-    return _apply(gradient, transposed(band(height, gradient.shape[2])), transposed(band(width, gradient.shape[3])))
+    return apply_bands(
+        gradient, transposed(band(height, gradient.shape[2])), transposed(band(width, gradient.shape[3]))
+    )
 
 
 @_operator.register_fake
@@ -79,14 +82,6 @@ _operator.register_autograd(lambda ctx, g: (_adjoint(g, *ctx.size), None, None),
 _adjoint.register_autograd(lambda ctx, g: (_operator(g, *ctx.size), None, None), setup_context=_keep_size)
 
 
-class Band(NamedTuple):
-    """A banded matrix: row i holds weights[i] for the columns from start[i] on. int32 [rows], float32 [rows, taps]."""
-
-    start: Tensor
-    weights: Tensor
-    columns: int
-
-
 @functools.lru_cache(maxsize=256)
 def band(inputs: int, outputs: int) -> Band:
     """The matrix [outputs, inputs] of one axis of a resize."""
@@ -97,7 +92,7 @@ def band(inputs: int, outputs: int) -> Band:
     last = np.minimum((centre + reach + 0.5).astype(np.int64), inputs)
     columns = first[:, None] + np.arange(int((last - first).max()))
     weights = np.maximum(0, 1 - np.abs(columns + 0.5 - centre[:, None]) / reach) * (columns < last[:, None])
-    return _band(first, weights / weights.sum(axis=1, keepdims=True), inputs)
+    return banded(first, weights / weights.sum(axis=1, keepdims=True), inputs)
 
 
 @functools.lru_cache(maxsize=256)
@@ -111,36 +106,9 @@ def _transposed(inputs: int, outputs: int) -> Band:
     first[first == outputs] = 0  # a column that no row touches
     transposed = np.zeros((inputs, int((rows - first[columns]).max()) + 1))
     transposed[columns, rows - first[columns]] = weights[rows, taps]
-    return _band(first, transposed, outputs)
+    return banded(first, transposed, outputs)
 
 
 def transposed(matrix: Band) -> Band:
     """The transpose of one axis' matrix, a banded matrix too."""
     return _transposed(matrix.columns, len(matrix.start))
-
-
-def _band(first: np.ndarray[Any, Any], weights: np.ndarray[Any, Any], columns: int) -> Band:
-    """A band whose rows all end inside the matrix: those that would not begin earlier, with zeros in front."""
-    taps = min(weights.shape[1], columns)
-    start = np.minimum(first, columns - taps)
-    moved = np.zeros((len(first), taps))
-    shift = (first - start)[:, None] + np.arange(weights.shape[1])
-    rows, used = np.nonzero(weights)
-    moved[rows, shift[rows, used]] = weights[rows, used]
-    return Band(torch.from_numpy(start.astype(np.int32)), torch.from_numpy(moved.astype(np.float32)), columns)
-
-
-def _apply(images: Tensor, vertical: Band, horizontal: Band) -> Tensor:
-    module = native.cpu()
-    images = images.contiguous()
-    planes = images.shape[0] * images.shape[1]
-    result = images.new_empty(*images.shape[:2], len(vertical.start), len(horizontal.start))
-    across = horizontal.weights.t().contiguous()
-    bands = [
-        (matrix.start.data_ptr(), weights.data_ptr(), len(matrix.start), matrix.columns, matrix.weights.shape[1])
-        for matrix, weights in ((vertical, vertical.weights), (horizontal, across))
-    ]
-    scratch = images.new_empty(module.resize_scratch(planes, *bands))
-    pointers = [tensor.data_ptr() for tensor in (images, result, scratch)]
-    native.check(module, module.resize(*pointers, planes, *bands, torch.get_num_threads()))
-    return result

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from benchmarks import __main__ as command
 from benchmarks import registry, runner
@@ -67,9 +68,24 @@ def test_turns_follow_from_their_length() -> None:
         (row,) = runner.measure(case, clock=lambda: next(clock))
         return row.warmup, row.repeats
 
-    assert turns(60.0) == (1, 5)
+    assert turns(60.0) == (1, 3)
+    assert turns(5.0) == (2, 5)
     assert turns(1.0) == (2, 10)
     assert turns(0.001) == (2, 50)
+
+
+def test_a_case_has_its_own_thread_count() -> None:
+    before, seen = torch.get_num_threads(), []
+    case = Case(
+        "a.case",
+        "",
+        "1",
+        ("only",),
+        lambda: lambda name: Side(name, lambda: seen.append(torch.get_num_threads()), lambda _: None),
+        threads=before + 1,
+    )
+    (row,) = runner.measure(case, repeats=1, warmup=0)
+    assert {*seen, row.threads} == {before + 1} and torch.get_num_threads() == before
 
 
 def test_a_missing_backend_is_a_row() -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks import networks, photographs
+from benchmarks import networks, onnx_step, photographs
 from benchmarks.cases import step
 from benchmarks.registry import Case
 from benchmarks.runner import Row, measure
@@ -106,7 +106,26 @@ def test_what_cannot_be_compiled_is_missing(monkeypatch: pytest.MonkeyPatch) -> 
 
     monkeypatch.setattr(step, "_compile", refuse)
     row = rows("compile")["compile"]
-    assert (row.status, row.detail) == ("missing", "torch.compile failed (RuntimeError: no compiler here)")
+    assert (row.status, row.detail) == ("missing", "torch.compile failed: RuntimeError: no compiler here")
+
+
+def test_onnx_runtime_agrees_with_float64() -> None:
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    found = rows("onnxruntime", lpips=True)["onnxruntime"]
+    assert found.status == "ok" and found.p50_ms, found
+    assert found.ran.startswith("onnxruntime ")
+
+
+def test_what_onnx_cannot_express_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(onnx_step, "version", lambda: "1")
+
+    def refuse(*_: object) -> bytes:
+        raise RuntimeError("no such operator")
+
+    monkeypatch.setattr(onnx_step, "onnx_model", refuse)
+    row = rows("onnxruntime")["onnxruntime"]
+    assert (row.status, row.detail) == ("missing", "export to ONNX failed: RuntimeError: no such operator")
 
 
 def test_weights_that_are_not_there_make_the_case_missing(monkeypatch: pytest.MonkeyPatch) -> None:

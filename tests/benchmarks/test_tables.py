@@ -21,13 +21,27 @@ step.kl.256,eager,ok,900,120,2000,default,1,a machine,2,2.13,0.1,abc
 step.kl.256,eager,ok,950,120,2000,tuned,1,a machine,2,2.13,0.1,abc
 step.kl.256,native,ok,300,7,0.8,default,1,a machine,2,2.13,0.1,abc
 """
+SCALING = """case,shape,backend,status,p50_ms,images_per_second,images,device,threads,torch,shade_fast,commit
+scaling.threads.1,1x3x512x512,native,ok,200,5,1,a machine,1,2.13,0.1,abc
+scaling.threads.2,1x3x512x512,native,ok,100,10,1,a machine,2,2.13,0.1,abc
+"""
+QUALITY_COLUMNS = "optimizer,beside,encoder,size,steps,photographs,linf,lpips_bound,start,distance,lpips,seconds"
+QUALITY = f"""{QUALITY_COLUMNS},device,threads,torch,shade_fast,commit
+release,release,an encoder,128,100,2,0.05,,100,62,0.2,18,a machine,2,2.13,0.1,abc
+release,release,an encoder,128,500,2,0.05,,100,60,0.2,90,a machine,2,2.13,0.1,abc
+momentum,release,an encoder,128,20,2,0.05,,100,61,0.2,3,a machine,2,2.13,0.1,abc
+momentum,release,an encoder,128,40,2,0.05,,100,59,0.25,6,a machine,2,2.13,0.1,abc
+paper,paper,an encoder,128,500,2,,0.07,100,50,0.069,300,a machine,2,2.13,0.1,abc
+momentum,paper,an encoder,128,40,2,0.0627,0.07,100,70,0.069,20,a machine,2,2.13,0.1,abc
+"""
+FILES = {"times.csv": TIMES, "memory.csv": MEMORY, "scaling.csv": SCALING, "quality.csv": QUALITY}
 
 
 @pytest.fixture
 def files(tmp_path: Path) -> list[Path]:
-    for name, text in (("times.csv", TIMES), ("memory.csv", MEMORY)):
+    for name, text in FILES.items():
         (tmp_path / name).write_text(text)
-    return [tmp_path / "times.csv", tmp_path / "memory.csv"]
+    return [tmp_path / name for name in FILES]
 
 
 def test_tables(files: list[Path]) -> None:
@@ -42,8 +56,35 @@ def test_tables(files: list[Path]) -> None:
     assert made["memory"].splitlines()[0] == "| case | eager | eager, tuned allocator | native |"
     assert made["allocations"].splitlines()[2] == "| step.kl.256 | 120, 2000.0 MB | 7, 0.8 MB |"
     assert made["ops"].splitlines()[2] == "| ops.quantize.512 | 0.5 |"
-    assert made["machine"].splitlines()[2:] == ["| a machine | 2 | 2.13 | 0.1 | abc |"]
-    assert made["time to quality"] == ""
+    assert made["machine"].splitlines()[2] == "| a machine | 2 | 2.13 | 0.1 | abc |"
+    assert made["scaling"].splitlines()[2:] == [
+        "| scaling.threads.1 | 1x3x512x512 | 1 | 5 |",
+        "| scaling.threads.2 | 1x3x512x512 | 2 | 10 |",
+    ]
+    assert made["time to quality"].splitlines()[2:] == [
+        "| release | L∞ 0.05 | 100 | 62.0% | 0.2000 | 18 | 20 | 61.0% | 0.2000 | 3 | 6.0 |",
+        "| release | L∞ 0.05 | 500 | 60.0% | 0.2000 | 90 | 40 | 59.0% | 0.2500 | 6 | 15.0 |",
+        "| paper | LPIPS 0.07 | 500 | 50.0% | 0.0690 | 300 | none reaches it |  |  |  |  |",
+        "",
+        "2 photographs at 128², an encoder.",
+    ]
+    assert tables(files[:1])["time to quality"] == ""
+
+
+def test_the_summary_has_what_both_sides_and_another_did(files: list[Path]) -> None:
+    files[0].write_text(
+        TIMES.replace("kl.256", "kl.512.lpips").replace("wrong,,", "ok,3000,1e-6")
+        + "step.kl.512,compile,ok,6000,1e-6,1,a machine,2,2.13,0.1,abc\n"
+    )
+    files[1].write_text(
+        MEMORY.replace("kl.256", "kl.512") + "step.kl.512,compile,ok,600,9,80,default,1,a machine,2,2.13,0.1,abc\n"
+    )
+    assert tables(files)["summary"].splitlines()[2:] == [
+        "| one step, kl at 512² | 9000 ms | 6000 ms (compile) | 3000 ms | 3.0 |",
+        "| memory of a step, kl at 512² | 900 MB | 600 MB (compile) | 300 MB | 3.0 |",
+        "| what the release loop reaches in 500 steps | 90 s |  | 6 s in 40 | 15.0 |",
+        "| what the paper loop reaches in 500 steps | 300 s |  | not reached |  |",
+    ]
 
 
 def test_tables_go_between_a_documents_marks(files: list[Path], tmp_path: Path) -> None:
@@ -66,4 +107,9 @@ def test_plots_are_drawn_where_matplotlib_is(files: list[Path], tmp_path: Path) 
     pytest.importorskip("matplotlib")
     from benchmarks.plot import write_plots
 
-    assert [path.name for path in write_plots(files, tmp_path)] == ["step.svg", "memory.svg"]
+    assert [path.name for path in write_plots(files, tmp_path)] == [
+        "step.svg",
+        "memory.svg",
+        "quality.svg",
+        "scaling.svg",
+    ]

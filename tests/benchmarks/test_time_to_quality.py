@@ -1,4 +1,4 @@
-"""Time to quality: what counts as reached, on two tiny photographs."""
+"""Time to quality: what counts as reached, and every loop on two tiny photographs."""
 
 from __future__ import annotations
 
@@ -10,40 +10,52 @@ import pytest
 from benchmarks import time_to_quality
 from benchmarks.photographs import FOLDER
 from benchmarks.rows import write_rows
-from benchmarks.time_to_quality import Trial, compare
+from benchmarks.time_to_quality import PUBLISHED, Trial, compare
 from shade_fast.ops import native
 
 
-def row(optimizer: str, steps: int, distance: float, seconds: float) -> dict[str, str]:
-    return {"optimizer": optimizer, "steps": str(steps), "distance": str(distance), "seconds": str(seconds)}
+def row(optimizer: str, beside: str, steps: int, distance: float, seconds: float) -> dict[str, str]:
+    numbers = {"steps": str(steps), "distance": str(distance), "seconds": str(seconds)}
+    return {"optimizer": optimizer, "beside": beside, **numbers}
 
 
-def test_the_fewest_steps_that_reach_the_goal_count() -> None:
+def test_the_fewest_steps_beside_a_loop_that_reach_its_goal_count() -> None:
     rows = [
-        row("release", 500, 4.0, 100),
-        row("release", 100, 5.0, 20),
-        row("release", 900, 1.0, 180),
-        row("momentum", 40, 3.8, 8),
-        row("momentum", 10, 5.5, 2),
-        row("momentum", 20, 4.0, 4),
+        row("release", "release", 500, 4.0, 100),
+        row("release", "release", 100, 5.0, 20),
+        row("release", "release", 900, 1.0, 180),
+        row("mist", "mist", 100, 4.0, 30),
+        row("momentum", "release", 40, 3.8, 8),
+        row("momentum", "release", 10, 5.5, 2),
+        row("momentum", "release", 20, 4.0, 4),
+        row("momentum", "mist", 30, 3.9, 6),
     ]
     found = compare(rows)
-    assert [one.momentum and one.momentum["steps"] for one in found] == ["20", "20", None]
-    assert [one.faster for one in found] == [25.0, 5.0, None]
+    assert [one.momentum and one.momentum["steps"] for one in found] == ["20", "20", None, "30"]
+    assert [one.faster for one in found] == [25.0, 5.0, None, 5.0]
+
+
+def test_an_unknown_loop_is_named() -> None:
+    with pytest.raises(ValueError, match="no published loop 'nothing'; there are release, paper"):
+        time_to_quality.plan({"nothing": (5,)}, (1,))
 
 
 @pytest.mark.skipif(not native.cpu_available(), reason="shade_fast._cpu is not built")
-def test_both_sides_run_on_photographs(tmp_path: Path) -> None:
-    trial = Trial("embedded", size=64)
-    rows = trial.measure([FOLDER], count=2, release=(4,), momentum=(1, 8))
-    assert [(one.optimizer, one.steps, one.backend) for one in rows] == [
-        ("release", 4, "reference"),
-        ("momentum", 1, "native"),
-        ("momentum", 8, "native"),
+def test_every_published_loop_runs_with_momentum_beside_it(tmp_path: Path) -> None:
+    rows = Trial("embedded", size=64).measure([FOLDER], 2, dict.fromkeys(PUBLISHED, (6,)), (1, 12))
+    assert [(one.optimizer, one.beside, one.steps, one.backend) for one in rows] == [
+        run
+        for name in PUBLISHED
+        for run in ((name, name, 6, "reference"), ("momentum", name, 1, "native"), ("momentum", name, 12, "native"))
     ]
-    assert all(one.photographs == 2 and one.seconds > 0 for one in rows)
-    assert rows[2].distance < rows[1].distance < rows[0].start
+    for one in rows:
+        bounds = PUBLISHED[one.beside].budget if one.optimizer == one.beside else PUBLISHED[one.beside].beside
+        assert (one.linf, one.lpips_bound) == (bounds.linf, bounds.lpips)
+        assert 0 < one.levels <= bounds.levels
+        assert 0 < one.lpips <= (bounds.lpips or 1)
+        assert one.photographs == 2 and one.seconds > 0
+        assert one.distance < one.start
     assert "times faster" in time_to_quality.describe(rows)
     with (tmp_path / "rows.csv").open("w", newline="") as file:
         write_rows(file, rows, header=True)
-    assert compare(csv.DictReader((tmp_path / "rows.csv").open(newline="")))[0].momentum is not None
+    assert any(found.momentum for found in compare(csv.DictReader((tmp_path / "rows.csv").open(newline=""))))

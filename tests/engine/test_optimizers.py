@@ -7,7 +7,7 @@ import torch
 
 from shade_fast import Budget, ShadeFastError
 from shade_fast.encoders import Encoder
-from shade_fast.engine import OPTIMIZERS, Problem, optimize
+from shade_fast.engine import OPTIMIZERS, Problem, Stopping, optimize
 from shade_fast.perceptual import Perceptual
 from shade_fast.reference import release_loop
 from shade_fast.view import View
@@ -18,7 +18,8 @@ MakeProblem = Callable[..., Problem]
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_every_optimizer_moves_the_latent_and_tells_its_history(optimizer: str, make_problem: MakeProblem) -> None:
     problem = make_problem(2, 64, 48)
-    delta, history = optimize(problem, optimizer, Budget(), 20)
+    made = optimize(problem, optimizer, Budget(), 20)
+    delta, history = made.delta, made.history
     assert delta.shape == problem.clean.shape
     assert history.shape == (20, 2)
     torch.testing.assert_close(history[0], problem.start)
@@ -30,14 +31,14 @@ def test_every_optimizer_moves_the_latent_and_tells_its_history(optimizer: str, 
 
 @pytest.mark.parametrize("optimizer", ["momentum", "release"])
 def test_the_box_is_kept(optimizer: str, make_problem: MakeProblem) -> None:
-    delta, _ = optimize(make_problem(1, 48, 64, lpips=False), optimizer, Budget(linf=10 / 255, lpips=None), 12)
+    delta = optimize(make_problem(1, 48, 64, lpips=False), optimizer, Budget(linf=10 / 255, lpips=None), 12).delta
     assert float(delta.abs().max()) <= 10 / 255 + 1e-7
 
 
 def test_momentum_keeps_lpips_near_its_bound_where_the_box_alone_would_break_it(make_problem: MakeProblem) -> None:
     problem, bound = make_problem(2, 64, 64), 0.01
-    free, _ = optimize(problem, "momentum", Budget(linf=32 / 255, lpips=None), 40)
-    held, _ = optimize(problem, "momentum", Budget(linf=32 / 255, lpips=bound), 40)
+    free = optimize(problem, "momentum", Budget(linf=32 / 255, lpips=None), 40).delta
+    held = optimize(problem, "momentum", Budget(linf=32 / 255, lpips=bound), 40).delta
 
     def lpips(delta: torch.Tensor) -> torch.Tensor:
         value = problem.lpips(problem.plan.apply(problem.clean / 255 + delta))
@@ -56,7 +57,8 @@ def test_momentum_holds_lpips_on_an_image_that_is_flat_but_for_a_patch(
     clean[..., 20:40, 20:40] = torch.randint(0, 256, (3, 20, 20), generator=torch.Generator().manual_seed(0))
     anchor = encoder.encode(torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(1)))
     problem = Problem(clean, View(None).plan(64, 64, 8), [encoder], [anchor], perceptual, "native")
-    delta, history = optimize(problem, "momentum", Budget(linf=16 / 255, lpips=0.02), 40)
+    made = optimize(problem, "momentum", Budget(linf=16 / 255, lpips=0.02), 40)
+    delta, history = made.delta, made.history
     lpips = problem.lpips(problem.plan.apply(clean / 255 + delta))
     assert lpips is not None
     assert 0.25 * 0.02 < float(lpips) < 1.2 * 0.02
@@ -64,13 +66,13 @@ def test_momentum_holds_lpips_on_an_image_that_is_flat_but_for_a_patch(
 
 
 def test_momentum_without_a_box_is_bounded_by_lpips_alone(make_problem: MakeProblem) -> None:
-    delta, _ = optimize(make_problem(1, 48, 48), "momentum", Budget(linf=None, lpips=0.05), 25)
+    delta = optimize(make_problem(1, 48, 48), "momentum", Budget(linf=None, lpips=0.05), 25).delta
     assert float(delta.abs().max()) > 16 / 255
 
 
 def test_momentum_runs_alike_on_native_and_reference_kernels(make_problem: MakeProblem) -> None:
     results = [
-        optimize(make_problem(1, 64, 48, backend=backend), "momentum", Budget(), 10)[0]
+        optimize(make_problem(1, 64, 48, backend=backend), "momentum", Budget(), 10).delta
         for backend in ("native", "reference")
     ]
     assert float(((results[0] - results[1]).abs() > 1e-6).float().mean()) < 1e-3
@@ -78,7 +80,7 @@ def test_momentum_runs_alike_on_native_and_reference_kernels(make_problem: MakeP
 
 def test_release_is_the_reference_loop_through_the_view(make_problem: MakeProblem) -> None:
     problem = make_problem(1, 80, 64, size=40, lpips=False)
-    delta, _ = optimize(problem, "release", Budget(linf=0.05, lpips=None), 6)
+    delta = optimize(problem, "release", Budget(linf=0.05, lpips=None), 6).delta
     clean = problem.clean / 255
     perturbed = release_loop(
         lambda images: problem.encoders[0].encode(problem.plan.apply(images)), clean, problem.anchor_latents[0], 0.05, 6
@@ -100,3 +102,45 @@ def test_what_a_published_loop_cannot_do_is_refused(
 ) -> None:
     with pytest.raises(ShadeFastError, match=named):
         optimize(make_problem(1, 48, 48, encoders=encoders), optimizer, budget, 2)
+
+
+def test_an_image_stops_at_its_target_whatever_its_neighbours_do(make_problem: MakeProblem) -> None:
+    problem, budget = make_problem(3, 64, 48, lpips=False), Budget(linf=0.05, lpips=None)
+    whole = optimize(problem, "momentum", budget, 30)
+    ratio = 1.01 * float((whole.history[4] / problem.start).median())
+    made = optimize(problem, "momentum", budget, 30, stopping=Stopping(ratio=ratio))
+    assert int(made.steps.min()) < int(made.steps.max()) <= 30
+    for index in range(3):
+        parts = (problem.clean[index : index + 1], problem.plan, problem.encoders)
+        alone = Problem(*parts, [latents[index : index + 1] for latents in problem.anchor_latents], None, "native")
+        single = optimize(alone, "momentum", budget, 30, stopping=Stopping(ratio=ratio))
+        assert int(single.steps) == int(made.steps[index])
+        torch.testing.assert_close(single.delta[0], made.delta[index], rtol=0, atol=1e-3)
+        if int(single.steps) < 30:
+            reached = alone.distance(alone.plan.apply(alone.clean / 255 + single.delta))
+            assert float(reached) <= ratio * float(alone.start) * 1.001
+
+
+def test_an_image_without_progress_stops_and_keeps_its_best(make_problem: MakeProblem) -> None:
+    problem, budget = make_problem(2, 48, 48, lpips=False), Budget(linf=2 / 255, lpips=None)
+    made = optimize(problem, "momentum", budget, 200, stopping=Stopping(patience=4))
+    assert int(made.steps.max()) < 100
+    assert len(made.history) <= int(made.steps.max()) + 1
+    reached = problem.distance(problem.plan.apply(problem.clean / 255 + made.delta))
+    assert bool((reached <= made.history.min(dim=0).values * 1.002).all())
+
+
+@pytest.mark.parametrize(("name", "stopping"), [("stop_ratio=0", {"ratio": 0}), ("patience=0", {"patience": 0})])
+def test_a_wrong_stop_is_named(name: str, stopping: dict[str, int]) -> None:
+    with pytest.raises(ShadeFastError, match=name):
+        Stopping(**stopping)  # type: ignore[arg-type]
+
+
+def test_lpips_is_held_on_flat_images_without_giving_the_shift_away(make_problem: MakeProblem) -> None:
+    """Noise of the first steps on a flat image breaks the bound for good, unless the perturbation shrinks again."""
+    problem, bound = make_problem(2, 64, 64), 0.003
+    made = optimize(problem, "momentum", Budget(linf=32 / 255, lpips=bound), 60)
+    lpips = problem.lpips(problem.plan.apply(problem.clean / 255 + made.delta))
+    assert lpips is not None
+    assert bool((lpips < 1.05 * bound).all())
+    assert bool((made.history[-1] < 0.95 * made.history[0]).all())

@@ -46,7 +46,13 @@ CASES = [
     (Convolution(64, 33, (3, 3), stride=2, padding=(0, 0)), (1, 16, 18), (8, 9)),  # padded right and below
     (Convolution(33, 64, (3, 3), up=2, padding=(2, 2)), (1, 8, 9), (16, 18)),
     (Convolution(32, 16, (3, 3), up=2, padding=(1, 1)), (2, 11, 9), (22, 17)),
+    (Convolution(40, 20, (3, 3), stride=2, padding=(1, 0)), (3, 31, 29), (16, 14)),
+    (Convolution(20, 40, (3, 3), up=2, padding=(1, 2)), (3, 16, 14), (31, 29)),
+    (Convolution(16, 48, (3, 3), stride=2, padding=(4, -3)), (1, 9, 12), (8, 4)),
+    (Convolution(48, 16, (3, 3), up=2, padding=(-2, 5)), (1, 8, 4), (9, 12)),
+    (Convolution(16, 16, (3, 3), up=2, padding=(2, 2)), (1, 3, 5), (1, 1)),
     (Convolution(100, 31, (1, 1)), (1, 10, 13), (10, 13)),
+    (Convolution(20, 33, (1, 1)), (3, 1, 31), (1, 31)),
     (Convolution(31, 100, (1, 1), stride=2), (1, 10, 13), (5, 7)),
     (Convolution(100, 31, (1, 1), up=2), (1, 5, 7), (10, 13)),  # three of four pixels meet no tap
     (Convolution(3, 64, (11, 11), stride=4, padding=(2, 2)), (1, 31, 40), (7, 9)),

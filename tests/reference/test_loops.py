@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
+
+import pytest
 import torch
 from torch import nn
 
-from shade_fast.reference import paper_loop, release_loop
+from shade_fast.reference import mist_loop, paper_loop, photoguard_loop, release_loop
 
 
 def small_encoder(dtype: torch.dtype) -> nn.Module:
@@ -89,3 +92,48 @@ def test_paper_is_adam_on_the_penalised_squared_distance() -> None:
         delta = (delta - 0.01 * step).detach()
     ours = paper_loop(encode, lpips, x, anchor_latent, steps=20)
     torch.testing.assert_close(ours, (x + delta / 2).clamp(0, 1), rtol=0, atol=1e-9)
+
+
+def projected(
+    encode: nn.Module, x: torch.Tensor, start: torch.Tensor, anchor: torch.Tensor, box: float, sizes: Iterable[float]
+) -> torch.Tensor:
+    """Projected signed descent on [-1, 1] pixels, as PhotoGuard and Mist are published."""
+    source, perturbed = 2 * x - 1, start
+    for size in sizes:
+        perturbed = perturbed.detach().requires_grad_(True)
+        loss = (encode((perturbed + 1) / 2) - anchor).norm()
+        (gradient,) = torch.autograd.grad(loss, perturbed)
+        perturbed = (perturbed - size * gradient.sign()).detach()
+        perturbed = torch.minimum(torch.maximum(perturbed, source - box), source + box).clamp(-1, 1)
+    return (perturbed + 1) / 2
+
+
+def test_photoguard_takes_falling_steps_from_noise_on_its_own_value_range() -> None:
+    encode, x = small_encoder(torch.float64), photograph_like(1, torch.float64)
+    anchor, steps = torch.randn(1, 4, 6, 5, dtype=torch.float64), 25
+    noise = torch.rand(x.shape[1:], generator=torch.Generator().manual_seed(3), dtype=x.dtype)
+    start = (2 * x - 1 + 0.06 * (2 * noise - 1)).clamp(-1, 1)
+    sizes = [0.02 - (0.02 - 0.02 / 100) / steps * i for i in range(steps)]
+    ours = photoguard_loop(encode, x, anchor, steps=steps, seed=3)
+    assert (ours - projected(encode, x, start, anchor, 0.06, sizes)).abs().max() <= 1e-9
+    assert (ours - x).abs().max() <= 0.03 + 1e-12
+
+
+def test_mist_takes_equal_steps_from_the_clean_image() -> None:
+    encode, x = small_encoder(torch.float64), photograph_like(1, torch.float64)
+    anchor = torch.randn(1, 4, 6, 5, dtype=torch.float64)
+    ours = mist_loop(encode, x, anchor, steps=25)
+    assert (ours - projected(encode, x, 2 * x - 1, anchor, 32 / 255, [2 / 255] * 25)).abs().max() <= 1e-9
+    assert (ours - x).abs().max() <= 16 / 255 + 1e-12
+
+
+@pytest.mark.parametrize("loop", [photoguard_loop, mist_loop])
+def test_projected_loops_treat_images_alone_and_leave_the_clean_ones(loop: Callable[..., torch.Tensor]) -> None:
+    encode, x = small_encoder(torch.float64), photograph_like(3, torch.float64)
+    clean, anchor = x.clone(), torch.randn(4, 6, 5, dtype=torch.float64)
+    history: list[torch.Tensor] = []
+    together = loop(encode, x, anchor, steps=8, on_step=lambda _, distance: history.append(distance))
+    alone = torch.cat([loop(encode, one[None], anchor, steps=8) for one in x])
+    torch.testing.assert_close(together, alone, rtol=0, atol=1e-12)
+    assert torch.equal(x, clean) and not x.requires_grad
+    assert len(history) == 8 and bool((history[-1] < history[0]).all())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -45,11 +46,11 @@ def test_a_measurement_is_made_once_and_kept_on_disk(monkeypatch: pytest.MonkeyP
     measured = []
     times = {"winograd4": 2.0, "winograd6": 3.0, "direct": 1.0}
 
-    def time(name: str, *_: object) -> float:
-        measured.append(name)
-        return times[name]
+    def take(candidates: list[str], *_: object) -> dict[str, float]:
+        measured.extend(candidates)
+        return {name: times[name] for name in candidates}
 
-    monkeypatch.setattr(plan, "_time", time)
+    monkeypatch.setattr(plan, "_times", take)
     assert plan.choose("fast", PLAIN, *SHAPES, 2) == "direct"
     count = len(measured)
     assert count >= 2
@@ -65,7 +66,7 @@ def test_a_measurement_is_made_once_and_kept_on_disk(monkeypatch: pytest.MonkeyP
 
 
 def test_a_damaged_file_is_measured_anew(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(plan, "_time", lambda name, *_: {"direct": 1.0}.get(name, 2.0))
+    monkeypatch.setattr(plan, "_times", lambda candidates, *_: dict.fromkeys(candidates, 2.0) | {"direct": 1.0})
     plan.choose("fast", PLAIN, *SHAPES, 1)
     (file,) = tmp_path.iterdir()
     file.write_text("{")
@@ -80,9 +81,9 @@ def test_what_is_measured_is_small_and_runs(convolution: Convolution) -> None:
     result = (4, convolution.filters, 700 * convolution.up, 900 * convolution.up)
     small_source, small_result = plan._bounded(convolution, source, result)
     assert small_result[2] * small_result[3] <= plan.MOST_PIXELS
-    for name in conv.ALGORITHMS:
-        if conv.supports(name, convolution):
-            assert plan._time(name, convolution, small_source, small_result, 1) > 0
+    supported = [name for name in conv.ALGORITHMS if conv.supports(name, convolution)]
+    times = plan._times(supported, convolution, small_source, small_result, 1)
+    assert list(times) == supported and all(0 < seconds < math.inf for seconds in times.values())
 
 
 def test_an_unknown_plan(monkeypatch: pytest.MonkeyPatch) -> None:

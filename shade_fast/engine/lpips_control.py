@@ -1,0 +1,41 @@
+"""How an LPIPS bound is held while a perturbation is optimised."""
+
+from __future__ import annotations
+
+import torch
+
+
+class LpipsControl:
+    """Holds the LPIPS bound of each image of a batch, by three things of which each step takes the newest.
+
+        v = clip(LPIPS/bound - 1, -1, 1)
+        weight of the LPIPS gradient:  w·exp(2·v),  w <- w·exp(0.1·v) inside [0.01, 50], from 0.3
+        length of the step:            where v > 0 0.8·length, at least 0.05, else min(1.15·length, 1)
+        share of the perturbation kept:  clip(bound/LPIPS, 0.9, 1)
+
+    The response exp(2·v) damps what the accumulated w alone would swing through. Length and share are for images with
+    wide flat areas: signed steps of full length are noise there that breaks the bound by itself, which no weight mends,
+    and which goes away only when the perturbation shrinks.
+    """
+
+    FIRST, ACCUMULATION, RANGE, RESPONSE = 0.3, 0.1, (0.01, 50.0), 2.0
+    SHORTEN, LENGTHEN, SHORTEST = 0.8, 1.15, 0.05
+    LEAST_KEPT = 0.9
+
+    def __init__(self, bound: float, count: int, device: torch.device) -> None:
+        self.bound = bound
+        self.length = torch.ones(count, device=device)
+        self.kept = torch.ones(count, device=device)
+        #: whether the last step met each image inside its bound
+        self.held = torch.ones(count, dtype=torch.bool, device=device)
+        self._accumulated = torch.full((count,), self.FIRST, device=device)
+
+    def __call__(self, lpips: torch.Tensor) -> torch.Tensor:
+        """The weights [count] for the LPIPS distances [count] that a step has met; all else is then that step's."""
+        violation = (lpips / self.bound - 1).clamp(-1, 1)
+        self.held = violation <= 0
+        self._accumulated = (self._accumulated * torch.exp(self.ACCUMULATION * violation)).clamp(*self.RANGE)
+        shorter = (self.SHORTEN * self.length).clamp(min=self.SHORTEST)
+        self.length = torch.where(self.held, (self.LENGTHEN * self.length).clamp(max=1), shorter)
+        self.kept = (self.bound / lpips.clamp_min(torch.finfo(lpips.dtype).tiny)).clamp(self.LEAST_KEPT, 1)
+        return self._accumulated * torch.exp(self.RESPONSE * violation)

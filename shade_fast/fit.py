@@ -1,0 +1,85 @@
+"""Fitting a warm start: one perturbation that moves many images' latents towards an anchor's at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+
+from shade_fast.anchors import Anchor, ImageLike, Target
+from shade_fast.engine import Problem, kernels, optimize_together
+from shade_fast.errors import ShadeFastError
+from shade_fast.images import decode
+from shade_fast.poison import Poisoner
+from shade_fast.view import View
+from shade_fast.warm_start import Size, WarmStart
+
+#: Images whose gradients are added up for a step, drawn anew for each.
+SHARE = 8
+
+
+def fit_start(
+    images: Sequence[ImageLike],
+    target: Target | Anchor,
+    poisoner: Poisoner,
+    *,
+    steps: int = 100,
+    progress: Callable[[int, int], None] | None = None,
+) -> WarmStart:
+    """Fit a warm start to a sample of an archive, for `Poisoner(start=...)` and `poison_batch(start=...)`.
+
+    For each size of view in the sample and each of the anchor's images it is one perturbation, moved by sign-momentum
+    along the sum of the images' normalised gradients. The cost is about `8·steps` gradients for each of them.
+
+    images: the sample, some dozens; sizes that few images have are fitted to those few.
+    target: as for `poison_batch`. poisoner: the encoders, budget, view and seed to fit for.
+    progress: told (done, total) after each step.
+
+    Raises ShadeFastError for no images, one that cannot be decoded, and an encoder without a hash to know it by.
+    """
+    if not images:
+        raise ShadeFastError("images: none were given; give a sample of the archive, some dozens")
+    if any(encoder.sha256 is None for encoder in poisoner.encoders):
+        raise ShadeFastError("warm start: an encoder that is a plain function has no hash to know it by; give a module")
+    anchor = poisoner.anchor(target)
+    views: dict[Size, list[torch.Tensor]] = {}
+    with torch.no_grad():
+        for image in images:
+            pixels = torch.tensor(decode(image).pixels).permute(2, 0, 1)[None].to(poisoner.device)
+            plan = poisoner.view.plan(pixels.shape[2], pixels.shape[3], poisoner.factor)
+            seen = plan.apply(pixels / 255, backend=kernels(poisoner.backend))
+            views.setdefault(plan.crop, []).append((255 * seen).round().to(torch.uint8))
+    total, done = len(views) * len(anchor) * steps, 0
+
+    def count() -> None:
+        nonlocal done
+        done += 1
+        if progress is not None:
+            progress(done, total)
+
+    perturbations = {}
+    for size, clean in views.items():
+        candidates = [anchor.latents(encoder, size) for encoder in poisoner.encoders]
+        fitted = []
+        for pick in range(len(anchor)):
+            problems = [
+                Problem(
+                    one,
+                    View(None).plan(*size, poisoner.factor),
+                    poisoner.encoders,
+                    [latents[pick : pick + 1] for latents in candidates],
+                    poisoner.perceptual,
+                    poisoner.backend,
+                    weights=poisoner.weights,
+                )
+                for one in clean
+            ]
+            fitted.append(optimize_together(problems, poisoner.budget, steps, SHARE, poisoner.seed, count))
+        perturbations[size] = torch.cat(fitted).cpu()
+    return WarmStart(
+        perturbations=perturbations,
+        anchor_sha256=anchor.sha256,
+        encoder_sha256=tuple(encoder.sha256 for encoder in poisoner.encoders),
+        images=len(images),
+        steps=steps,
+    )

@@ -1,0 +1,107 @@
+"""A warm start: the perturbation that images of one anchor begin with, kept in a file with what it was fitted for."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from os import PathLike
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from shade_fast.anchors import Anchor
+from shade_fast.encoders import Encoder
+from shade_fast.errors import ShadeFastError
+from shade_fast.ops import resize
+
+Size = tuple[int, int]
+
+
+@dataclass(frozen=True, eq=False)
+class WarmStart:
+    """Perturbations fitted to a sample of images, one for each size of view that the sample had.
+
+    perturbations: (height, width) of a view in pixels -> float32 [K, 3, height, width] in [-1, 1], units of linf, one
+        for each of the anchor's K images.
+    anchor_sha256: hash of the anchor. encoder_sha256: of each encoder's weights, in order.
+    images, steps: how many images it was fitted to, and for how many steps.
+    """
+
+    perturbations: dict[Size, torch.Tensor]
+    anchor_sha256: str
+    encoder_sha256: tuple[str | None, ...]
+    images: int
+    steps: int
+
+    def save(self, path: str | PathLike[str]) -> None:
+        """Write a .safetensors file. Raises ShadeFastError where it cannot be written."""
+        facts = {
+            "anchor_sha256": self.anchor_sha256,
+            "encoder_sha256": list(self.encoder_sha256),
+            "images": self.images,
+            "steps": self.steps,
+        }
+        tensors = {
+            f"{height}x{width}": (127 * value).round().to(torch.int8).contiguous()
+            for (height, width), value in self.perturbations.items()
+        }
+        try:
+            save_file(tensors, str(path), {"shade_fast_warm_start": json.dumps(facts)})
+        except (OSError, SafetensorError) as error:
+            raise ShadeFastError(f"{path}: the warm start cannot be written ({error}); give another file") from error
+
+    @classmethod
+    def load(cls, path: str | PathLike[str]) -> WarmStart:
+        """Read what `save` wrote. Raises ShadeFastError for a file that is missing, or no warm start."""
+        from safetensors import safe_open
+
+        try:
+            with safe_open(str(path), "pt") as file:
+                facts = json.loads((file.metadata() or {})["shade_fast_warm_start"])
+            perturbations = {}
+            for name, value in load_file(str(path)).items():
+                height, width = map(int, name.split("x"))
+                perturbations[height, width] = value.float() / 127
+            return cls(
+                perturbations=perturbations,
+                anchor_sha256=facts["anchor_sha256"],
+                encoder_sha256=tuple(facts["encoder_sha256"]),
+                images=facts["images"],
+                steps=facts["steps"],
+            )
+        except (OSError, SafetensorError, KeyError, ValueError, TypeError) as error:
+            raise ShadeFastError(
+                f"{path}: no warm start that can be read ({error}); make one with `shade-fast fit`"
+            ) from error
+
+    def check(self, anchor: Anchor, encoders: Sequence[Encoder]) -> None:
+        """Raise ShadeFastError where this was fitted to another anchor, or to other encoders."""
+        mine = tuple(encoder.sha256 for encoder in encoders)
+        if None in mine:
+            raise ShadeFastError(
+                "warm start: an encoder that is a plain function has no hash to know it by; give a module or a file"
+            )
+        if mine != self.encoder_sha256:
+            raise ShadeFastError(
+                f"warm start: fitted to other encoders than {' + '.join(encoder.name for encoder in encoders)}; "
+                "fit one to these, or leave it out"
+            )
+        if anchor.sha256 != self.anchor_sha256:
+            raise ShadeFastError(
+                f"warm start: fitted to another anchor than {anchor.name!r}, or its images have changed; fit one to it"
+            )
+
+    def perturbation(self, pick: int, view: Size, size: Size) -> torch.Tensor:
+        """What an image begins with, float32 [1, 3, *size] in units of linf.
+
+        pick: which of the anchor's images it is moved to. view: its view's size, for which the nearest fitted one is
+        taken. size: its own; the perturbation is resized to it, so that the view shows what was fitted.
+        """
+        nearest = min(
+            self.perturbations,
+            key=lambda fitted: sum(abs(math.log(one / other)) for one, other in zip(fitted, view, strict=True)),
+        )
+        return resize(self.perturbations[nearest][pick : pick + 1], size, backend="reference")
