@@ -57,6 +57,9 @@ class Tars:
                     )
                 yield Shard(name, url)
 
+    def is_own(self, task: tuple[int, int], shard: str) -> bool:
+        return shard in self.urls and list(self.urls).index(shard) % task[1] == task[0]
+
     def samples(self, shard: Shard) -> Iterator[Sample]:
         source = source_text(Storage(shard.content), "", self.out)
         taken: set[str] = set()
