@@ -13,7 +13,7 @@ SOURCES := pyproject.toml setup.py Makefile $(shell find csrc -type f)
 
 # Exit code 1 of the first line is a run with an image below target or failed, which the report shows.
 demo: $(STAMP)
-	$(BIN)/shade-fast poison tests/photographs --out build/demo --target $(TARGET) --view 256 --steps 30 --overwrite || [ $$? -eq 1 ]
+	$(BIN)/shade-fast archive tests/photographs --out build/demo --target $(TARGET) --output png --view 256 --steps 30 --overwrite || [ $$? -eq 1 ]
 	$(BIN)/shade-fast report build/demo
 
 test: $(STAMP)

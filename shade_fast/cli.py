@@ -3,35 +3,21 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import io
-import itertools
 import json
-import signal
 import sys
-import threading
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from fractions import Fraction
-from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
 from shade_fast.anchors import AnchorLibrary
-from shade_fast.archive import (
-    ArchiveReport,
-    Row,
-    archive_status,
-    find_images,
-    plan_archive,
-    poison_archive,
-    read_pairs,
-    verify_archive,
-)
+from shade_fast.archive import find_images, read_pairs
 from shade_fast.archive.run import MODES, OUTPUTS
 from shade_fast.bench import bench_lines, bench_step
 from shade_fast.budget import Budget
+from shade_fast.cli_archive import EXIT_NOTHING, EXIT_OK, run_archive, run_status, run_verify
 from shade_fast.engine import BACKENDS, OPTIMIZERS
 from shade_fast.errors import ShadeFastError
 from shade_fast.fit import fit_start
@@ -43,9 +29,7 @@ from shade_fast.survival import survival_of_pairs
 from shade_fast.version import __version__
 from shade_fast.view import View
 
-EXIT_OK, EXIT_SOME, EXIT_NOTHING, EXIT_INTERRUPTED = 0, 1, 2, 130
-#: Rows that the closing table shows before it keeps to those that are not ok.
-LARGEST_TABLE = 40
+EXIT_INTERRUPTED = 130
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -65,134 +49,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _archive(options: argparse.Namespace) -> int:
-    keywords = _networks(options) | {
-        "view": View.robust(options.view) if options.robust else View(options.view),
-        "optimizer": options.optimizer,
-        "preset": options.preset,
-        "steps": options.steps,
-        "stop_ratio": options.stop_ratio,
-        "patience": options.patience,
-        "batch_size": options.batch_size,
-        "target_ratio": options.target_ratio,
-        "survival": options.survival,
-        "start": options.start,
-    }
-    if options.dry_run:
-        return _dry_run(options, keywords)
-    with stopping() as stop:
-        report = poison_archive(
-            options.sources,
-            options.out,
-            options.target,
-            mode="overwrite" if options.overwrite else options.mode,
-            shard=options.shard,
-            limit=options.limit,
-            on_error=options.on_error,
-            output=options.output,
-            quality=options.quality,
-            workers=options.workers,
-            shard_size=options.shard_size,
-            progress=not options.quiet and sys.stderr.isatty(),
-            events=options.events,
-            stop=stop,
-            **keywords,
-        )
-    if options.json:
-        print(json.dumps(report.stats, indent=1))
-    else:
-        print(_table(report))
-        print(report.summary())
-        print(f"shade-fast report {options.out} draws it, shade-fast verify {options.out} measures it again")
-    if stop.received is not None:
-        print("shade-fast: interrupted; run the same again to go on", file=sys.stderr)
-        return 128 + stop.received
-    return _exit_code(report.stats)
-
-
-def _networks(options: argparse.Namespace) -> dict[str, Any]:
-    """The Poisoner's arguments that `_add_networks` has asked for."""
-    return {
-        "encoder": options.encoder or ["embedded"],
-        "weights": options.weights,
-        "budget": Budget(linf=options.linf, lpips=options.lpips),
-        "view": View(options.view),
-        "perceptual": None if options.perceptual == "none" else options.perceptual,
-        "backend": options.backend,
-        "accuracy": options.accuracy,
-        "devices": options.devices,
-        "seed": options.seed,
-        "anchors": None if options.anchors is None else AnchorLibrary.from_folder(options.anchors),
-    }
-
-
-class Stop(threading.Event):
-    """Set by the signal that it was received from."""
-
-    received: int | None = None
-
-
-@contextlib.contextmanager
-def stopping() -> Iterator[Stop]:
-    """An event that SIGINT and SIGTERM set; a second SIGINT interrupts at once."""
-    stop = Stop()
-    if threading.current_thread() is not threading.main_thread():
-        yield stop
-        return
-
-    def receive(number: int, _: object) -> None:
-        if stop.is_set() and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        stop.received = number
-        stop.set()
-
-    before = {number: signal.signal(number, receive) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def _dry_run(options: argparse.Namespace, keywords: dict[str, Any]) -> int:
-    rows = plan_archive(options.sources, options.out, options.target, options.output, options.quality, keywords)
-    counts: Counter[str] = Counter()
-    for row in rows:
-        counts["failed" if row["error"] else "ok"] += 1
-        if options.json:
-            print(json.dumps(row))
-        elif row["error"]:
-            print(f"would fail: {row['error']}")
-        else:
-            height, width = row["view"]
-            print(f"{row['key']} ({row['width']}x{row['height']}, seen at {width}x{height}) -> {row['output']}")
-    return _exit_code(counts)
-
-
-def _status(options: argparse.Namespace) -> int:
-    status = archive_status(options.out)
-    if options.json:
-        print(json.dumps(status, indent=1))
-    else:
-        counts = ", ".join(f"{status[name]} {name.replace('_', ' ')}" for name in ("ok", "below_target", "failed"))
-        print(f"{status['images']} images: {counts} ({status['duplicates']} duplicates)")
-        print(f"{status['finished_shards']} shards finished, open: {', '.join(status['open_shards']) or 'none'}")
-    return _exit_code(status)
-
-
-def _verify(options: argparse.Namespace) -> int:
-    checked = 0
-    with tqdm(unit="image", disable=options.quiet or None, file=sys.stderr) as bar:
-
-        def on_row(row: Row, _: str | None) -> None:
-            nonlocal checked
-            checked += row.output is not None
-            bar.update()
-
-        mismatches = verify_archive(options.out, on_row=on_row)
-    for mismatch in mismatches:
-        print(": ".join(part for part in (mismatch.shard, mismatch.key, mismatch.reason) if part))
-    print(f"{checked} images measured again, {len(mismatches)} mismatches")
-    return EXIT_SOME if mismatches else EXIT_OK
+    keywords = _engine(options, View.robust(options.view) if options.robust else View(options.view))
+    for name in (
+        "optimizer",
+        "preset",
+        "steps",
+        "stop_ratio",
+        "patience",
+        "batch_size",
+        "target_ratio",
+        "survival",
+        "start",
+    ):
+        keywords[name] = getattr(options, name)
+    return run_archive(options, keywords)
 
 
 def _fit(options: argparse.Namespace) -> int:
@@ -200,7 +70,7 @@ def _fit(options: argparse.Namespace) -> int:
     if options.count < 1:
         raise ShadeFastError(f"count={options.count}: give the number of images to fit to, at least 1")
     sample = sources[:: -(-len(sources) // options.count)]
-    poisoner = Poisoner(**_networks(options))
+    poisoner = Poisoner(**_engine(options, View(options.view)))
     with tqdm(unit="step", disable=options.quiet or None, file=sys.stderr) as bar:
 
         def on_step(done: int, total: int) -> None:
@@ -214,6 +84,22 @@ def _fit(options: argparse.Namespace) -> int:
     sizes = ", ".join(f"{width}x{height}" for height, width in start.perturbations)
     print(f"{options.out}: fitted to {start.images} images, views of {sizes}")
     return EXIT_OK
+
+
+def _engine(options: argparse.Namespace, view: View) -> dict[str, Any]:
+    """The Poisoner's options that `_add_networks` reads."""
+    return {
+        "encoder": options.encoder or ["embedded"],
+        "weights": options.weights,
+        "budget": Budget(linf=options.linf, lpips=options.lpips),
+        "view": view,
+        "perceptual": None if options.perceptual == "none" else options.perceptual,
+        "backend": options.backend,
+        "accuracy": options.accuracy,
+        "devices": options.devices,
+        "seed": options.seed,
+        "anchors": None if options.anchors is None else AnchorLibrary.from_folder(options.anchors),
+    }
 
 
 def _report(options: argparse.Namespace) -> int:
@@ -252,34 +138,6 @@ def _info(options: argparse.Namespace) -> int:
     facts = describe_machine()
     print(json.dumps(facts, indent=1) if options.json else "\n".join(info_lines(facts)))
     return EXIT_OK
-
-
-def _exit_code(counts: Mapping[str, int]) -> int:
-    ok, others = counts["ok"], counts["failed"] + counts.get("below_target", 0)
-    if ok + others == counts["failed"]:
-        return EXIT_NOTHING
-    return EXIT_SOME if others else EXIT_OK
-
-
-def _table(report: ArchiveReport) -> str:
-    """A line for every image of a small run; of a large one, for the first that are not ok."""
-    few = report.images <= LARGEST_TABLE
-    shown = list(itertools.islice((row for row in report.rows() if few or row.status != "ok"), LARGEST_TABLE))
-    if not shown:
-        return f"{report.images} images, all ok"
-    width = max(len(Path(row.key).name) for row in shown)
-    lines = [f"{'image':<{width}}  {'size':>11}  {'status':<12}  {'linf':>6}  {'lpips':>6}  latent distance"]
-    for row in shown:
-        line = f"{Path(row.key).name:<{width}}  {row.width:>5}x{row.height:<5}  {row.status:<12}"
-        if row.linf is not None and row.distance_before is not None and row.distance_after is not None:
-            lpips = "-" if row.lpips is None else f"{row.lpips:.4f}"
-            before, after = row.distance_before, row.distance_after
-            left = f" ({after / before:.0%} left)" if before > 0 else ""
-            line += f"  {round(255 * row.linf):>2}/255  {lpips:>6}  {before:.2f} -> {after:.2f}{left}"
-        lines.append(line.rstrip())
-    if len(shown) < report.images:
-        lines.append(f"and {report.images - len(shown)} more")
-    return "\n".join(lines + [f"failed: {row.error}" for row in shown if row.error])
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -334,7 +192,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--quiet", action="store_true", help="no progress bar")
 
     status = commands.add_parser("status", help="what an archive's output holds, by its record")
-    status.set_defaults(run=_status)
+    status.set_defaults(run=run_status)
     status.add_argument("out", metavar="OUT", help="an archive's output")
     status.add_argument("--json", action="store_true", help="print as JSON")
 
@@ -343,7 +201,7 @@ def _parser() -> argparse.ArgumentParser:
         help="measure an archive's output again, from its files alone",
         description="Decode, hash and measure every image again. Exit code: 0 all as recorded, 1 any mismatch.",
     )
-    verify.set_defaults(run=_verify)
+    verify.set_defaults(run=run_verify)
     verify.add_argument("out", metavar="OUT", help="an archive's output")
     verify.add_argument("--quiet", action="store_true", help="no progress bar")
 

@@ -13,7 +13,7 @@ from typing import Any
 import pyarrow as pa
 
 from shade_fast.archive import Manifest, Row, Storage
-from shade_fast.archive.manifest import read_stats
+from shade_fast.archive.manifest import finite, read_stats
 from shade_fast.archive.names import from_text
 from shade_fast.archive.record import RUN_NAME
 from shade_fast.archive.record import read_run as read_record
@@ -207,10 +207,10 @@ def _image(row: Row, out: Storage) -> ImageRecord:
         error=row.error,
         width=row.width,
         height=row.height,
-        linf=row.linf,
-        lpips=row.lpips,
-        distance_before=row.distance_before,
-        distance_after=row.distance_after,
+        linf=finite(row.linf),
+        lpips=finite(row.lpips),
+        distance_before=finite(row.distance_before),
+        distance_after=finite(row.distance_after),
         steps=row.steps,
         seconds=row.optimize_ms / 1000,
         history=tuple(value for value in row.history if math.isfinite(value)),

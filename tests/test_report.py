@@ -87,7 +87,7 @@ def write_run(directory: Path, images: list[Row], **fields: Any) -> Path:
     run = {"created": "2025-02-03T04:05:06+00:00", "options": options | fields}
     (directory / "_shade_fast").mkdir(exist_ok=True)
     (directory / "_shade_fast/run.json").write_text(json.dumps(run), encoding="utf-8")
-    (directory / "_stats.json").write_text(json.dumps({"last_run": {"images": 4, "seconds": 83.0}}))
+    (directory / "_stats.json").write_text(json.dumps({"last_run": {"images": 4, "seconds": 80.0}}))
     rows = [replace(row, index=index) for index, row in enumerate(images)]
     rows = [replace(row, anchor=row.anchor and str(directory / row.anchor)) for row in rows]
     Manifest(Storage(directory)).write("00000-00000", rows, whole=True)
@@ -137,9 +137,11 @@ def test_the_script_that_may_run_is_the_page_s_own(run: Path) -> None:
 
 
 def test_names_errors_and_options_are_escaped(run: Path) -> None:
-    manifest = json.loads((run / "shade_fast.json").read_text())
-    manifest["options"]["target"] = manifest["device"] = manifest["encoder"]["name"] = "<img src=x onerror=alert(1)>"
-    (run / "shade_fast.json").write_text(json.dumps(manifest))
+    path = run / "_shade_fast/run.json"
+    record = json.loads(path.read_text())
+    options = record["options"]
+    options["target"] = options["device"] = options["encoder"][0]["name"] = "<img src=x onerror=alert(1)>"
+    path.write_text(json.dumps(record))
     page = Page(write_report(run))
     assert len(page.all("script")) == 1 and not page.all("b", "at")
     assert HOSTILE in page.text and "no image <b>at all</b>" in page.text
@@ -156,7 +158,7 @@ def test_totals_are_those_of_the_images(run: Path) -> None:
     text = Page(write_report(run, encoder=blocks())).text
     assert "2 of 5 images moved towards “cat”" in text
     assert "60.0%" in text and "mean 65.0%" in text and "16 /255 budget 16/255: holds" in text
-    assert "0.0699 budget 0.07: holds" in text and "1 min 23 s (0.05 images/s)" in text and "3 February 2025" in text
+    assert "0.0699 budget 0.07: holds" in text and "1 min 20 s (0.05 images/s)" in text and "3 February 2025" in text
 
 
 def test_an_exceeded_budget_is_said(tmp_path: Path) -> None:
@@ -168,8 +170,8 @@ def test_an_exceeded_budget_is_said(tmp_path: Path) -> None:
 
 def test_a_budget_between_two_levels_counts_as_the_lower(tmp_path: Path) -> None:
     images = [done("a.png", "b.png", 50.0, linf=16 / 255)]
-    options = {"target": "cat", "budget": {"linf": 0.0625, "lpips": None}}
-    assert not totals(read_run(write_run(tmp_path, images, options=options))).holds_linf
+    budget = {"linf": 0.0625, "lpips": None}
+    assert not totals(read_run(write_run(tmp_path, images, budget=budget))).holds_linf
 
 
 def test_every_image_has_its_row_and_failed_ones_their_reason(run: Path) -> None:

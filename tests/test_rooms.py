@@ -27,8 +27,9 @@ MAY_IMPORT = {
     },
     "shade_fast/archive": {
         *("shade_fast.errors", "shade_fast.images", "shade_fast.anchors", "shade_fast.poison"),
-        *("shade_fast.budget", "shade_fast.view", "shade_fast.version"),
+        *("shade_fast.results", "shade_fast.version", "shade_fast.budget", "shade_fast.view"),
     },
+    "shade_fast/integrations": {"shade_fast.errors", "shade_fast.archive"},
 }
 
 
@@ -67,7 +68,7 @@ def test_csrc_includes_no_torch() -> None:
 
 
 def test_the_package_imports_without_the_heavy_libraries() -> None:
-    heavy = ("diffusers", "transformers", "triton", "lpips", "stlpips_pytorch")
+    heavy = ("ray", "webdataset", "diffusers", "transformers", "triton", "lpips", "stlpips_pytorch")
     code = f"import sys, shade_fast; print([name for name in {heavy} if name in sys.modules])"
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert shown.stdout.strip() == "[]"

@@ -73,7 +73,7 @@ class Flow:
     def run(self, samples: Iterator[Sample], on_row: Callable[[Row], None]) -> None:
         """Take all samples, or those that are on their way when `stop` is set.
 
-        Raises what ends a run: ArchiveStoppedError, and what `samples` raises; what was on its way is finished first.
+        Raises what ends a run, ArchiveStoppedError and whatever `samples` raises, after finishing what was on its way.
         """
         started = time.perf_counter()
         self._bound = self.workers + self.poisoner.batch_size
@@ -235,10 +235,10 @@ class Flow:
             status=outcome.status,
             error=outcome.error,
             anchor=outcome.anchor and to_text(outcome.anchor),
-            linf=outcome.linf,
-            lpips=outcome.lpips,
-            distance_before=outcome.distance_before,
-            distance_after=outcome.distance_after,
+            linf=finite(outcome.linf),
+            lpips=finite(outcome.lpips),
+            distance_before=finite(outcome.distance_before),
+            distance_after=finite(outcome.distance_after),
             encoder_distances=outcome.encoder_distances,
             steps=outcome.steps,
             history=outcome.history,

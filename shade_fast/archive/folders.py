@@ -93,6 +93,9 @@ class Folder:
         for name in names:
             yield Shard(name, ())
 
+    def is_own(self, task: tuple[int, int], shard: str) -> bool:
+        return shard.startswith(f"{task[0]:05d}-")
+
     def samples(self, shard: Shard) -> Iterator[Sample]:
         for place, root, relative, error in shard.content:
             yield self._sample(place, root, relative, error)
@@ -207,8 +210,7 @@ def source_path(row: Row, out: Storage) -> str:
 
 
 def _read_source(row: Row, out: Storage) -> bytes:
-    folder, _, name = source_path(row, out).rpartition("/")
-    return Storage(folder or "/").read(name)
+    return Storage(source_path(row, out)).read("")
 
 
 def _is_image(name: str) -> bool:

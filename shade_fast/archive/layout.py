@@ -52,6 +52,9 @@ class Layout(Protocol):
     def shards(self, task: tuple[int, int], index: Index) -> Iterator[Shard]:
         """The shards of one task of so many, in order, with what is not recorded in `index` yet."""
 
+    def is_own(self, task: tuple[int, int], shard: str) -> bool:
+        """Whether a shard of this name is the task's."""
+
     def samples(self, shard: Shard) -> Iterator[Sample]:
         """A shard's samples in order; those before a damaged place, then one with the error."""
 

@@ -120,6 +120,10 @@ def poison_archive(
 
     Raises ShadeFastError for what concerns the run as a whole; what was done by then is recorded.
     """
+    if on_error not in ("continue", "stop"):
+        raise ShadeFastError(f"on_error={on_error!r}: give continue or stop")
+    if limit is not None and limit < 1:
+        raise ShadeFastError(f"limit={limit}: give a number of images, at least 1")
     stop = stop or threading.Event()
     with Archive(
         source, out, target, mode=mode, shard=shard, output=output, quality=quality, workers=workers,
@@ -139,10 +143,6 @@ def poison_archive(
                 if row.status == "failed" and on_error == "stop":
                     raise ArchiveStoppedError(f"stopped at the first image that failed: {row.error}")
 
-            if on_error not in ("continue", "stop"):
-                raise ShadeFastError(f"on_error={on_error!r}: give continue or stop")
-            if limit is not None and limit < 1:
-                raise ShadeFastError(f"limit={limit}: give a number of images, at least 1")
             finished = True
             for one in archive.layout.shards(shard, archive.index):
                 finished = archive.run_shard(one, stop, on_each, None if limit is None else limit - new)
@@ -252,8 +252,7 @@ class Archive:
             if record is None or self.mode == "overwrite":
                 write_run(self.out, self.options)
             self._keep_temporary_files(f"{self.task[0]}-of-{self.task[1]}")
-            own = self._is_own if isinstance(self.layout, Folder) else lambda _: True
-            self.index.load(self.manifest, self.is_there, own)
+            self.index.load(self.manifest, self.is_there, functools.partial(self.layout.is_own, self.task))
             self.recorded = self.index.count
         except OSError as error:
             raise ShadeFastError(f"{self.out.url}: cannot be written: {error.strerror}; give another output") from error
@@ -358,9 +357,6 @@ class Archive:
             raise ShadeFastError("no target: neither the table's row nor the run names one")
         return self.poisoner.anchor(chosen)
 
-    def _is_own(self, shard: str) -> bool:
-        return shard.startswith(f"{self.task[0]:05d}-")
-
     def _blank(self, shard: str, sample: Sample) -> Row:
         poisoner = self.poisoner
         hashes = [encoder.sha256 for encoder in poisoner.encoders]
@@ -443,7 +439,7 @@ class Archive:
         return self.layout.read_output(row, self.out)
 
     def _write_manifest(self, shard: Shard, *, whole: bool) -> None:
-        rows = (row for row in self.manifest.rows(shard.name) if whole or self.is_there(row))
+        rows = (row for row in self.manifest.rows(shard.name) if self.is_there(row))
         self.manifest.write(shard.name, rows, whole=whole)
         if whole:
             self.index.finished.add(shard.name)

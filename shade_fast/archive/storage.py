@@ -49,7 +49,7 @@ class Storage:
                 self.fs, self.root = url_to_fs(text)
             except (ImportError, ValueError) as error:
                 raise ShadeFastError(f"{text}: {error}; install the protocol's package, or correct the URL") from error
-        self.url = self.root if self.local else text.rstrip("/")
+        self.url = self.root if self.local else text if text.endswith("://") or "::" in text else text.rstrip("/")
         self._temporary: str | None = None
 
     def __reduce__(self) -> tuple[type[Storage], tuple[str]]:
@@ -60,7 +60,11 @@ class Storage:
 
     def location(self, name: str) -> str:
         """What to call a file in messages and rows: its path or URL."""
-        return self.path(name) if self.local else f"{self.url}/{name}"
+        if self.local or not name:
+            return self.path(name) if self.local else self.url
+        # In a chained URL (zip://folder::https://host/a.zip) a name belongs to the first of the chain.
+        first, chain, rest = self.url.partition("::")
+        return f"{first}{'' if first.endswith('/') else '/'}{name}{chain}{rest}"
 
     def open(self, name: str = "") -> Any:
         return open(self.path(name), "rb") if self.local else self.fs.open(self.path(name), "rb")

@@ -69,6 +69,9 @@ class Tables:
                     )
                 yield Shard(table.name, table.url)
 
+    def is_own(self, task: tuple[int, int], shard: str) -> bool:
+        return shard in self.tables and list(self.tables).index(shard) % task[1] == task[0]
+
     def samples(self, shard: Shard) -> Iterator[Sample]:
         table = self.tables[shard.name]
         source = source_text(Storage(table.url), "", self.out)

@@ -22,7 +22,7 @@ from shade_fast.errors import ShadeFastError
 from shade_fast.images import INPUT_SUFFIXES, Output
 
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
-#: What a member's extended header keeps, besides what tarfile writes anew: its time's fraction, others' own.
+#: What of a member's extended header tarfile writes anew; the rest is kept.
 _REWRITTEN_HEADERS = ("path", "size", "linkpath")
 _DAMAGE = (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile, OSError)
 
@@ -56,6 +56,9 @@ class Tars:
                         f"{self.out.location(name)}: exists and is none of this run's; give another folder"
                     )
                 yield Shard(name, url)
+
+    def is_own(self, task: tuple[int, int], shard: str) -> bool:
+        return shard in self.urls and list(self.urls).index(shard) % task[1] == task[0]
 
     def samples(self, shard: Shard) -> Iterator[Sample]:
         source = source_text(Storage(shard.content), "", self.out)

@@ -102,7 +102,7 @@ class _Engine:
                 f"{out}: this node does not see the output's record; give a place that all nodes reach"
             )
         check_same(self.archive.out, record, self.archive.options)
-        self.archive.join(f"actor-{uuid.uuid4().hex}")
+        self.archive.join(f"actor-{os.getpid()}-{uuid.uuid4().hex}")
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         made: dict[str, list[Any]] = {"name": [], "images": [], "engine_seconds": [], "waiting_seconds": []}

@@ -261,7 +261,7 @@ def test_names_of_any_kind(run: Run, tmp_path: Path, draw: Any) -> None:
     report = run(folder)
     rows = by_key(report)
     assert "failed" not in {row.status for row in rows.values()}
-    assert sorted(os.listdir(tmp_path / "out")) == sorted(
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted(
         [name.replace(".bmp", ".png") for name in names] + ["_shade_fast", "_stats.json"]
     )
     assert run(folder).new == 0

@@ -149,6 +149,7 @@ def test_a_limit_and_a_stop_leave_the_rest_to_the_next_run(run: Run, many: Path,
     assert stopped.interrupted
     assert stopped.images == 5 + len(seen) < 12
     assert archive_status(tmp_path / "out")["images"] == stopped.images
+    (tmp_path / "out/00.png").unlink()
     rest = run(many, shard_size=4)
     assert (rest.images, rest.interrupted, archive_status(tmp_path / "out")["open_shards"]) == (12, False, [])
     assert images(tmp_path / "out") == images(tmp_path / "whole")
@@ -271,7 +272,7 @@ def test_what_concerns_the_whole_run_stops_it_before_it_starts(run: Run, photos:
     assert not out.exists()
 
 
-def test_urls_in_and_out(run: Run, photos: Path, tmp_path: Path) -> None:
+def test_urls_in_and_out(run: Run, photos: Path, tmp_path: Path, poisoner: Poisoner) -> None:
     expected = run(photos)
     memory = fsspec.filesystem("memory")
     memory.put(str(photos), "/urls/in", recursive=True)
@@ -287,6 +288,7 @@ def test_urls_in_and_out(run: Run, photos: Path, tmp_path: Path) -> None:
         for name in ("a.png", "b.jpg"):
             packed.write(photos / name, name)
     assert run(f"zip://::{tmp_path / 'photos.zip'}", tmp_path / "zip").ok == 2
+    assert verify_archive(tmp_path / "zip", poisoner=poisoner) == []
     memory.rm("/urls", recursive=True)
 
 
@@ -363,5 +365,5 @@ def test_shapes_wait_for_their_like_but_not_for_ever(engine: dict[str, Any], tmp
 
 def test_the_view_is_part_of_the_options(run: Run, photos: Path) -> None:
     run(photos)
-    with pytest.raises(ShadeFastError, match=r'view was \{"size": 32\}, now \{"size": 24\}'):
+    with pytest.raises(ShadeFastError, match=r'view was \{"size": 32.*, now \{"size": 24'):
         run(photos, view=View(size=24))

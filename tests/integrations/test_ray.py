@@ -1,0 +1,77 @@
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+import shade_fast
+from shade_fast import Budget, View
+from shade_fast.archive import Manifest, Storage
+
+ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'shade-fast[ray]'")
+
+OPTIONS: dict[str, Any] = {"budget": Budget(16 / 255, None), "perceptual": None, "view": View(32), "steps": 4}
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[None]:
+    """A local Ray of two cores, whose actors find this checkout."""
+    paths = os.pathsep.join([str(Path(shade_fast.__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
+    environment = {"env_vars": {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}}
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, runtime_env=environment)
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture
+def photos(tmp_path: Path, draw: Any) -> Path:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for index in range(16):
+        name = f"{index:02}.{('png', 'jpg')[index % 2]}"
+        Image.fromarray(draw(32, 40 + 8 * (index % 3), index)).save(folder / name)
+    (folder / "bad.png").write_text("no image")
+    return folder
+
+
+def written(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.suffix in (".png", ".jpg")}
+
+
+def test_the_same_bytes_as_without_and_an_actor_that_is_killed(
+    cluster: None,
+    photos: Path,
+    tmp_path: Path,
+) -> None:
+    from shade_fast.integrations.ray import poison_archive
+
+    plain = shade_fast.poison_archive(photos, tmp_path / "plain", "castle", shard_size=2, **OPTIONS)
+    killed: list[int] = []
+
+    def kill() -> None:
+        while not killed:
+            actors = list((tmp_path / "ray/_shade_fast/temporary").glob("actor-*"))
+            if actors and next((tmp_path / "ray").glob("*.png"), None) is not None:
+                killed.append(int(actors[0].name.split("-")[1]))
+                os.kill(killed[0], signal.SIGKILL)
+            time.sleep(0.01)
+
+    killer = threading.Thread(target=kill, daemon=True)
+    killer.start()
+    report = poison_archive(photos, tmp_path / "ray", "castle", actors=2, shard_size=2, **OPTIONS)
+    killer.join(timeout=5)
+    assert killed
+    assert (report.images, report.ok, report.failed) == (17, plain.ok, 1)
+    assert written(tmp_path / "ray") == written(tmp_path / "plain")
+    rows = list(Manifest(Storage(tmp_path / "ray")).all_rows())
+    assert len({row.key for row in rows}) == 17
+    assert shade_fast.verify_archive(tmp_path / "ray") == []
+    again = poison_archive(photos, tmp_path / "ray", "castle", actors=1, shard_size=2, **OPTIONS)
+    assert (again.new, again.images) == (0, 17)
