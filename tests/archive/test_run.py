@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 from torch import nn
 
-from shade_fast import Budget, ShadeFastError, View
+from shade_fast import Budget, ShadeFastError, View, fit_start
 from shade_fast.archive import Manifest, Storage, archive_status, find_images, verify_archive
 from shade_fast.archive.run import Archive
 from shade_fast.images import decode
@@ -367,3 +367,45 @@ def test_the_view_is_part_of_the_options(run: Run, photos: Path) -> None:
     run(photos)
     with pytest.raises(ShadeFastError, match=r'view was \{"size": 32.*, now \{"size": 24'):
         run(photos, view=View(size=24))
+
+
+@pytest.mark.parametrize(
+    ("name", "other"),
+    [
+        ("seed", {"seed": 1}),
+        ("steps", {"steps": None, "preset": "fast"}),
+        ("weights", {"weights": [3, 1]}),
+        ("view", {"view": View.robust(32)}),
+        ("stop_ratio", {"stop_ratio": 0.5}),
+        ("patience", {"patience": 2}),
+        ("survival", {"survival": True}),
+    ],
+)
+def test_results_of_other_options_are_not_mixed(
+    name: str, other: dict[str, Any], run: Run, engine: dict[str, Any], many: Path
+) -> None:
+    ensemble = {"encoder": [engine["encoder"]] * 2}
+    run(many, limit=1, **ensemble)
+    with pytest.raises(ShadeFastError, match=f"begun with other options: {name} was"):
+        run(many, **(ensemble | other))
+    report = run(many, limit=1, **ensemble, preset="strong", weights=[1.0, 1.0])
+    assert report.new == 1
+    for row in report.rows():
+        assert len(row.encoder_distances) == 2
+        before, after = zip(*row.encoder_distances, strict=True)
+        assert row.distance_after == pytest.approx(np.mean(np.divide(after, before)))
+
+
+def test_another_warm_start_is_another_option_whatever_its_file_is_called(
+    run: Run, engine: dict[str, Any], many: Path, tmp_path: Path
+) -> None:
+    poisoner = Poisoner(**engine)
+    files = [tmp_path / "one.safetensors", tmp_path / "other.safetensors", tmp_path / "copy.safetensors"]
+    for file, steps in zip(files, (1, 4), strict=False):
+        fit_start([many / "00.png"], "dog", poisoner, steps=steps).save(file)
+    files[2].write_bytes(files[0].read_bytes())
+    run(many, limit=1, start=files[0])
+    for start in (files[1], None):
+        with pytest.raises(ShadeFastError, match="begun with other options: start was"):
+            run(many, start=start)
+    assert run(many, limit=1, start=files[2]).new == 1
