@@ -47,15 +47,14 @@ class Index:
             for row in manifest.rows(shard):
                 self.add(row)
         for shard in filter(own, manifest.open_shards()):
-            count = following = 0
-            for row in list(manifest.rows(shard)):
-                following = max(following, row.index + 1)
-                if there(row):
-                    self.add(row)
-                    count += 1
-                else:
-                    manifest.forget_row(row)
-            self.open_shards[shard] = (count, following)
+            rows = list(manifest.rows(shard))
+            kept = [row for row in rows if there(row)]
+            if len(kept) < len(rows):
+                # Now: once its image is made again, in another place of the shard, such a row would count twice.
+                manifest.write(shard, kept, whole=False)
+            for row in kept:
+                self.add(row)
+            self.open_shards[shard] = (len(kept), max((row.index + 1 for row in rows), default=0))
 
     def add(self, row: Row) -> None:
         with self._lock:

@@ -144,9 +144,6 @@ class Manifest:
     def write_row(self, row: Row) -> None:
         self.out.write(self.work_name(row.shard, row.index), row.to_json())
 
-    def forget_row(self, row: Row) -> None:
-        self.out.remove(self.work_name(row.shard, row.index))
-
     def write(self, shard: str, rows: Iterable[Row], *, whole: bool) -> None:
         """Write a shard's manifest: a finished one's, after which its open work is gone, or an open one's."""
         name = f"{MANIFESTS}/{shard}{'.parquet' if whole else PARTIAL}"

@@ -27,7 +27,7 @@ from tests.archive.outputs import SMALL, Command, Run, by_key, finish, images, t
 
 Start = Callable[..., "subprocess.Popen[str]"]
 #: Steps enough that a test can do something while a run goes on.
-LONGER = ("--steps", "60")
+LONGER = ("--steps", "100")
 
 
 @pytest.fixture
@@ -68,11 +68,11 @@ def statuses(out: Path) -> dict[str, str]:
 def test_killed_at_random_moments_the_result_is_the_same(start: Start, whole: dict[str, bytes], tmp_path: Path) -> None:
     moments = random.Random(0)
     events = tmp_path / "events.jsonl"
-    for _ in range(4):
+    for _ in range(3):
         events.unlink(missing_ok=True)
         process = start()
         wait_for_images(process, events, 1)
-        time.sleep(moments.uniform(0, 0.3))
+        time.sleep(moments.uniform(0, 0.1))
         process.kill()
         process.communicate()
         for name, data in images(tmp_path / "out").items():
@@ -107,15 +107,15 @@ def test_a_signal_finishes_what_is_on_its_way(number: int, code: int, start: Sta
 
 
 def test_a_second_run_on_one_output_is_refused_until_the_first_is_dead(start: Start, tmp_path: Path) -> None:
-    first = start()
+    first = start("--steps", "1000")
     wait_for_images(first, tmp_path / "events.jsonl", 1)
-    code, _, errors = finish(start())
+    code, _, errors = finish(start("--steps", "1000"))
     assert code == 2
     assert f"process {first.pid} on " in errors
     assert "is writing there; wait for it, or give another output" in errors
     first.kill()
     first.communicate()
-    assert finish(start())[0] == 0
+    assert finish(start("--overwrite"))[0] == 0
 
 
 def test_a_source_that_vanishes_and_comes_back(start: Start, many: Path, tmp_path: Path) -> None:
