@@ -306,7 +306,7 @@ class Poisoner:
             [torch.cat(latents) for latents in zip(*anchor_latents, strict=True)],
             self.perceptual,
             self.backend,
-            [self._random(work.image) for work in batch],
+            [self._random(work.image) for work in batch] if plan.transforms else (),
             self.weights,
         )
         if not bool(torch.isfinite(problem.start).all()):

@@ -22,8 +22,8 @@ class Problem:
     over its own value at the clean image.
 
     clean: uint8 [B, 3, H, W]. anchor_latents: one [B, C, h, w] for each encoder. perceptual: None where LPIPS is
-    neither bounded nor measured. Everything is on one device. randoms: one for each image, where
-    the plan has transforms. weights: of the encoders, None for equal ones; positive.
+    neither bounded nor measured. Everything is on one device. randoms: one for each image where the plan has
+    transforms, else none. weights: of the encoders, None for equal ones; positive.
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class Problem:
         self.backend = backend
         weights = [1.0] * len(self.encoders) if weights is None else list(weights)
         self.weights = [weight / sum(weights) for weight in weights]
-        self._randoms = tuple(randoms) if plan.transforms else ()
+        self._randoms = tuple(randoms)
         with torch.no_grad():
             self._clean_view = view = self.see(clean / 255)
             #: each encoder's distance at the clean images, [B]
@@ -105,9 +105,9 @@ class Problem:
 
         Each term's gradient, of every encoder and of LPIPS, is taken where it is seen and divided by its mean
         magnitude, so that the weights have no unit; an encoder's is multiplied by its start over its distance. The sum
-        is then led back through the view. The view is linear, so
-        the clean image's part of it is kept, and clean + delta is never made at the file's size. Where the plan has
-        transforms, the encoders see one draw of them; LPIPS does not.
+        is then led back through the view. The view is linear, so the clean image's part of it is kept, and clean +
+        delta is never made at the file's size. Where the plan has transforms, the encoders see one draw of them; LPIPS
+        does not.
         """
         delta = delta.detach().requires_grad_(True)
         seen = self.see(delta)
