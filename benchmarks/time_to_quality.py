@@ -166,7 +166,7 @@ class Trial:
         start = time.perf_counter()
         problem = self._problem(image, run.backend, run.budget.lpips is not None)
         if run.optimizer in PEERS:
-            delta = PEERS[run.optimizer](problem, run.budget, run.steps)
+            delta = _peer(PEERS[run.optimizer], problem, run.budget, run.steps)
         else:
             delta = optimize(problem, run.optimizer, run.budget, run.steps).delta
         pixels = project(problem, delta, run.budget).pixels
@@ -218,24 +218,15 @@ def plan(loops: Mapping[str, Sequence[int]], momentum: Sequence[int]) -> list[Ru
     return runs
 
 
-def photoguard(problem: Problem, budget: Budget, steps: int) -> Tensor:
-    """`shade_fast.reference.photoguard_loop` through the problem's view; its perturbation."""
-    clean = problem.clean / 255
-    return photoguard_loop(_encode(problem), clean, problem.anchor_latents[0], budget.linf or 1, steps=steps) - clean
-
-
-def mist(problem: Problem, budget: Budget, steps: int) -> Tensor:
-    """`shade_fast.reference.mist_loop` through the problem's view; its perturbation."""
-    clean = problem.clean / 255
-    return mist_loop(_encode(problem), clean, problem.anchor_latents[0], budget.linf or 1, steps=steps) - clean
-
-
-def _encode(problem: Problem) -> Callable[[Tensor], Tensor]:
-    return lambda images: problem.encoders[0].encode(problem.see(images))
-
-
 #: Published loops that the engine does not offer.
-PEERS: dict[str, Callable[[Problem, Budget, int], Tensor]] = {"photoguard": photoguard, "mist": mist}
+PEERS: dict[str, Callable[..., Tensor]] = {"photoguard": photoguard_loop, "mist": mist_loop}
+
+
+def _peer(loop: Callable[..., Tensor], problem: Problem, budget: Budget, steps: int) -> Tensor:
+    """The perturbation that one of `PEERS` makes through the problem's view."""
+    clean = problem.clean / 255
+    (encoder,), (latents,) = problem.encoders, problem.anchor_latents
+    return loop(lambda images: encoder.encode(problem.see(images)), clean, latents, budget.linf, steps=steps) - clean
 
 
 def compare(rows: Iterable[dict[str, str]]) -> list[Comparison]:

@@ -173,7 +173,7 @@ def _parser() -> argparse.ArgumentParser:
         default="auto",
         help="images of one size optimised together on a GPU, or 'auto'",
     )
-    add("--robust", action="store_true", help="draw crops, resizes, JPEG, noise and blur on the way to the encoder")
+    add("--robust", action="store_true", help="draw a resize, crop or flip, and JPEG, on the way to the encoder")
     add("--survival", action="store_true", help="measure what is left of the shift after what happens to files")
     add("--start", metavar="FILE", help="warm start for this target and encoder, made by `shade-fast fit`")
     add("--target-ratio", type=float, default=0.9, help="share of the latent distance that may be left for 'ok'")

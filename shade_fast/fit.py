@@ -12,7 +12,7 @@ from shade_fast.errors import ShadeFastError
 from shade_fast.images import decode
 from shade_fast.poison import Poisoner
 from shade_fast.view import View
-from shade_fast.warm_start import Size, WarmStart
+from shade_fast.warm_start import Size, WarmStart, encoder_hashes
 
 #: Images whose gradients are added up for a step, drawn anew for each.
 SHARE = 8
@@ -39,8 +39,7 @@ def fit_start(
     """
     if not images:
         raise ShadeFastError("images: none were given; give a sample of the archive, some dozens")
-    if any(encoder.sha256 is None for encoder in poisoner.encoders):
-        raise ShadeFastError("warm start: an encoder that is a plain function has no hash to know it by; give a module")
+    hashes = encoder_hashes(poisoner.encoders)
     anchor = poisoner.anchor(target)
     views: dict[Size, list[torch.Tensor]] = {}
     with torch.no_grad():
@@ -79,7 +78,7 @@ def fit_start(
     return WarmStart(
         perturbations=perturbations,
         anchor_sha256=anchor.sha256,
-        encoder_sha256=tuple(encoder.sha256 for encoder in poisoner.encoders),
+        encoder_sha256=hashes,
         images=len(images),
         steps=steps,
     )

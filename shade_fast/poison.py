@@ -318,7 +318,7 @@ class Poisoner:
             [torch.cat(latents) for latents in zip(*anchor_latents, strict=True)],
             self.perceptual,
             self.backend,
-            randoms=[self._random(work.image) for work in batch],
+            randoms=[self._random(work.image) for work in batch] if plan.transforms else (),
             weights=self.weights,
             visible=_visible(batch, self.device),
             through=_through([work.image for work in batch], clean, output),

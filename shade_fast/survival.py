@@ -162,14 +162,17 @@ def shares(
         plan = view.plan(pixels.shape[0], pixels.shape[1], encoder.factor)
         return encoder.encode(plan.apply(images, backend=kernels(backend)))
 
-    left: dict[str, list[float]] = {name: [] for name in treatments}
-    for encoder in encoders:
-        shift = latent(encoder, perturbed) - latent(encoder, clean)
-        for name, treatment in treatments.items():
+    shifts = [latent(encoder, perturbed) - latent(encoder, clean) for encoder in encoders]
+    left = {}
+    for name, treatment in treatments.items():
+        before, after = treatment.apply(clean), treatment.apply(perturbed)
+        each = []
+        for encoder, shift in zip(encoders, shifts, strict=True):
             moved = shift if treatment.latent is None else treatment.latent(shift)
-            shown = latent(encoder, treatment.apply(perturbed)) - latent(encoder, treatment.apply(clean))
-            left[name].append(float((shown * moved).sum() / (moved * moved).sum()))
-    return {name: fmean(values) for name, values in left.items()}
+            shown = latent(encoder, after) - latent(encoder, before)
+            each.append(float((shown * moved).sum() / (moved * moved).sum()))
+        left[name] = fmean(each)
+    return left
 
 
 def _encoded(**options: Any) -> Treatment:

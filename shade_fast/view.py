@@ -11,7 +11,7 @@ from shade_fast.errors import ShadeFastError
 from shade_fast.ops import resize
 from shade_fast.transforms import Crop, Draw, Flip, Jpeg, OneOf, Resize, Transform, compose
 
-#: The transforms of `View.robust`.
+#: The transforms of `View.robust`: a resize, a crop or a flip, then JPEG.
 ROBUST: tuple[Transform, ...] = (OneOf(Resize(), Crop(), Flip()), Jpeg())
 
 
@@ -39,7 +39,7 @@ class View:
 
     @classmethod
     def robust(cls, size: int | None = 512) -> View:
-        """A view through all that `shade_fast.survival` measures; what it is worth stands in docs/strength.md."""
+        """A view through `ROBUST`; what of the shift it saves from which treatment stands in docs/strength.md."""
         return cls(size, ROBUST)
 
     def plan(self, height: int, width: int, factor: int) -> ViewPlan:

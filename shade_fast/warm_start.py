@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from os import PathLike
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 
 from shade_fast.anchors import Anchor
 from shade_fast.encoders import Encoder
@@ -33,7 +33,7 @@ class WarmStart:
 
     perturbations: dict[Size, torch.Tensor]
     anchor_sha256: str
-    encoder_sha256: tuple[str | None, ...]
+    encoder_sha256: tuple[str, ...]
     images: int
     steps: int
 
@@ -67,15 +67,14 @@ class WarmStart:
     @classmethod
     def load(cls, path: str | PathLike[str]) -> WarmStart:
         """Read what `save` wrote. Raises ShadeFastError for a file that is missing, or no warm start."""
-        from safetensors import safe_open
-
         try:
+            perturbations = {}
             with safe_open(str(path), "pt") as file:
                 facts = json.loads((file.metadata() or {})["shade_fast_warm_start"])
-            perturbations = {}
-            for name, value in load_file(str(path)).items():
-                height, width = map(int, name.split("x"))
-                perturbations[height, width] = value.float() / 127
+                names = file.keys()
+                for name in names:
+                    height, width = map(int, name.split("x"))
+                    perturbations[height, width] = file.get_tensor(name).float() / 127
             return cls(
                 perturbations=perturbations,
                 anchor_sha256=facts["anchor_sha256"],
@@ -90,12 +89,7 @@ class WarmStart:
 
     def check(self, anchor: Anchor, encoders: Sequence[Encoder]) -> None:
         """Raise ShadeFastError where this was fitted to another anchor, or to other encoders."""
-        mine = tuple(encoder.sha256 for encoder in encoders)
-        if None in mine:
-            raise ShadeFastError(
-                "warm start: an encoder that is a plain function has no hash to know it by; give a module or a file"
-            )
-        if mine != self.encoder_sha256:
+        if encoder_hashes(encoders) != self.encoder_sha256:
             raise ShadeFastError(
                 f"warm start: fitted to other encoders than {' + '.join(encoder.name for encoder in encoders)}; "
                 "fit one to these, or leave it out"
@@ -116,3 +110,13 @@ class WarmStart:
             key=lambda fitted: sum(abs(math.log(one / other)) for one, other in zip(fitted, view, strict=True)),
         )
         return resize(self.perturbations[nearest][pick : pick + 1], size, backend="reference")
+
+
+def encoder_hashes(encoders: Sequence[Encoder]) -> tuple[str, ...]:
+    """Hashes that a warm start knows the encoders by. Raises ShadeFastError for an encoder without one."""
+    hashes = tuple(encoder.sha256 for encoder in encoders if encoder.sha256 is not None)
+    if len(hashes) < len(encoders):
+        raise ShadeFastError(
+            "warm start: an encoder that is a plain function has no hash to know it by; give a module or a file"
+        )
+    return hashes

@@ -80,7 +80,8 @@ Convolution flattened(const Convolution& c) {
 }
 
 void run_pointwise(const Kernels& kernels, const Call& call, float* scratch, int threads) {
-  const Call flat{flattened(call.convolution), call.packed, call.input, call.result, call.finish, call.stream};
+  Call flat = call;
+  flat.convolution = flattened(call.convolution);
   const std::int64_t pixels = flat.convolution.width;
   const std::int64_t sharers = worthwhile_threads(call.convolution, threads);
   const std::int64_t tasks = std::min(pixels, round_up(ceil_div(pixels, kPixelsPerTask), sharers));

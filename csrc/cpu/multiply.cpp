@@ -1,6 +1,7 @@
 // The product that both winograd.cpp and direct.cpp come down to. Registers hold the sums of a few rows and one panel
 // of filters while k passes: for each k one load of the panel's vectors and one broadcast for each row. With 14 rows of
-// two vectors (AVX-512) that is 28 fused multiply-adds for 16 loads.
+// two vectors (AVX-512) that is 28 fused multiply-adds for 16 loads. Sums begin at zero in each call and meet what is there
+// at its end.
 #include "convolution.h"
 #include "vector.h"
 

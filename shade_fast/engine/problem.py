@@ -22,10 +22,11 @@ class Problem:
     over its own value at the clean image.
 
     clean: uint8 [B, 3, H, W]. anchor_latents: one [B, C, h, w] for each encoder. perceptual: None where LPIPS is
-    neither bounded nor measured. Everything is on one device. randoms: one for each image, where the plan has
-    transforms. weights: of the encoders, None for equal ones; positive. visible: bool [B, 1, H, W], False where the
-    image is fully transparent and stays as it is; None where it is nowhere. through: from perturbations [B, 3, H, W] to
-    those that the images' codecs leave of them, for files that lose something; the gradient is then taken there.
+    neither bounded nor measured. Everything is on one device. randoms: one for each image where the plan has
+    transforms, else none. weights: of the encoders, None for equal ones; positive. visible: bool [B, 1, H, W], False
+    where the image is fully transparent and stays as it is; None where it is nowhere. through: from perturbations
+    [B, 3, H, W] to those that the images' codecs leave of them, for files that lose something; the gradient is then
+    taken there.
     """
 
     def __init__(
@@ -50,7 +51,7 @@ class Problem:
         self.backend = backend
         weights = [1.0] * len(self.encoders) if weights is None else list(weights)
         self.weights = [weight / sum(weights) for weight in weights]
-        self._randoms = tuple(randoms) if plan.transforms else ()
+        self._randoms = tuple(randoms)
         self.visible = visible
         self.through = through
         with torch.no_grad():
