@@ -26,7 +26,8 @@ from shade_fast import Anchor, Budget, PoisonResult, View, WarmStart, fit_start
 from shade_fast.archive import find_images
 from shade_fast.cli import bound
 from shade_fast.images import UInt8Array
-from shade_fast.poison import Poisoner, protect_images
+from shade_fast.poison import protect_images
+from shade_fast.poisoner import Poisoner
 from shade_fast.survival import TREATMENTS
 
 COLUMNS = ["optimizer", "start", "robust", "steps", "images", "encoder", "linf", "lpips", "clean", "distance", "left"]

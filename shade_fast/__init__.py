@@ -7,7 +7,8 @@ from shade_fast.encoders import Encoder, load_encoder
 from shade_fast.errors import ShadeFastError
 from shade_fast.fit import fit_start
 from shade_fast.perceptual import load_perceptual
-from shade_fast.poison import PRESETS, Poisoner, poison_batch
+from shade_fast.poison import poison_batch
+from shade_fast.poisoner import PRESETS, Poisoner
 from shade_fast.report import write_report
 from shade_fast.results import PoisonedImage, PoisonResult
 from shade_fast.survival import Survival, survival

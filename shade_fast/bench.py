@@ -13,7 +13,7 @@ from shade_fast.budget import Budget
 from shade_fast.encoders import Encoder, load_encoder
 from shade_fast.engine import Problem, resolve_backend, resolve_device
 from shade_fast.errors import ShadeFastError
-from shade_fast.poison import Poisoner
+from shade_fast.poisoner import Poisoner
 from shade_fast.version import __version__
 from shade_fast.view import View
 

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from shade_fast.anchors import AnchorLibrary
 from shade_fast.archive import find_images, read_pairs
-from shade_fast.archive.run import MODES, OUTPUTS
+from shade_fast.archive.archive import MODES, OUTPUTS
 from shade_fast.bench import bench_lines, bench_step
 from shade_fast.budget import Budget
 from shade_fast.cli_archive import EXIT_NOTHING, EXIT_OK, run_archive, run_status, run_verify
@@ -22,7 +22,7 @@ from shade_fast.engine import BACKENDS, OPTIMIZERS
 from shade_fast.errors import ShadeFastError
 from shade_fast.fit import fit_start
 from shade_fast.info import describe_machine, info_lines
-from shade_fast.poison import PRESETS, Poisoner
+from shade_fast.poisoner import PRESETS, Poisoner
 from shade_fast.report import write_report
 from shade_fast.runtime import ACCURACIES
 from shade_fast.survival import survival_of_pairs

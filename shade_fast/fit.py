@@ -10,7 +10,7 @@ from shade_fast.anchors import Anchor, ImageLike, Target
 from shade_fast.engine import Problem, kernels, optimize_together
 from shade_fast.errors import ShadeFastError
 from shade_fast.images import decode
-from shade_fast.poison import Poisoner
+from shade_fast.poisoner import Poisoner
 from shade_fast.view import View
 from shade_fast.warm_start import Size, WarmStart, encoder_hashes
 

@@ -26,8 +26,8 @@ MAY_IMPORT = {
         *("shade_fast.encoders", "shade_fast.perceptual", "shade_fast.reference", "shade_fast.runtime"),
     },
     "shade_fast/archive": {
-        *("shade_fast.errors", "shade_fast.images", "shade_fast.anchors", "shade_fast.poison"),
-        *("shade_fast.results", "shade_fast.version", "shade_fast.budget", "shade_fast.view"),
+        *("shade_fast.errors", "shade_fast.images", "shade_fast.anchors", "shade_fast.poisoner"),
+        *("shade_fast.results", "shade_fast.version", "shade_fast.budget", "shade_fast.view", "shade_fast.work"),
     },
     "shade_fast/integrations": {"shade_fast.errors", "shade_fast.archive"},
 }

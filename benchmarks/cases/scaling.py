@@ -16,7 +16,7 @@ from benchmarks import photographs
 from benchmarks.registry import Case, Side, register
 from shade_fast import Budget, View, runtime
 from shade_fast.images import UInt8Array
-from shade_fast.poison import Poisoner
+from shade_fast.poisoner import Poisoner
 from shade_fast.results import PoisonedImage
 
 IMAGES, SIZES = (1, 4, 16), (128, 256, 512, 1024)

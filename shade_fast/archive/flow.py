@@ -21,7 +21,8 @@ from shade_fast.archive.names import to_text
 from shade_fast.archive.storage import ArchiveStoppedError
 from shade_fast.errors import ShadeFastError
 from shade_fast.images import DecodedImage, Output, decode
-from shade_fast.poison import Poisoner, Protected, Work, failed
+from shade_fast.poisoner import Poisoner
+from shade_fast.work import Protected, Work, failed
 
 #: Images that wait for others of their shape, in units of the batch; then the one that waited longest goes.
 WAITING_BATCHES = 4

@@ -20,7 +20,7 @@ from shade_fast.anchors import AnchorLibrary
 from shade_fast.archive.storage import RECORD_FOLDER, Storage
 from shade_fast.errors import ShadeFastError
 from shade_fast.images import Output
-from shade_fast.poison import Poisoner
+from shade_fast.poisoner import Poisoner
 from shade_fast.version import __version__
 
 RUN_NAME = f"{RECORD_FOLDER}/run.json"

@@ -14,12 +14,12 @@ from shade_fast.anchors import AnchorLibrary
 from shade_fast.archive.layout import Layout
 from shade_fast.archive.manifest import Manifest, Row, totals
 from shade_fast.archive.record import read_run
-from shade_fast.archive.run import Source, fixed_plan, open_layout
+from shade_fast.archive.archive import Source, fixed_plan, open_layout
 from shade_fast.archive.storage import Storage
 from shade_fast.budget import Budget
 from shade_fast.errors import ShadeFastError
 from shade_fast.images import DecodedImage, Output, decode
-from shade_fast.poison import Poisoner
+from shade_fast.poisoner import Poisoner
 from shade_fast.view import View
 
 #: Another machine, or batch, sums in another order: distances and LPIPS agree to this share, or this much.

@@ -13,10 +13,10 @@ from torch import nn
 
 from shade_fast import Budget, ShadeFastError, View, fit_start
 from shade_fast.archive import Manifest, Storage, archive_status, find_images, verify_archive
-from shade_fast.archive.run import Archive
+from shade_fast.archive.archive import Archive
 from shade_fast.images import decode
 from shade_fast.perceptual import load_perceptual
-from shade_fast.poison import Poisoner
+from shade_fast.poisoner import Poisoner
 from tests.archive.outputs import Run, by_key, images
 
 

@@ -12,7 +12,7 @@ import webdataset
 from PIL import Image
 
 from shade_fast import ShadeFastError, verify_archive
-from shade_fast.poison import Poisoner
+from shade_fast.poisoner import Poisoner
 from tests.archive.outputs import Run, by_key, images
 
 

@@ -13,7 +13,7 @@ from benchmarks.registry import Case
 from benchmarks.runner import measure
 from shade_fast.images import UInt8Array
 from shade_fast.ops import native
-from shade_fast.poison import Poisoner
+from shade_fast.poisoner import Poisoner
 from shade_fast.results import PoisonedImage
 
 BACKENDS = ("reference", "native") if native.cpu_available() else ("reference",)

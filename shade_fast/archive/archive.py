@@ -1,0 +1,391 @@
+"""An archive under work: each sample of a shard protected, recorded and written so that a crash loses nothing."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import os
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from shade_fast.anchors import Anchor
+from shade_fast.archive.flow import Clock, Flow
+from shade_fast.archive.folders import Folder, source_text
+from shade_fast.archive.index import Index
+from shade_fast.archive.layout import Layout, Sample, Shard
+from shade_fast.archive.manifest import Manifest, Row
+from shade_fast.archive.names import from_text, to_text
+from shade_fast.archive.record import check_same, describe, digest, locked, read_run, write_run
+from shade_fast.archive.storage import RECORD_FOLDER, STOPPING, ArchiveStoppedError, Storage
+from shade_fast.archive.tables import TABLE_SUFFIXES, Tables
+from shade_fast.archive.tars import TAR_SUFFIXES, Tars
+from shade_fast.errors import ShadeFastError
+from shade_fast.images import Output
+from shade_fast.poisoner import Poisoner
+from shade_fast.version import __version__
+
+MODES = ("resume", "overwrite", "fail")
+OUTPUTS = ("same", "png", "jpeg", "webp", "dummy")
+Source = str | os.PathLike[str]
+
+
+@dataclass(frozen=True)
+class ArchiveReport:
+    """What a run did, and what its output holds now.
+
+    images, ok, below_target, failed, duplicates: rows of the output, earlier runs' included. new: those of this run.
+    interrupted: whether it was told to stop, or reached its limit, before the end. seconds: of this run, networks'
+    loading excluded; engine_seconds: optimising; waiting_seconds: with nothing to optimise.
+    """
+
+    out: str
+    images: int
+    ok: int
+    below_target: int
+    failed: int
+    duplicates: int
+    new: int
+    interrupted: bool
+    seconds: float
+    engine_seconds: float
+    waiting_seconds: float
+    stats: dict[str, Any]
+
+    @property
+    def images_per_second(self) -> float:
+        return self.new / self.seconds if self.seconds > 0 else 0.0
+
+    def rows(self) -> Iterator[Row]:
+        """The rows of all images of the output."""
+        return Manifest(Storage(self.out)).all_rows()
+
+    def summary(self) -> str:
+        """A few lines of text."""
+        lines = [
+            f"{self.images} images: {self.ok} ok, {self.below_target} below target, {self.failed} failed"
+            + (f" ({self.duplicates} duplicates)" if self.duplicates else "")
+        ]
+        if self.stats["mean_ratio"] is not None:
+            line = f"latent distance left: mean {self.stats['mean_ratio']:.1%}; "
+            line += f"largest linf {round(255 * (self.stats['largest_linf'] or 0))}/255"
+            lpips = self.stats["largest_lpips"]
+            lines.append(line + ("" if lpips is None else f", largest lpips {lpips:.4f}"))
+        if self.stats["survival"]:
+            means = ", ".join(f"{name} {share:.0%}" for name, share in self.stats["survival"].items())
+            lines.append(f"shift left after {means}")
+        lines.append(f"{self.new} of them now, in {self.seconds:.1f} s, {self.images_per_second:.3f} images/s")
+        if self.interrupted:
+            lines.append("not finished: run the same again to go on")
+        return "\n".join(lines)
+
+
+class Archive:
+    """A source, an output and a loaded engine: it protects shard after shard. Arguments: `poison_archive`'s."""
+
+    def __init__(
+        self,
+        source: Source | Sequence[Source],
+        out: Source,
+        target: str | None,
+        *,
+        mode: str = "resume",
+        shard: tuple[int, int] = (0, 1),
+        output: str = "same",
+        quality: int | None = None,
+        workers: int | None = None,
+        shard_size: int = 1000,
+        options: dict[str, Any],
+    ) -> None:
+        _check(mode, shard, output, workers, shard_size)
+        self.task, self.mode = shard, mode
+        self.writes = output != "dummy"
+        self.output = Output(output if self.writes else "same", quality)
+        self.sources = [source] if isinstance(source, str | os.PathLike) else list(source)
+        self.out = Storage(out)
+        if self.out.local and os.path.isfile(self.out.root):
+            raise ShadeFastError(f"{out}: is a file; give a folder")
+        self.layout = open_layout(self.sources, self.out, self.output, shard_size)
+        self.target = target
+        self.workers = workers or min(4, os.cpu_count() or 1)
+        with fixed_plan():
+            self.poisoner = Poisoner(**options)
+        if target is None and not isinstance(self.layout, Tables):
+            raise ShadeFastError("target: none was given; name an anchor, an image or a folder")
+        self.anchor = functools.lru_cache(maxsize=256)(self._anchor)
+        if target is not None:
+            self.anchor(None)
+        places = [source_text(Storage(one), "", self.out) for one in self.sources]
+        self.options = describe(self.poisoner, options, places, target, self.output, shard[1])
+        self.options["output"] = output
+        self.options_sha256 = digest(self.options)
+        self.manifest = Manifest(self.out)
+        self.index = Index()
+        self.recorded = 0
+        self.clock = Clock()
+        self._end = contextlib.ExitStack()
+
+    def __enter__(self) -> Archive:
+        self._end.callback(self.index.close)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._end.close()
+
+    def begin(self) -> None:
+        """Take the output's lock, hold its record against the options, and take in what is done."""
+        try:
+            self._end.enter_context(locked(self.out, f"{self.task[0]}-of-{self.task[1]}"))
+            self._end.enter_context(fixed_plan())
+            record = read_run(self.out)
+            if record is not None and self.mode == "fail":
+                raise ShadeFastError(f"{self.out.url}: holds an earlier run; give another output, or mode resume")
+            if record is not None and self.mode == "resume":
+                check_same(self.out, record, self.options)
+            elif record is not None:
+                if self.task[1] > 1:
+                    raise ShadeFastError(
+                        "mode 'overwrite': tasks cannot tell each other's work; remove the output first"
+                    )
+                self.manifest.forget()
+            if record is None or self.mode == "overwrite":
+                write_run(self.out, self.options)
+            self._keep_temporary_files(f"{self.task[0]}-of-{self.task[1]}")
+            self.index.load(self.manifest, self.is_there, functools.partial(self.layout.is_own, self.task))
+            self.recorded = self.index.count
+        except OSError as error:
+            raise ShadeFastError(f"{self.out.url}: cannot be written: {error.strerror}; give another output") from error
+
+    def join(self, name: str) -> None:
+        """Take part in a run that another process has begun, and that hands out the shards. name: this process's."""
+        self._keep_temporary_files(name)
+        self.index.load(self.manifest, self.is_there, lambda _: False)
+
+    def run_shard(
+        self, shard: Shard, stop: threading.Event, on_row: Callable[[Row], None], limit: int | None = None
+    ) -> bool:
+        """Protect what a shard lacks and finish it; False where it was stopped before its end."""
+        done = {row.index for row in self.manifest.rows(shard.name) if self.is_there(row)}
+        cut = False
+
+        def missing() -> Iterator[Sample]:
+            nonlocal cut
+            taken = 0
+            for sample in self.layout.samples(shard):
+                if sample.index not in done:
+                    if taken == limit:
+                        cut = True
+                        return
+                    taken += 1
+                    yield sample
+
+        flow = Flow(
+            self.poisoner,
+            self.output,
+            self.anchor,
+            self.index,
+            functools.partial(self._blank, shard.name),
+            self._store,
+            self._load,
+            self.layout.vanished,
+            self.layout.files,
+            self.workers,
+            stop,
+            self.clock,
+        )
+        try:
+            flow.run(missing(), on_row)
+        except BaseException:
+            # What is recorded already stays so where this cannot be written: a full disk, a second interruption.
+            with contextlib.suppress(OSError):
+                self._write_manifest(shard, whole=False)
+            raise
+        if cut or not flow.ended:
+            self._write_manifest(shard, whole=False)
+            return False
+        try:
+            if self.writes:
+                self.layout.finish(shard, self.manifest.rows(shard.name), self._load, self.out)
+            self._write_manifest(shard, whole=True)
+        except OSError as error:
+            gone = self.layout.vanished()
+            place = gone or self.out.location(shard.name)
+            mend = "bring it back" if gone else "make room"
+            raise ArchiveStoppedError(f"{place}: {error.strerror or error}; {mend} and run this again") from error
+        return True
+
+    def is_there(self, row: Row) -> bool:
+        """Whether a row's image is where it was to be written."""
+        return row.output is None or not self.writes or self.out.size(self._place(row)) == row.output_bytes
+
+    def report(self, new: int, seconds: float, *, interrupted: bool) -> ArchiveReport:
+        stats = self.manifest.write_stats(
+            {
+                "version": __version__,
+                "options_sha256": self.options_sha256,
+                "last_run": {
+                    "images": new,
+                    "seconds": round(seconds, 3),
+                    "engine_seconds": round(self.clock.engine, 3),
+                    "waiting_seconds": round(self.clock.waiting, 3),
+                },
+            }
+        )
+        counts = {name: stats[name] for name in ("images", "ok", "below_target", "failed", "duplicates")}
+        return ArchiveReport(
+            out=self.out.url,
+            **counts,
+            new=new,
+            interrupted=interrupted,
+            seconds=seconds,
+            engine_seconds=self.clock.engine,
+            waiting_seconds=self.clock.waiting,
+            stats=stats,
+        )
+
+    def _keep_temporary_files(self, name: str) -> None:
+        temporary = f"{RECORD_FOLDER}/temporary"
+        if self.task[1] == 1 and not name.startswith("actor-"):
+            self.out.remove(temporary)
+        self.out.keep_temporary_files(f"{temporary}/{name}")
+        self._end.callback(self.out.remove, f"{temporary}/{name}")
+
+    def _anchor(self, own: str | None) -> Anchor:
+        chosen = own if own is not None else self.target
+        if chosen is None:
+            raise ShadeFastError("no target: neither the table's row nor the run names one")
+        return self.poisoner.anchor(chosen)
+
+    def _blank(self, shard: str, sample: Sample) -> Row:
+        poisoner = self.poisoner
+        hashes = [encoder.sha256 for encoder in poisoner.encoders]
+        return Row(
+            key=sample.key,
+            shard=shard,
+            index=sample.index,
+            source=sample.source,
+            status="failed",
+            output=to_text(sample.output),
+            concept=sample.concept,
+            target=sample.target or self.target,
+            seed=poisoner.seed,
+            encoder=poisoner.encoder_name,
+            encoder_sha256=" + ".join(hashes) if all(hashes) else None,  # type: ignore[arg-type]
+            perceptual=None if poisoner.perceptual is None else poisoner.perceptual.name,
+            perceptual_sha256=None if poisoner.perceptual is None else poisoner.perceptual.sha256,
+            backend=poisoner.backend,
+            version=__version__,
+            options_sha256=self.options_sha256,
+        )
+
+    def _place(self, row: Row) -> str:
+        """Where a row's image is until its shard is finished; for good where images are files."""
+        if self.layout.files:
+            return from_text(row.output or "")
+        return self.manifest.work_name(row.shard, row.index, "bin")
+
+    def _store(self, row: Row, data: bytes | None) -> Row:
+        """Write a row, then its image: a crash between the two leaves a row that is known to be undone."""
+        try:
+            refusal = None if data is None or not self.writes else self._refusal(row)
+            if refusal is not None:
+                row, data = replace(row, status="failed", error=refusal, output=None), None
+            if not self.writes:
+                row, data = replace(row, output=None), None
+            elif data is not None and self.mode == "overwrite":
+                self.out.remove(self._place(row))
+            self.manifest.write_row(row)
+            if data is not None:
+                try:
+                    self.out.write(self._place(row), data)
+                except OSError as error:
+                    if error.errno in STOPPING:
+                        raise
+                    message = f"{row.key}: its output {row.output} cannot be written: {error.strerror}"
+                    row = replace(row, status="failed", error=message, output=None)
+                    self.manifest.write_row(row)
+        except OSError as error:
+            raise ArchiveStoppedError(
+                f"{self.out.url}: cannot be written: {error.strerror}; make room or mend the disk, and run this again"
+            ) from error
+        return row
+
+    def _refusal(self, row: Row) -> str | None:
+        """Why an image may not be written where it belongs; None where it may."""
+        if not self.layout.files:
+            return None
+        path = self.out.path(self._place(row))
+        if self.out.local:
+            folder, root = os.path.realpath(os.path.dirname(path)), os.path.realpath(self.out.root)
+            if os.path.commonpath([folder, root]) != root:
+                return f"{row.key}: its output {row.output} leads out of {self.out.url} through a link; remove the link"
+            if os.path.isdir(path) and not os.path.islink(path):
+                return f"{row.key}: its output {path} is a folder; give another output"
+        if self.mode == "overwrite" or not self.out.exists(self._place(row)):
+            return None
+        if (
+            row.duplicate_of is not None
+            and hashlib.sha256(self.out.read(self._place(row))).hexdigest() == row.output_sha256
+        ):
+            return None
+        return f"{row.key}: its output {path} exists and is none of this run's; give another output, or mode overwrite"
+
+    def _load(self, row: Row) -> bytes:
+        if not self.writes:
+            return b""
+        if self.layout.files or row.shard not in self.index.finished:
+            return self.out.read(self._place(row))
+        return self.layout.read_output(row, self.out)
+
+    def _write_manifest(self, shard: Shard, *, whole: bool) -> None:
+        rows = (row for row in self.manifest.rows(shard.name) if self.is_there(row))
+        self.manifest.write(shard.name, rows, whole=whole)
+        if whole:
+            self.index.finished.add(shard.name)
+
+
+def open_layout(sources: Sequence[Source], out: Storage, output: Output, shard_size: int) -> Layout:
+    """What the sources are, by their names. Raises ShadeFastError for none, and for kinds that are mixed."""
+    if not sources:
+        raise ShadeFastError("source: none was given")
+    texts = [os.fspath(source) for source in sources]
+    kinds = {
+        "tars"
+        if text.lower().endswith(TAR_SUFFIXES)
+        else "tables"
+        if text.lower().endswith(TABLE_SUFFIXES)
+        else "folders"
+        for text in texts
+    }
+    if len(kinds) > 1:
+        raise ShadeFastError(f"source: {', '.join(sorted(kinds))} together; protect them into outputs of their own")
+    if "tars" in kinds:
+        return Tars(texts, out, output)
+    return Tables(texts, out, output) if "tables" in kinds else Folder(sources, out, output, shard_size)
+
+
+@contextlib.contextmanager
+def fixed_plan() -> Iterator[None]:
+    """Choose the CPU's algorithms by rules, not by measurements, so that every machine and run gives the same bytes."""
+    if "SHADE_FAST_PLAN" in os.environ:
+        yield
+        return
+    os.environ["SHADE_FAST_PLAN"] = "fixed"
+    try:
+        yield
+    finally:
+        del os.environ["SHADE_FAST_PLAN"]
+
+
+def _check(mode: str, shard: tuple[int, int], output: str, workers: int | None, shard_size: int) -> None:
+    if mode not in MODES:
+        raise ShadeFastError(f"mode={mode!r}: give one of {', '.join(MODES)}")
+    if output not in OUTPUTS:
+        raise ShadeFastError(f"output={output!r}: give one of {', '.join(OUTPUTS)}")
+    if not 0 <= shard[0] < shard[1]:
+        raise ShadeFastError(f"shard={shard}: give (i, n) with 0 <= i < n")
+    for name, value in (("workers", workers), ("shard_size", shard_size)):
+        if value is not None and value < 1:
+            raise ShadeFastError(f"{name}={value}: give a whole number, at least 1")

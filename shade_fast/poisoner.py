@@ -1,0 +1,305 @@
+"""The `Poisoner`: one configuration with its networks loaded, that `poison_batch` and the archive run."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import math
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from os import PathLike
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from shade_fast import runtime
+from shade_fast.anchors import Anchor, AnchorLibrary, ImageLike, Target, resolve_anchor
+from shade_fast.budget import Budget
+from shade_fast.encoders import load_encoder
+from shade_fast.engine import (
+    Problem,
+    Stopping,
+    check_optimizer,
+    kernels,
+    optimize,
+    project_to_files,
+    resolve_backend,
+    resolve_device,
+)
+from shade_fast.errors import ShadeFastError
+from shade_fast.images import DecodedImage, Output, UInt8Array, decode
+from shade_fast.perceptual import Perceptual, available, load_perceptual
+from shade_fast.results import PoisonedImage, Status
+from shade_fast.survival import TREATMENTS, shares
+from shade_fast.view import View
+from shade_fast.warm_start import WarmStart
+from shade_fast.work import Protected, Work, codec, failed, through_files, to_array, visible_pixels
+
+#: Preset -> steps of momentum.
+PRESETS = {"fast": 20, "balanced": 60, "strong": 240}
+
+
+class Poisoner:
+    """One configuration with its networks loaded, for any number of images. Options are those of `poison_batch`."""
+
+    def __init__(
+        self,
+        *,
+        encoder: Any = "embedded",
+        weights: Sequence[float] | None = None,
+        budget: Budget = Budget(linf=16 / 255, lpips=0.07),
+        view: View = View(size=512),
+        perceptual: str | Perceptual | None = "auto",
+        optimizer: str = "momentum",
+        preset: str = "balanced",
+        steps: int | None = None,
+        backend: str = "auto",
+        accuracy: str = "fast",
+        devices: str | Sequence[str] = "auto",
+        batch_size: int | Literal["auto"] = "auto",
+        seed: int = 0,
+        target_ratio: float = 0.9,
+        anchors: AnchorLibrary | None = None,
+        survival: bool = False,
+        stop_ratio: float | None = None,
+        patience: int | None = None,
+        start: WarmStart | str | PathLike[str] | None = None,
+    ) -> None:
+        self.budget = budget
+        self.view = view
+        self.optimizer = optimizer
+        if preset not in PRESETS:
+            raise ShadeFastError(f"preset {preset!r}: give one of {', '.join(PRESETS)}")
+        self.steps = PRESETS[preset] if steps is None else _whole("steps", steps)
+        self.stopping = Stopping(stop_ratio, patience)
+        self.seed = _whole("seed", seed, least=0)
+        if not 0 < target_ratio <= 1:
+            raise ShadeFastError(f"target_ratio={target_ratio}: give a share above 0, at most 1")
+        self.target_ratio = target_ratio
+        self.device = resolve_device(devices)
+        self.backend = resolve_backend(backend, self.device)
+        asked = 8 if batch_size == "auto" else _whole("batch_size", batch_size)
+        self.batch_size = asked if self.device.type == "cuda" else 1
+        self.accuracy = accuracy
+        self.perceptual = _load_perceptual(perceptual, self.budget, self.device)
+        specs = encoder if isinstance(encoder, list | tuple) else [encoder]
+        if not specs:
+            raise ShadeFastError("encoder: an empty list; give at least one")
+        self.encoders = tuple(load_encoder(spec, self.device).to(self.device) for spec in specs)
+        self.weights = _checked_weights(weights, len(self.encoders))
+        if self.backend == "native":
+            freeze = functools.partial(runtime.freeze, backend="native", accuracy=accuracy)
+            self.encoders = tuple(encoder.frozen(freeze) for encoder in self.encoders)
+            self.perceptual = None if self.perceptual is None else self.perceptual.frozen(freeze)
+        check_optimizer(optimizer, budget, len(self.encoders), view)
+        self.survival = survival
+        if start is not None and optimizer != "momentum":
+            raise ShadeFastError(f"optimizer {optimizer!r}: the published loops have no warm start; leave it out")
+        self.start = WarmStart.load(start) if isinstance(start, str | PathLike) else start
+        self.anchors = AnchorLibrary.embedded() if anchors is None else anchors
+
+    @property
+    def factor(self) -> int:
+        """Pixels that the view's sides are multiples of: what every encoder's latents divide."""
+        return math.lcm(*(encoder.factor for encoder in self.encoders))
+
+    @property
+    def encoder_name(self) -> str:
+        return " + ".join(encoder.name for encoder in self.encoders)
+
+    def anchor(self, target: Target | Anchor) -> Anchor:
+        """The anchor that `target` means, checked against the encoders. Raises ShadeFastError."""
+        anchor = resolve_anchor(target, self.anchors)
+        if anchor.is_latent:
+            for encoder in self.encoders:
+                anchor.latents(encoder, (self.factor, self.factor))
+        if self.start is not None:
+            self.start.check(anchor, self.encoders)
+        return anchor
+
+    def protect(
+        self, images: Iterable[tuple[ImageLike | DecodedImage | ShadeFastError, Anchor]], output: Output | None = None
+    ) -> Iterator[Protected]:
+        """Protect (image, anchor) pairs; yields in order, as they become ready; at most `batch_size` images are held.
+
+        An image that could not be had is given as the error that says why, and yielded as failed in its place.
+        output: how the images will be written (`Protected.encode`); figures are those of such a file, decoded again.
+        """
+        waiting: list[Work] = []
+        for image, anchor in images:
+            decoded = None
+            try:
+                if isinstance(image, ShadeFastError):
+                    raise image
+                decoded = image if isinstance(image, DecodedImage) else decode(image)
+                if output is not None:
+                    output.check(decoded)
+            except ShadeFastError as error:
+                yield from self.protect_batch(waiting, output)
+                waiting = []
+                yield Protected(decoded, failed(error, image))
+                continue
+            if waiting and decoded.pixels.shape != waiting[0].image.pixels.shape:
+                yield from self.protect_batch(waiting, output)
+                waiting = []
+            waiting.append(Work(decoded, anchor))
+            if len(waiting) == self.batch_size:
+                yield from self.protect_batch(waiting, output)
+                waiting = []
+        yield from self.protect_batch(waiting, output)
+
+    def protect_batch(self, batch: Sequence[Work], output: Output | None) -> list[Protected]:
+        """Protect images of one size together; what fails together is tried again one by one: a bad one fails alone."""
+        if not batch:
+            return []
+        try:
+            return self._optimize(batch, output)
+        except Exception as error:  # whatever an encoder of the caller's raises, it ends one image, not the run
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()
+            if len(batch) == 1:
+                return [Protected(batch[0].image, failed(error, batch[0].image))]
+        return [protected for work in batch for protected in self.protect_batch([work], output)]
+
+    @torch.no_grad()
+    def measure(self, clean: UInt8Array, shown: UInt8Array, anchor: Anchor) -> tuple[float, float, float | None]:
+        """Latent distance of a clean and of a perturbed image (uint8 [H, W, 3], one size), and their LPIPS distance."""
+        pixels = [torch.tensor(image).permute(2, 0, 1)[None].contiguous().to(self.device) for image in (clean, shown)]
+        plan = self.view.plan(pixels[0].shape[2], pixels[0].shape[3], self.factor)
+        _, latents = self._nearest(anchor, plan.apply(pixels[0] / 255, backend=kernels(self.backend)), plan.crop)
+        problem = Problem(pixels[0], plan, self.encoders, latents, self.perceptual, self.backend, weights=self.weights)
+        distances, lpips = problem.measure(pixels[1])
+        after = problem.objective(distances)
+        return float(problem.start[0]), float(after[0]), None if lpips is None else float(lpips[0])
+
+    def _optimize(self, batch: Sequence[Work], output: Output | None) -> list[Protected]:
+        started = time.perf_counter()
+        clean = torch.stack([torch.tensor(work.image.pixels).permute(2, 0, 1) for work in batch])
+        clean = clean.contiguous().to(self.device)
+        plan = self.view.plan(clean.shape[2], clean.shape[3], self.factor)
+        with torch.no_grad():
+            view = plan.apply(clean / 255, backend=kernels(self.backend))
+        picks, anchor_latents = [], []
+        for index, work in enumerate(batch):
+            pick, latents = self._nearest(work.anchor, view[index : index + 1], plan.crop)
+            picks.append(pick)
+            anchor_latents.append(latents)
+        problem = Problem(
+            clean,
+            plan,
+            self.encoders,
+            [torch.cat(latents) for latents in zip(*anchor_latents, strict=True)],
+            self.perceptual,
+            self.backend,
+            randoms=[self._random(work.image) for work in batch] if plan.transforms else (),
+            weights=self.weights,
+            visible=visible_pixels(batch, self.device),
+            through=through_files([work.image for work in batch], clean, output),
+        )
+        if not bool(torch.isfinite(problem.start).all()):
+            raise ShadeFastError(f"the latent is not finite under encoder {self.encoder_name}; check its weights")
+        start = None
+        if self.start is not None:
+            size = (clean.shape[2], clean.shape[3])
+            start = torch.cat([self.start.perturbation(pick, plan.crop, size) for pick in picks]).to(self.device)
+        made = optimize(problem, self.optimizer, self.budget, self.steps, start, self.stopping)
+        delta = made.delta if problem.visible is None else made.delta * problem.visible
+        attempts = [[] if output is None else output.attempts(work.image) for work in batch]
+        codecs = [
+            [codec(work.image, output, jpeg) for jpeg in settings if output is not None and jpeg is not None]
+            for work, settings in zip(batch, attempts, strict=True)
+        ]
+        projected, places = project_to_files(problem, delta, self.budget, codecs)
+        seconds = (time.perf_counter() - started) / len(batch)
+        results = []
+        for index, work in enumerate(batch):
+            pixels = to_array(projected.pixels[index])
+            before, after = float(problem.start[index]), float(projected.distance[index])
+            levels = int(projected.levels[index])
+            lpips = None if projected.lpips is None else float(projected.lpips[index])
+            status, error = self._judge(before, after, bool(projected.held[index]), levels, lpips)
+            outcome = PoisonedImage(
+                image=None if status == "failed" else work.image.with_alpha(pixels),
+                status=status,
+                linf=levels / 255,
+                lpips=lpips,
+                distance_before=before,
+                distance_after=after,
+                encoder_distances=tuple(
+                    (float(start[index]), float(end))
+                    for start, end in zip(problem.starts, projected.distances[index], strict=True)
+                ),
+                steps=int(made.steps[index]),
+                error=None if error is None else f"{work.image.name}: {error}",
+                name=work.image.name,
+                anchor=work.anchor.paths[picks[index]] if work.anchor.paths else None,
+                history=tuple(made.history[: max(1, int(made.steps[index])), index].tolist()),
+                seconds=seconds,
+                survival=self._survival(work.image.pixels, pixels) if self.survival and status != "failed" else None,
+            )
+            jpeg = attempts[index][places[index]] if attempts[index] else None
+            results.append(Protected(work.image, outcome, to_array(projected.stored[index]), jpeg))
+        return results
+
+    def _random(self, image: DecodedImage) -> np.random.Generator:
+        """An image's own random numbers: they follow from the seed and its pixels, not from its place in the run."""
+        digest = hashlib.sha256(image.pixels.tobytes()).digest()
+        return np.random.default_rng([self.seed, int.from_bytes(digest[:8])])
+
+    def _survival(self, clean: UInt8Array, perturbed: UInt8Array) -> dict[str, float]:
+        return shares(self.encoders, clean, perturbed, view=self.view, treatments=TREATMENTS, backend=self.backend)
+
+    @torch.no_grad()
+    def _nearest(self, anchor: Anchor, view: torch.Tensor, size: tuple[int, int]) -> tuple[int, list[torch.Tensor]]:
+        """Which of an anchor's candidates is nearest to one image's view, and its latent [1, C, h, w] per encoder."""
+        candidates = [anchor.latents(encoder, size) for encoder in self.encoders]
+        pick = 0
+        if len(candidates[0]) > 1:
+            total = torch.zeros(len(candidates[0]), device=view.device)
+            for encoder, latents in zip(self.encoders, candidates, strict=True):
+                distances = (latents - encoder.encode(view)).flatten(1).norm(dim=1)
+                total += distances / distances.mean()
+            pick = int(total.argmin())
+        return pick, [latents[pick : pick + 1] for latents in candidates]
+
+    def _judge(
+        self, before: float, after: float, held: bool, levels: int, lpips: float | None
+    ) -> tuple[Status, str | None]:
+        if not np.isfinite(after):
+            return "failed", f"the latent is not finite under encoder {self.encoder_name}; check its weights"
+        if lpips is not None and not np.isfinite(lpips):
+            return "failed", "the LPIPS distance is not finite; check the perceptual network's weights"
+        if not held:
+            measured = f"linf {levels}/255" + ("" if lpips is None else f" and lpips {lpips:.4f}")
+            return "failed", (
+                f"the file's codec by itself breaks the budget ({measured} without any perturbation); "
+                "raise the quality, or write png or webp"
+            )
+        return ("ok" if after <= self.target_ratio * before else "below_target"), None
+
+
+def _load_perceptual(perceptual: str | Perceptual | None, budget: Budget, device: torch.device) -> Perceptual | None:
+    if isinstance(perceptual, Perceptual):
+        return perceptual.to(device)
+    if perceptual is None:
+        if budget.lpips is not None:
+            raise ShadeFastError(f"budget lpips={budget.lpips} needs a perceptual network; give one, or lpips=None")
+        return None
+    if perceptual == "auto" and budget.lpips is None and not any(network.found for network in available()):
+        return None
+    return load_perceptual(perceptual, device)
+
+
+def _checked_weights(weights: Sequence[float] | None, count: int) -> list[float]:
+    if weights is None:
+        return [1.0] * count
+    if len(weights) != count or not all(0 < weight < math.inf for weight in weights):
+        raise ShadeFastError(f"weights={list(weights)}: give {count} numbers above 0, one for each encoder")
+    return [float(weight) for weight in weights]
+
+
+def _whole(name: str, value: Any, least: int = 1) -> int:
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
+        raise ShadeFastError(f"{name}={value!r}: give a whole number, at least {least}")
+    return int(value)

@@ -1,0 +1,111 @@
+"""An image on its way through the engine: what is to be done, what became of it, and what its file makes of that."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from shade_fast.anchors import Anchor, ImageLike
+from shade_fast.engine import Codec
+from shade_fast.errors import ShadeFastError
+from shade_fast.images import DecodedImage, Output, UInt8Array, decode
+from shade_fast.jpeg import JpegSettings
+from shade_fast.results import PoisonedImage
+
+
+@dataclass(frozen=True, eq=False)
+class Work:
+    """An image to protect, and the anchor that it is moved to."""
+
+    image: DecodedImage
+    anchor: Anchor
+
+
+@dataclass(frozen=True, eq=False)
+class Protected:
+    """An image as decoded (None where it could not be) and its outcome.
+
+    stored: uint8 [H, W, 3], upright, what the file's encoder is given; jpeg: how, where the file is a JPEG.
+    """
+
+    image: DecodedImage | None
+    outcome: PoisonedImage
+    stored: UInt8Array | None = None
+    jpeg: JpegSettings | None = None
+
+    def encode(self, output: Output) -> bytes:
+        """The bytes of the file, decoded again and found to show the pixels (and alpha) that were measured.
+
+        Raises ShadeFastError where they do not, where the image failed, and where the format cannot hold it.
+        """
+        if self.image is None or self.stored is None or self.outcome.image is None:
+            raise ShadeFastError(self.outcome.error or f"{self.outcome.name}: failed")
+        data = output.encode(self.image, self.stored, self.jpeg)
+        shown = decode(data, self.image.name)
+        if not np.array_equal(shown.with_alpha(shown.pixels), self.outcome.image):
+            raise ShadeFastError(f"{self.image.name}: the encoded file does not decode to the pixels measured")
+        return data
+
+
+def failed(error: Exception, image: ImageLike | DecodedImage | ShadeFastError) -> PoisonedImage:
+    """The outcome of an image that an error ended, which names it."""
+    if isinstance(image, ShadeFastError):
+        name = ""
+    elif isinstance(image, DecodedImage):
+        name = image.name
+    else:
+        name = str(image) if isinstance(image, str) or hasattr(image, "__fspath__") else type(image).__name__
+    message = str(error)
+    return PoisonedImage(
+        image=None, status="failed", error=message if name in message else f"{name}: {message}", name=name
+    )
+
+
+def codec(image: DecodedImage, output: Output, jpeg: JpegSettings) -> Codec:
+    """What an image's file, written so, makes of uint8 pixels [3, H, W]."""
+
+    def through_the_file(pixels: torch.Tensor) -> torch.Tensor:
+        shown = decode(output.encode(image, to_array(pixels), jpeg), image.name).pixels
+        return torch.tensor(shown).permute(2, 0, 1).to(pixels.device)
+
+    return through_the_file
+
+
+def through_files(
+    images: Sequence[DecodedImage], clean: torch.Tensor, output: Output | None
+) -> Callable[[torch.Tensor], torch.Tensor] | None:
+    """From perturbations [B, 3, H, W] to those that the first attempt at the files leaves; None where that is all."""
+    if output is None or not any(output.is_lossy(image) for image in images):
+        return None
+    settings = [output.attempts(image)[0] for image in images]
+
+    def leave(delta: torch.Tensor) -> torch.Tensor:
+        left = []
+        for image, jpeg, pixels, change in zip(images, settings, clean, delta, strict=True):
+            if jpeg is None:
+                left.append(change)
+                continue
+            perturbed = (pixels + 255 * change).round().clamp(0, 255).to(torch.uint8)
+            left.append((codec(image, output, jpeg)(perturbed).float() - pixels) / 255)
+        return torch.stack(left)
+
+    return leave
+
+
+def visible_pixels(batch: Sequence[Work], device: torch.device) -> torch.Tensor | None:
+    """bool [B, 1, H, W]: where the images are not fully transparent; None where they nowhere are."""
+    if all(work.image.alpha is None or work.image.alpha.all() for work in batch):
+        return None
+    shown = [
+        np.ones(work.image.pixels.shape[:2], dtype=bool) if work.image.alpha is None else work.image.alpha > 0
+        for work in batch
+    ]
+    return torch.from_numpy(np.stack(shown))[:, None].to(device)
+
+
+def to_array(pixels: torch.Tensor) -> UInt8Array:
+    """uint8 [3, H, W] on any device -> [H, W, 3]."""
+    return np.ascontiguousarray(pixels.permute(1, 2, 0).cpu().numpy())
