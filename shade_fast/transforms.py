@@ -137,7 +137,7 @@ class Jpeg:
 
     def draw(self, random: np.random.Generator, height: int, width: int, backend: str) -> Draw:
         quality = int(random.integers(self.worst, self.best + 1))
-        return Draw(lambda images: jpeg(images, quality))
+        return Draw(lambda images: jpeg(images, quality, backend=backend))
 
 
 @dataclass(frozen=True)
