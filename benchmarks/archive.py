@@ -123,7 +123,11 @@ def _kills(options: argparse.Namespace) -> int:
     shutil.rmtree(out, ignore_errors=True)
     for kill in range(options.kills):
         process = subprocess.Popen(_command(source, out, options), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        time.sleep(moments.uniform(2.0, 5.0))
+        if kill % 4:  # a moment of the work; every fourth one, of the start
+            before = len(images(out))
+            while process.poll() is None and len(images(out)) == before:
+                time.sleep(0.05)
+        time.sleep(moments.uniform(0.0, 5.0))
         process.kill()
         process.wait()
         there = images(out)
