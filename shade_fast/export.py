@@ -14,9 +14,8 @@ from torch import Tensor, nn
 
 from shade_fast.encoders import Encoder, load_encoder
 from shade_fast.errors import ShadeFastError
-from shade_fast.ops import latent_distance
 from shade_fast.perceptual import Perceptual, load_perceptual
-from shade_fast.runtime.onnx import OPSET, model_of
+from shade_fast.runtime.onnx import OPSET, LatentDistance, model_of
 from shade_fast.version import __version__
 
 CARD = "card.json"
@@ -128,11 +127,11 @@ class _Step(nn.Module):
 
     def __init__(self, encoder: Encoder, network: Perceptual | None) -> None:
         super().__init__()
-        self.module = encoder.module
+        self.latent_distance = LatentDistance(encoder.module)
         self.network = network
 
     def forward(self, images: Tensor, anchor_latents: Tensor, *clean: Tensor) -> tuple[Tensor, ...]:
-        distance = latent_distance(self.module(images).float(), anchor_latents, backend="reference")
+        distance = self.latent_distance(images, anchor_latents)
         return (distance,) if self.network is None else (distance, self.network.distance(images, clean))
 
 

@@ -7,6 +7,14 @@ from __future__ import annotations
 
 from shade_fast.runtime.onnx.export import OPSET, model_of
 from shade_fast.runtime.onnx.libraries import PROVIDERS, check_onnxruntime, describe_onnxruntime
-from shade_fast.runtime.onnx.network import OnnxNetwork
+from shade_fast.runtime.onnx.network import LatentDistance, OnnxNetwork
 
-__all__ = ["OPSET", "PROVIDERS", "OnnxNetwork", "check_onnxruntime", "describe_onnxruntime", "model_of"]
+__all__ = [
+    "OPSET",
+    "PROVIDERS",
+    "LatentDistance",
+    "OnnxNetwork",
+    "check_onnxruntime",
+    "describe_onnxruntime",
+    "model_of",
+]

@@ -17,7 +17,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch._functorch.compile_utils import fx_graph_cse
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -151,7 +150,7 @@ def _simplify(module: fx.GraphModule) -> None:
         elif node.target is aten.relu.default and node.args[0].target is aten.relu.default:
             node.replace_all_uses_with(node.args[0])
     module.graph.eliminate_dead_code()
-    module.graph = fx_graph_cse(module.graph)
+    _merge(module.graph)
     _fold(module)
     module.graph.eliminate_dead_code()
     used = {node.target for node in module.graph.nodes if node.op == "get_attr"}
@@ -160,15 +159,29 @@ def _simplify(module: fx.GraphModule) -> None:
     module.recompile()
 
 
+def _merge(graph: fx.Graph) -> None:
+    seen: dict[tuple[Any, ...], fx.Node] = {}
+    for node in list(graph.nodes):
+        if node.op in ("call_function", "get_attr") and not _is_random(node):
+            first = seen.setdefault((node.op, node.target, repr(node.args), repr(node.kwargs)), node)
+            if first is not node:
+                node.replace_all_uses_with(first)
+                graph.erase_node(node)
+
+
+def _is_random(node: fx.Node) -> bool:
+    return isinstance(node.target, torch._ops.OpOverload) and torch.Tag.nondeterministic_seeded in node.target.tags
+
+
 def _fold(module: fx.GraphModule) -> None:
     values: dict[fx.Node, Any] = {}
     for node in module.graph.nodes:
         if node.op == "get_attr":
             values[node] = getattr(module, node.target).detach()
         elif node.op == "call_function" and all(one in values for one in node.all_input_nodes):
-            if not node.all_input_nodes and isinstance(node.meta.get("val"), Tensor):
-                if node.meta["val"].numel() > SMALL or "rand" in str(node.target):
-                    continue
+            value = node.meta.get("val")
+            if _is_random(node) or (not node.all_input_nodes and isinstance(value, Tensor) and value.numel() > SMALL):
+                continue
             arguments = fx.node.map_arg((node.args, node.kwargs), lambda one: values[one])
             with torch.no_grad():
                 values[node] = node.target(*arguments[0], **arguments[1])
