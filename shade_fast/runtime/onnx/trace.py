@@ -10,6 +10,7 @@ Inputs are images [B, C, h, w] and further tensors, which get no gradient.
 from __future__ import annotations
 
 import hashlib
+import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -24,6 +25,8 @@ from shade_fast.runtime.onnx.decompositions import table
 
 aten = torch.ops.aten
 
+#: torch's tracing and export change what the whole process dispatches to while they run.
+TRACING = threading.RLock()
 #: What a graph is of. `steps` gives a gradient for each output, `step` that of their sum.
 KINDS = ("forward", "step", "steps", "pullback")
 #: A constant that is this small, or no larger than so many times what it is made of, is stored rather than made.
@@ -65,7 +68,7 @@ class Source:
 
 def read(module: nn.Module, inputs: Sequence[Tensor]) -> Source:
     """The module's forward for inputs of these shapes; raises what torch.export raises where its code depends on values."""
-    with warnings.catch_warnings(), torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
+    with TRACING, warnings.catch_warnings(), torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
         warnings.simplefilter("ignore")
         empty = tuple(torch.empty_like(tensor, memory_format=torch.contiguous_format) for tensor in inputs)
         exported = torch.export.export(module, empty, strict=False).run_decompositions({})
@@ -87,7 +90,7 @@ def trace(source: Source, kind: str) -> fx.GraphModule:
     shapes = (*source.shapes, *source.outputs) if kind == "pullback" else source.shapes
     inputs = [torch.empty(shape, device=source.device) for shape in shapes]
     function = _FUNCTIONS[kind](source)
-    with warnings.catch_warnings(), sdpa_kernel(SDPBackend.MATH):
+    with TRACING, warnings.catch_warnings(), sdpa_kernel(SDPBackend.MATH):
         warnings.simplefilter("ignore")
         made = make_fx(function, table(), tracing_mode="fake", _allow_non_fake_inputs=True)(*inputs)
     _simplify(made)
@@ -142,13 +145,11 @@ def _flat(outputs: Any) -> list[Tensor]:
 
 def _simplify(module: fx.GraphModule) -> None:
     """Drop what does nothing, make what is made twice once, and store what is made of constants alone."""
-    nothing = (aten.detach.default, aten.alias.default, aten.lift_fresh_copy.default, aten.clone.default)
+    nothing = (aten.detach.default, aten.alias.default, aten.lift_fresh_copy.default)
     for node in list(module.graph.nodes):
         if node.target in nothing:
             node.replace_all_uses_with(node.args[0])
             module.graph.erase_node(node)
-        elif node.target is aten.relu.default and node.args[0].target is aten.relu.default:
-            node.replace_all_uses_with(node.args[0])
     module.graph.eliminate_dead_code()
     _merge(module.graph)
     _fold(module)
