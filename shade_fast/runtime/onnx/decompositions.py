@@ -3,6 +3,7 @@
     convolution, stride 1   dx = convolution of dy with the weight rotated by half a turn, its channels exchanged
     convolution, stride s   dx = transposed convolution of dy with the weight
     group norm              y = a[c]·(x - mean) + b[c], with a from the variance of each group
+    max pooling             dx from what equals the maximum, without indices
     ReLU, SiLU              dx = dy·clip(1e30·x, 0, 1),  dx = dy·σ(x)·(1 + x - silu(x))
 
 All take and give plain tensors; what comes of the weights alone is folded to constants after tracing.
@@ -10,12 +11,14 @@ All take and give plain tensors; what comes of the weights alone is folded to co
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch._decomp import core_aten_decompositions
+from torch.nn import functional
 
 from shade_fast.ops import lpips_layer
 
@@ -27,12 +30,16 @@ OPSET = 18
 
 def table() -> dict[Any, Callable[..., Any]]:
     """Decompositions for `make_fx`, by operator."""
+    others = core_aten_decompositions()
+    others.pop(aten.reflection_pad2d.default)  # has a form in ONNX
     return {
-        **core_aten_decompositions(),
+        **others,
         aten.convolution_backward.default: convolution_backward,
         aten.native_group_norm.default: group_norm,
         aten.native_group_norm_backward.default: group_norm_backward,
         aten.threshold_backward.default: threshold_backward,
+        aten.max_pool2d_with_indices_backward.default: max_pool_backward,
+        aten.reflection_pad2d_backward.default: reflection_pad_backward,
         aten.silu.default: silu,
         aten.silu_backward.default: silu_backward,
         torch.ops.shade_fast.lpips_layer.default: lpips_layer.reference,
@@ -159,10 +166,14 @@ def threshold_backward(gradient: Tensor, x: Tensor, threshold: float) -> Tensor:
     if threshold != 0:
         return torch.where(x > threshold, gradient, 0)
     # Comparisons and choices run on one core in ONNX Runtime, this on all: 3 ms for what takes 34.
-    mask: Tensor = torch.onnx.ops.symbolic(
-        "HardSigmoid", [x], {"alpha": 1e30, "beta": 0.0}, dtype=x.dtype, shape=list(x.shape), version=OPSET
-    )
-    return gradient * mask
+    return gradient * clipped_line(x, 1e30, 0.0)
+
+
+def clipped_line(x: Tensor, slope: float, shift: float) -> Tensor:
+    """clip(slope·x + shift, 0, 1), as one operator."""
+    attributes = {"alpha": slope, "beta": shift}
+    made: Tensor = torch.onnx.ops.symbolic("HardSigmoid", [x], attributes, dtype=x.dtype, shape=x.shape, version=OPSET)
+    return made
 
 
 def silu(x: Tensor) -> Tensor:
@@ -172,3 +183,57 @@ def silu(x: Tensor) -> Tensor:
 def silu_backward(gradient: Tensor, x: Tensor) -> Tensor:
     sigmoid = torch.sigmoid(x)
     return gradient * (sigmoid * (1 + (x - x * sigmoid)))
+
+
+def max_pool_backward(
+    gradient: Tensor,
+    x: Tensor,
+    kernel: list[int],
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    ceil_mode: bool,
+    indices: Tensor,
+) -> Tensor:
+    """dy where x is the first of its window's largest, summed over the windows."""
+    stride = stride or kernel
+    plain = not any(padding) and all(step == 1 for step in dilation) and not ceil_mode
+    if x.ndim != 4 or not plain or (stride != [1, 1] and stride != kernel):
+        made: Tensor = core_aten_decompositions()[aten.max_pool2d_with_indices_backward.default](
+            gradient, x, kernel, stride, padding, dilation, ceil_mode, indices
+        )
+        return made
+    pooled = aten.max_pool2d_with_indices(x, kernel, stride, padding, dilation, ceil_mode)[0]
+    height, width = pooled.shape[2:]
+    rest, parts = gradient, []
+    places = [(down, across) for down in range(kernel[0]) for across in range(kernel[1])]
+    for down, across in places:
+        rows = slice(down, down + stride[0] * (height - 1) + 1, stride[0])
+        columns = slice(across, across + stride[1] * (width - 1) + 1, stride[1])
+        part = rest * clipped_line(pooled - x[:, :, rows, columns], -1e30, 1.0)
+        rest = rest - part
+        parts.append(part)
+    if stride == [1, 1]:
+        grown = [
+            functional.pad(part, [across, kernel[1] - 1 - across, down, kernel[0] - 1 - down])
+            for part, (down, across) in zip(parts, places, strict=True)
+        ]
+        return functools.reduce(torch.add, grown)
+    batch, channels = x.shape[:2]
+    stacked = torch.stack(parts, dim=2).reshape(batch, channels, *kernel, height, width)
+    spread = stacked.permute(0, 1, 4, 2, 5, 3).reshape(batch, channels, height * kernel[0], width * kernel[1])
+    return functional.pad(spread, [0, x.shape[3] - spread.shape[3], 0, x.shape[2] - spread.shape[2]])
+
+
+def reflection_pad_backward(gradient: Tensor, x: Tensor, padding: list[int]) -> Tensor:
+    """What was mirrored goes back to where it came from."""
+    for axis, (before, after) in zip((2, 3), (padding[2:], padding[:2]), strict=True):
+        side = x.shape[axis]
+        kept = gradient.narrow(axis, before, side)
+        left = gradient.narrow(axis, 0, before).flip(axis)
+        right = gradient.narrow(axis, before + side, after).flip(axis)
+        for edge, start in ((left, 1), (right, side - 1 - after)):
+            around = [start, side - start - edge.shape[axis]]
+            kept = kept + functional.pad(edge, around if axis == 3 else [0, 0, *around])
+        gradient = kept
+    return gradient

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import io
 import json
@@ -92,7 +93,7 @@ def cached(source: Source, kind: str, names: tuple[Sequence[str], Sequence[str]]
     folder = _folder()
     if folder is None:
         return _bytes(_made(source, kind, names))
-    facts = [source.sha256, source.shapes, kind, list(map(list, names)), OPSET, __version__, libraries.versions()]
+    facts = [source.sha256, source.shapes, kind, list(map(list, names)), __version__, _code(), libraries.versions()]
     path = folder / f"{hashlib.sha256(json.dumps(facts).encode()).hexdigest()}.onnx"
     if not is_whole(path):
         model = _made(source, kind, names)
@@ -132,6 +133,13 @@ def _made(source: Source, kind: str, names: tuple[Sequence[str], Sequence[str]])
     graph = trace(source, kind)
     values = [node.meta["val"] for node in graph.graph.nodes if node.op == "placeholder"]
     return export(graph, [torch.empty(value.shape, device=source.device) for value in values], names)
+
+
+@functools.cache
+def _code() -> str:
+    """Hash of the code that makes graphs: a version under work has many."""
+    files = sorted(Path(__file__).parent.glob("*.py"))
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
 
 
 def _bytes(model: Any) -> bytes:

@@ -150,6 +150,8 @@ def _simplify(module: fx.GraphModule) -> None:
         if node.target in nothing:
             node.replace_all_uses_with(node.args[0])
             module.graph.erase_node(node)
+        elif node.target is aten.max_pool2d_with_indices.default:
+            _without_indices(module.graph, node)
     module.graph.eliminate_dead_code()
     _merge(module.graph)
     _fold(module)
@@ -158,6 +160,21 @@ def _simplify(module: fx.GraphModule) -> None:
     for name in [name for name, _ in (*module.named_parameters(), *module.named_buffers()) if name not in used]:
         delattr(module, name)
     module.recompile()
+
+
+def _without_indices(graph: fx.Graph, node: fx.Node) -> None:
+    """A max pool whose indices nobody takes, with all its arguments: one that makes none."""
+    results = [user for user in node.users if user.users]
+    if any(user.args[1] for user in results):
+        return
+    x, kernel, stride, padding, dilation, ceil_mode = (*node.args, *([], [0, 0], [1, 1], False)[len(node.args) - 2 :])
+    with graph.inserting_after(node):
+        pool = graph.call_function(
+            aten.max_pool2d.default, (x, list(kernel), list(stride or kernel), list(padding), list(dilation), ceil_mode)
+        )
+    pool.meta["val"] = node.meta["val"][0]
+    for user in results:
+        user.replace_all_uses_with(pool)
 
 
 def _merge(graph: fx.Graph) -> None:
