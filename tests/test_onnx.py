@@ -75,9 +75,11 @@ def test_an_archive_and_its_verification(tmp_path: Path, draw: Any, capsys: pyte
     Image.fromarray(draw(40, 40, 9)).save(tmp_path / "anchors/cat/1.png")
     out = str(tmp_path / "out")
     code = cli.main(
-        ["archive", str(tmp_path / "photos"), "--out", out, "--target", "cat", "--anchors", str(tmp_path / "anchors")]
-        + ["--view", "32", "--steps", "2", "--target-ratio", "1", "--lpips", "none", "--perceptual", "none"]
-        + ["--backend", "onnxruntime"]
+        [
+            *("archive", str(tmp_path / "photos"), "--out", out, "--target", "cat"),
+            *("--anchors", str(tmp_path / "anchors"), "--view", "32", "--steps", "2", "--target-ratio", "1"),
+            *("--lpips", "none", "--perceptual", "none", "--backend", "onnxruntime"),
+        ]
     )
     assert code == cli.EXIT_OK
     record = json.loads((tmp_path / "out/_shade_fast/run.json").read_text())
@@ -100,9 +102,7 @@ def test_names_of_backends() -> None:
         resolve_backend("onnxruntime:cpu", torch.device("cuda"))
 
 
-def test_an_export_runs_without_torch_and_its_card_says_how(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_an_export_runs_without_torch_and_its_card_says_how(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = ["export", "embedded", "--out", str(tmp_path), "--size", "32x40", "--perceptual", "st-alex"]
     assert cli.main(command) == cli.EXIT_OK
     assert "step.onnx" in capsys.readouterr().out

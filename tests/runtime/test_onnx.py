@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -20,7 +19,7 @@ from shade_fast.errors import ShadeFastError
 from shade_fast.perceptual import load_perceptual
 from shade_fast.runtime import OnnxNetwork, freeze
 from shade_fast.runtime.onnx import export, libraries, model_of
-from tests.runtime.test_freeze import Attention, Net, conv, flat, gradients, photograph, relative
+from tests.runtime.test_freeze import Attention, Net, conv, gradients, photograph, relative
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxscript")
@@ -72,14 +71,16 @@ NETS: dict[str, Callable[[], nn.Module]] = {
     "grouped, dilated, padded widely": lambda: nn.Sequential(
         conv(3, 16), nn.Conv2d(16, 16, 3, 2, padding=1, groups=4), nn.Conv2d(16, 8, 3, padding=2, dilation=2),
         nn.Conv2d(8, 8, 3, 2, padding=1, dilation=2), nn.Conv2d(8, 4, 1, padding=1),
-    ),  # fmt: skip
+    ),
     "padding on two sides": lambda: Net(
         lambda x, a, b: b(F.pad(a(x), (0, 1, 0, 1))), a=conv(3, 16), b=nn.Conv2d(16, 12, 3, 2)
     ),
     "norms without weights": lambda: nn.Sequential(conv(3, 8), nn.GroupNorm(2, 8, affine=False), conv(8, 4)),
     "attention, two heads": lambda: nn.Sequential(conv(3, 8, 3, 4), Attention(8, 2)),
-    "lone activations": lambda: Net(lambda x, a: torch.tanh(F.silu(a(x)) * 2 + torch.relu(x + 1).mean(1, True)), a=conv(3, 8)),
-}  # fmt: skip
+    "lone activations": lambda: Net(
+        lambda x, a: torch.tanh(F.silu(a(x)) * 2 + torch.relu(x + 1).mean(1, True)), a=conv(3, 8)
+    ),
+}
 
 
 def made(name: str) -> nn.Module:
@@ -188,7 +189,7 @@ def test_graphs_hold_onnx_operators_alone_and_the_weights_as_constants() -> None
     assert [(one.domain, one.version) for one in model.opset_import] == [("", export.OPSET)]
     constants = {tensor.name for tensor in model.graph.initializer}
     assert all(node.input[1] in constants for node in model.graph.node if node.op_type == "Conv")
-    assert os.getcwd().encode() not in data and b"site-packages" not in data
+    assert str(Path.cwd()).encode() not in data and b"site-packages" not in data
 
 
 # ---- the cache

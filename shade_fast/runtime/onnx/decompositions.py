@@ -30,8 +30,8 @@ OPSET = 18
 
 def table() -> dict[Any, Callable[..., Any]]:
     """Decompositions for `make_fx`, by operator."""
-    others = core_aten_decompositions()
-    others.pop(aten.reflection_pad2d.default)  # has a form in ONNX
+    others = dict(core_aten_decompositions().items())
+    del others[aten.reflection_pad2d.default]  # has a form in ONNX
     return {
         **others,
         aten.convolution_backward.default: convolution_backward,
@@ -171,7 +171,7 @@ def threshold_backward(gradient: Tensor, x: Tensor, threshold: float) -> Tensor:
 
 def clipped_line(x: Tensor, slope: float, shift: float) -> Tensor:
     """clip(slope·x + shift, 0, 1), as one operator."""
-    attributes = {"alpha": slope, "beta": shift}
+    attributes: dict[str, Any] = {"alpha": slope, "beta": shift}
     made: Tensor = torch.onnx.ops.symbolic("HardSigmoid", [x], attributes, dtype=x.dtype, shape=x.shape, version=OPSET)
     return made
 

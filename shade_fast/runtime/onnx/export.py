@@ -124,8 +124,8 @@ def read_module(module: nn.Module, inputs: Sequence[Tensor]) -> Source:
     except Exception as error:  # a module's code may do whatever Python can
         lines = str(error).strip().splitlines() or ["no message"]
         raise ShadeFastError(
-            f"the network {type(module).__name__} cannot be traced ({type(error).__name__}: {lines[0][:200]}), and ONNX "
-            "Runtime runs nothing else; use backend='native' or 'reference' for it"
+            f"the network {type(module).__name__} cannot be traced ({type(error).__name__}: {lines[0][:200]}), and "
+            "ONNX Runtime runs nothing else; use backend='native' or 'reference' for it"
         ) from error
 
 

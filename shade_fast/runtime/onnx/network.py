@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from shade_fast.errors import ShadeFastError
 from shade_fast.ops import latent_distance
-from shade_fast.runtime.onnx.libraries import check_onnxruntime
 from shade_fast.runtime.onnx.export import cached, read_module
+from shade_fast.runtime.onnx.libraries import check_onnxruntime
 from shade_fast.runtime.onnx.session import Session
 from shade_fast.runtime.onnx.trace import Source
 

@@ -99,7 +99,7 @@ class Session:
         return results
 
     def _on_device(self, name: str, tensor: Tensor) -> Any:
-        """A tensor of the CPU's memory on the provider's device; copied anew only where it is another or has changed."""
+        """A tensor of the CPU's memory on the provider's device; copied anew only where it is another or changed."""
         held = self._held.get(name)
         if held is not None and held[0].data_ptr() == tensor.data_ptr() and held[1] == tensor._version:
             return held[2]

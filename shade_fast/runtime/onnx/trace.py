@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import threading
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -67,12 +67,12 @@ class Source:
 
 
 def read(module: nn.Module, inputs: Sequence[Tensor]) -> Source:
-    """The module's forward for inputs of these shapes; raises what torch.export raises where its code depends on values."""
+    """The module's forward for inputs of these shapes; raises what torch.export raises where its code looks at values."""
     with TRACING, warnings.catch_warnings(), torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
         warnings.simplefilter("ignore")
         empty = tuple(torch.empty_like(tensor, memory_format=torch.contiguous_format) for tensor in inputs)
         exported = torch.export.export(module, empty, strict=False).run_decompositions({})
-    outputs = [node for node in exported.graph.nodes if node.op == "output"][0].args[0]
+    outputs = next(node for node in exported.graph.nodes if node.op == "output").args[0]
     digest = hashlib.sha256(exported.graph_module.code.encode())
     for spec in exported.graph_signature.input_specs:
         if spec.target is not None:
@@ -167,11 +167,11 @@ def _without_indices(graph: fx.Graph, node: fx.Node) -> None:
     results = [user for user in node.users if user.users]
     if any(user.args[1] for user in results):
         return
-    x, kernel, stride, padding, dilation, ceil_mode = (*node.args, *([], [0, 0], [1, 1], False)[len(node.args) - 2 :])
+    given: list[Any] = list(node.args)
+    x, kernel, stride, padding, dilation, ceil_mode = [*given, *([], [0, 0], [1, 1], False)[len(given) - 2 :]]
+    arguments = (x, *map(list, (kernel, stride or kernel, padding, dilation)), ceil_mode)
     with graph.inserting_after(node):
-        pool = graph.call_function(
-            aten.max_pool2d.default, (x, list(kernel), list(stride or kernel), list(padding), list(dilation), ceil_mode)
-        )
+        pool = graph.call_function(aten.max_pool2d.default, arguments)
     pool.meta["val"] = node.meta["val"][0]
     for user in results:
         user.replace_all_uses_with(pool)
