@@ -69,8 +69,11 @@ NETS: dict[str, Callable[[], nn.Module]] = {
         conv(3, 16, 7, 2), nn.SiLU(), nn.Conv2d(16, 8, 3, 3), conv(8, 8, 1), nn.Conv2d(8, 4, 2, 2, padding=1)
     ),
     "grouped, dilated, padded widely": lambda: nn.Sequential(
-        conv(3, 16), nn.Conv2d(16, 16, 3, 2, padding=1, groups=4), nn.Conv2d(16, 8, 3, padding=2, dilation=2),
-        nn.Conv2d(8, 8, 3, 2, padding=1, dilation=2), nn.Conv2d(8, 4, 1, padding=1),
+        conv(3, 16),
+        nn.Conv2d(16, 16, 3, 2, padding=1, groups=4),
+        nn.Conv2d(16, 8, 3, padding=2, dilation=2),
+        nn.Conv2d(8, 8, 3, 2, padding=1, dilation=2),
+        nn.Conv2d(8, 4, 1, padding=1),
     ),
     "padding on two sides": lambda: Net(
         lambda x, a, b: b(F.pad(a(x), (0, 1, 0, 1))), a=conv(3, 16), b=nn.Conv2d(16, 12, 3, 2)

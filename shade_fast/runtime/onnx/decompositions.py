@@ -30,8 +30,10 @@ OPSET = 18
 
 def table() -> dict[Any, Callable[..., Any]]:
     """Decompositions for `make_fx`, by operator."""
-    others = dict(core_aten_decompositions().items())
-    del others[aten.reflection_pad2d.default]  # has a form in ONNX
+    # Padding with mirrored edges has a form in ONNX.
+    others = {
+        op: body for op, body in {**core_aten_decompositions()}.items() if op is not aten.reflection_pad2d.default
+    }
     return {
         **others,
         aten.convolution_backward.default: convolution_backward,

@@ -67,7 +67,7 @@ class Source:
 
 
 def read(module: nn.Module, inputs: Sequence[Tensor]) -> Source:
-    """The module's forward for inputs of these shapes; raises what torch.export raises where its code looks at values."""
+    """The module's forward for inputs of these shapes; raises torch.export's errors where its code looks at values."""
     with TRACING, warnings.catch_warnings(), torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
         warnings.simplefilter("ignore")
         empty = tuple(torch.empty_like(tensor, memory_format=torch.contiguous_format) for tensor in inputs)
@@ -168,7 +168,8 @@ def _without_indices(graph: fx.Graph, node: fx.Node) -> None:
     if any(user.args[1] for user in results):
         return
     given: list[Any] = list(node.args)
-    x, kernel, stride, padding, dilation, ceil_mode = [*given, *([], [0, 0], [1, 1], False)[len(given) - 2 :]]
+    defaults: list[Any] = [[], [0, 0], [1, 1], False]
+    x, kernel, stride, padding, dilation, ceil_mode = given + defaults[len(given) - 2 :]
     arguments = (x, *map(list, (kernel, stride or kernel, padding, dilation)), ceil_mode)
     with graph.inserting_after(node):
         pool = graph.call_function(aten.max_pool2d.default, arguments)
