@@ -16,7 +16,6 @@ from torch.nn import functional as F
 from shade_fast import load_encoder
 from shade_fast.encoders.taesd import taesd_encoder
 from shade_fast.errors import ShadeFastError
-from shade_fast.perceptual import load_perceptual
 from shade_fast.runtime import OnnxNetwork, freeze
 from shade_fast.runtime.onnx import export, libraries, model_of
 from tests.runtime.test_freeze import Attention, Net, conv, gradients, photograph, relative
@@ -117,24 +116,6 @@ def test_a_step_is_one_graph_and_its_gradient_the_distances() -> None:
     (gradient,) = torch.autograd.grad((weights * distance).sum(), images)
     (right_gradient,) = torch.autograd.grad((weights.double() * right).sum(), double)
     assert relative(gradient, right_gradient) < TOLERANCE
-
-
-def test_lpips_with_kept_features() -> None:
-    network = load_perceptual("st-vgg")
-    ours = network.frozen(lambda module: freeze(module, "onnxruntime:cpu"))
-    clean = photograph(48, 40)
-    images = (clean + 0.05 * torch.randn(clean.shape, generator=torch.Generator().manual_seed(2))).clamp(0, 1)
-    for mine, theirs in zip(ours.features(clean), network.features(clean), strict=True):
-        assert relative(mine, theirs.double()) < 1e-5
-    found = []
-    for one in (ours, network):
-        leaf = images.clone().requires_grad_(True)
-        distance = one.distance(leaf, one.features(clean))
-        found.append((distance.detach(), torch.autograd.grad(distance.sum(), leaf)[0]))
-    (distance, gradient), (right, right_gradient) = found
-    assert relative(distance, right.double()) < 1e-5
-    # Two float32 arithmetics, in a network with ReLUs and max pooling: a few units fall on the other side.
-    assert relative(gradient, right_gradient.double()) < 1e-2
 
 
 class Pooled(nn.Module):
