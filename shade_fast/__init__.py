@@ -5,6 +5,7 @@ from shade_fast.archive import ArchiveReport, archive_status, poison_archive, ve
 from shade_fast.budget import Budget
 from shade_fast.encoders import Encoder, load_encoder
 from shade_fast.errors import ShadeFastError
+from shade_fast.export import export_onnx
 from shade_fast.fit import fit_start
 from shade_fast.perceptual import load_perceptual
 from shade_fast.poison import poison_batch
@@ -32,6 +33,7 @@ __all__ = [
     "WarmStart",
     "__version__",
     "archive_status",
+    "export_onnx",
     "fit_start",
     "generate_anchors",
     "load_encoder",

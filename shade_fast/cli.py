@@ -1,4 +1,4 @@
-"""The command line: `shade-fast archive`, `status`, `verify`, `fit`, `survive`, `report`, `bench` and `info`."""
+"""The command line: `shade-fast archive`, `status`, `verify`, `fit`, `survive`, `report`, `export`, `bench`, `info`."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from shade_fast.budget import Budget
 from shade_fast.cli_archive import EXIT_NOTHING, EXIT_OK, run_archive, run_status, run_verify
 from shade_fast.engine import BACKENDS, OPTIMIZERS
 from shade_fast.errors import ShadeFastError
+from shade_fast.export import card_lines, export_onnx
 from shade_fast.fit import fit_start
 from shade_fast.info import describe_machine, info_lines
 from shade_fast.poisoner import PRESETS, Poisoner
@@ -119,6 +120,13 @@ def _survive(options: argparse.Namespace) -> int:
     return EXIT_OK
 
 
+def _export(options: argparse.Namespace) -> int:
+    perceptual = None if options.perceptual == "none" else options.perceptual
+    card = export_onnx(options.encoder, options.out, size=options.size, batch=options.batch, perceptual=perceptual)
+    print(json.dumps(card, indent=1) if options.json else "\n".join(card_lines(card)))
+    return EXIT_OK
+
+
 def _bench(options: argparse.Namespace) -> int:
     measured = bench_step(
         options.encoder or ["embedded"],
@@ -203,6 +211,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     verify.set_defaults(run=run_verify)
     verify.add_argument("out", metavar="OUT", help="an archive's output")
+    verify.add_argument("--backend", choices=BACKENDS, help="what executes the networks (default: as the run had it)")
     verify.add_argument("--quiet", action="store_true", help="no progress bar")
 
     report = commands.add_parser("report", help="draw a run's record as one HTML page")
@@ -239,6 +248,22 @@ def _parser() -> argparse.ArgumentParser:
     survive.add_argument("--view", type=_size, default="512", metavar="SIZE", help="shorter side, or 'none'")
     survive.add_argument("--plot", metavar="FILE", help="draw it too: .svg, .png or .pdf (needs matplotlib)")
     survive.add_argument("--json", action="store_true", help="print every image's shares as JSON")
+
+    export = commands.add_parser(
+        "export",
+        help="write an encoder and its step as ONNX graphs",
+        description="Write ONNX graphs for one image size: the encoder, the joint step with its input gradients, the "
+        "LPIPS network's clean features; and a card that says what they take and give.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    export.set_defaults(run=_export)
+    add = export.add_argument
+    add("encoder", metavar="ENCODER", help="name, path or hub id")
+    add("--out", required=True, metavar="DIR", help="folder for the graphs")
+    add("--size", type=_sides, default="512", metavar="SIZE", help="pixels that the encoder sees: side, or HxW")
+    add("--batch", type=int, default=1, help="images of one run")
+    add("--perceptual", default="auto", help="LPIPS network of the step: auto, vgg, st-vgg, ..., or 'none'")
+    add("--json", action="store_true", help="print the card as JSON")
 
     bench = commands.add_parser(
         "bench",
@@ -304,6 +329,15 @@ def _size(text: str) -> int | None:
         return int(text)
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r}: give a whole number of pixels, or 'none'") from None
+
+
+def _sides(text: str) -> tuple[int, int]:
+    try:
+        sides = [int(part) for part in text.lower().split("x")]
+        height, width = sides if len(sides) > 1 else sides * 2
+        return height, width
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r}: give a whole number of pixels, or HxW such as 512x768") from None
 
 
 def _weights(text: str) -> list[float]:

@@ -79,7 +79,7 @@ def run_verify(options: argparse.Namespace) -> int:
             checked += row.output is not None
             bar.update()
 
-        mismatches = verify_archive(options.out, on_row=on_row)
+        mismatches = verify_archive(options.out, on_row=on_row, backend=options.backend)
     for mismatch in mismatches:
         print(": ".join(part for part in (mismatch.shard, mismatch.key, mismatch.reason) if part))
     print(f"{checked} images measured again, {len(mismatches)} mismatches")

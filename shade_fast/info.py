@@ -12,9 +12,13 @@ import torch
 from shade_fast.anchors import AnchorLibrary
 from shade_fast.ops import native
 from shade_fast.perceptual import available
+from shade_fast.runtime.onnx import describe_onnxruntime
 from shade_fast.version import __version__
 
-_PACKAGES = ("torch", "diffusers", "transformers", "triton", "numpy", "pillow", "lpips", "stlpips-pytorch")
+_PACKAGES = (
+    *("torch", "diffusers", "transformers", "triton", "numpy", "pillow", "lpips", "stlpips-pytorch"),
+    *("onnxruntime", "onnxruntime-gpu", "onnx", "onnxscript"),
+)
 
 
 def describe_machine() -> dict[str, Any]:
@@ -35,6 +39,7 @@ def describe_machine() -> dict[str, Any]:
             "reference": {"built": "yes", "compiler": "none: plain torch"},
             "native": compiled["cpu"],
             "cuda": compiled["cuda"],
+            "onnxruntime": describe_onnxruntime(),
         },
         "perceptual": [network._asdict() for network in available()],
         "anchors": {name: len(anchor) for name, anchor in AnchorLibrary.embedded().items()},

@@ -88,8 +88,8 @@ class Poisoner:
             raise ShadeFastError("encoder: an empty list; give at least one")
         self.encoders = tuple(load_encoder(spec, self.device).to(self.device) for spec in specs)
         self.weights = _checked_weights(weights, len(self.encoders))
-        if self.backend == "native":
-            freeze = functools.partial(runtime.freeze, backend="native", accuracy=accuracy)
+        if self.backend not in ("reference", "cuda"):
+            freeze = functools.partial(runtime.freeze, backend=self.backend, accuracy=accuracy)
             self.encoders = tuple(encoder.frozen(freeze) for encoder in self.encoders)
             self.perceptual = None if self.perceptual is None else self.perceptual.frozen(freeze)
         check_optimizer(optimizer, budget, len(self.encoders), view)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -128,8 +129,8 @@ def survival_of_pairs(
     """`survival` of any number of (clean, perturbed) images, of which one pair is held at a time."""
     loaded = load_encoder(encoder)
     backend = resolve_backend(backend, torch.device("cpu"))
-    if backend == "native":
-        loaded = loaded.frozen(runtime.freeze)
+    if backend != "reference":
+        loaded = loaded.frozen(functools.partial(runtime.freeze, backend=backend))
     treatments = TREATMENTS if treatments is None else treatments
     names, rows = [], []
     for one, other in pairs:

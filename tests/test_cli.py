@@ -359,7 +359,7 @@ def test_info(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["info", "--json"]) == cli.EXIT_OK
     facts = json.loads(capsys.readouterr().out)
     assert facts["devices"][0]["name"] == "cpu"
-    assert set(facts["backends"]) == {"reference", "native", "cuda"}
+    assert set(facts["backends"]) == {"reference", "native", "cuda", "onnxruntime"}
     assert {"name", "found", "detail"} == set(facts["perceptual"][0])
     assert facts["packages"]["torch"]
     assert all(count >= 1 for count in facts["anchors"].values())

@@ -8,13 +8,14 @@ from __future__ import annotations
 import copy
 import functools
 from collections.abc import Callable
+from importlib.metadata import version
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks import networks, onnx_step, photographs
+from benchmarks import networks, photographs
 from benchmarks.registry import Case, Side, register
 from shade_fast import runtime
 from shade_fast.errors import ShadeFastError
@@ -59,6 +60,8 @@ class LatentPart(Part):
         self.anchors = anchors
 
     def distance(self, images: Tensor) -> Tensor:
+        if isinstance(self.module, runtime.OnnxNetwork):
+            return self.module.distance(images, self.anchors)
         latents: Tensor = self.module(images)
         distance: Tensor = (latents - self.anchors).flatten(1).norm(dim=1)
         return distance
@@ -214,38 +217,40 @@ def compiled(images: Tensor, parts: Parts) -> Made:
 
 
 def onnxruntime(images: Tensor, parts: Parts) -> Made:
-    """Each part's step as one ONNX graph, weights, anchors and kept features inside it."""
-    try:
-        ran = f"onnxruntime {onnx_step.version()} CPUExecutionProvider"
-    except ImportError as error:
-        raise ShadeFastError(f"ONNX Runtime is not there ({error}): pip install -e '.[bench]'") from error
-    try:
-        sessions = [onnx_step.Session(onnx_step.onnx_model(part.step, images)) for part in parts]
-    except Exception as error:  # an exporter's errors are of many kinds
-        raise ShadeFastError(f"export to ONNX failed: {_first_line(error)}") from error
+    """Each part's step as one ONNX graph, anchors and kept features its inputs."""
+    made, run = _frozen(images, parts, "onnxruntime:cpu")
 
     def release() -> None:
-        for session in sessions:
-            session.shrink(images)
+        for network in made:
+            network.shrink = True
+        run()
+        for network in made:
+            network.shrink = False
 
-    return ran, lambda: [result for session in sessions for result in session.run(images)], release
+    return f"onnxruntime {version('onnxruntime')} CPUExecutionProvider", run, release
 
 
 def frozen(accuracy: str, images: Tensor, parts: Parts) -> Made:
     """The modules frozen for the CPU. Raises ShadeFastError where torch would run one of them instead."""
+    made, run = _frozen(images, parts, "native", accuracy)
+    for network in made:
+        for reason in network.reasons.values():
+            raise ShadeFastError(f"torch would run a network: {reason}")
+    return f"native {native.cpu().selected_isa()} {accuracy}", run, runtime.BLOCKS.release
+
+
+def _frozen(images: Tensor, parts: Parts, *how: str) -> tuple[list[Any], Callable[[], list[Tensor]]]:
+    """The networks of the parts, frozen so, and their step, which has run once."""
     made: list[Any] = []
 
     def remember(module: nn.Module) -> nn.Module:
-        network = runtime.freeze(module, "native", accuracy=accuracy)
+        network = runtime.freeze(module, how[0], accuracy=how[1] if len(how) > 1 else "fast")
         made.append(network)
         return network
 
     run = _run(images, [part.frozen(remember) for part in parts])
     run()
-    for network in made:
-        for reason in network.reasons.values():
-            raise ShadeFastError(f"torch would run a network: {reason}")
-    return f"native {native.cpu().selected_isa()} {accuracy}", run, runtime.BLOCKS.release
+    return made, run
 
 
 def _run(images: Tensor, parts: Parts) -> Callable[[], list[Tensor]]:

@@ -51,15 +51,20 @@ class Mismatch:
 
 
 def verify_archive(
-    out: Source, *, on_row: Callable[[Row, str | None], None] | None = None, poisoner: Poisoner | None = None
+    out: Source,
+    *,
+    on_row: Callable[[Row, str | None], None] | None = None,
+    backend: str | None = None,
+    poisoner: Poisoner | None = None,
 ) -> list[Mismatch]:
     """Measure every image of an output again, from its source's and its own bytes alone; what differs from its row.
 
     Checked: the hashes of both; that an output decodes, has the source's size and alpha, and an untouched place where
     that is fully transparent; that it holds the budget; linf, LPIPS and latent distances; that every image of the
     source has one row, and every shard is finished.
-    on_row: told each row with what is wrong with it. poisoner: instead of one made by the recorded options, which names
-        no encoder that was given as an object.
+    on_row: told each row with what is wrong with it. backend: what executes the networks, on the device that it takes;
+        None: the recorded one. poisoner: instead of one made by the recorded options, which names no encoder that was
+        given as an object.
     """
     storage = Storage(out)
     record = _record(storage)
@@ -67,7 +72,7 @@ def verify_archive(
     manifest = Manifest(storage)
     if poisoner is None:
         with fixed_plan():
-            poisoner = _poisoner(options)
+            poisoner = _poisoner(options, backend)
     layout = _layout(storage, options)
     checker = _Checker(poisoner, options["target"])
     mismatches = []
@@ -177,19 +182,22 @@ def _record(storage: Storage) -> dict[str, Any]:
     return record
 
 
-def _poisoner(options: dict[str, Any]) -> Poisoner:
+def _poisoner(options: dict[str, Any], backend: str | None) -> Poisoner:
     specs = [encoder["spec"] for encoder in options["encoder"]]
     if None in specs:
         raise ShadeFastError("the run's encoder was given as an object; verify it from Python, with poisoner=")
     anchors = options["anchors"]
+    device = options["device"]
+    if backend is not None:
+        device = "cpu" if backend in ("native", "onnxruntime:cpu") else "auto"
     return Poisoner(
         encoder=specs,
         weights=options["weights"],
         budget=Budget(**options["budget"]),
         view=View(options["view"]["size"]),
         perceptual=options["perceptual"] and options["perceptual"]["name"],
-        backend=options["backend"],
+        backend=options["backend"] if backend is None else backend,
         accuracy=options["accuracy"],
-        devices=options["device"],
+        devices=device,
         anchors=None if anchors is None else AnchorLibrary.from_folder(anchors["folder"]),
     )

@@ -67,7 +67,7 @@ class Encoder:
         Returns float32 [B, channels, h/factor, w/factor], differentiable in `images`.
         Raises ShadeFastError for another shape or dtype.
         """
-        self._check_images(images)
+        self.check_images(images)
         latents: Tensor = self.module(images.float()).float()
         batch, _, height, width = images.shape
         expected = (batch, self.channels, height // self.factor, width // self.factor)
@@ -128,7 +128,8 @@ class Encoder:
             "has_decoder": self.has_decoder,
         }
 
-    def _check_images(self, images: Tensor) -> None:
+    def check_images(self, images: Tensor) -> None:
+        """Raise ShadeFastError for what `encode` does not take."""
         if not isinstance(images, Tensor):
             raise ShadeFastError(f"encoder {self.name!r} takes a tensor; got {type(images).__name__}")
         if not images.is_floating_point():

@@ -9,9 +9,11 @@ import torch
 
 from shade_fast.errors import ShadeFastError
 from shade_fast.ops import native
+from shade_fast.runtime import ONNXRUNTIME, check_onnxruntime, onnx_provider
 
-#: `auto`, and what it chooses from.
-BACKENDS = ("auto", "reference", "native", "cuda")
+#: `auto`, and what there is; it never chooses ONNX Runtime, which stands for the provider of the device where none is
+#: named.
+BACKENDS = ("auto", "reference", "native", "cuda", "onnxruntime", *ONNXRUNTIME)
 
 
 def resolve_device(devices: str | Sequence[str]) -> torch.device:
@@ -41,10 +43,14 @@ def resolve_device(devices: str | Sequence[str]) -> torch.device:
 def resolve_backend(backend: str, device: torch.device) -> str:
     """The backend that really runs on a device. `auto` takes the compiled one where it is built, else `reference`.
 
+    `onnxruntime` becomes `onnxruntime:cpu` or `onnxruntime:cuda`, by the device.
+
     Raises ShadeFastError for an unknown backend, and for one that was asked for and is not there.
     """
     if backend not in BACKENDS:
         raise ShadeFastError(f"backend {backend!r}: give one of {', '.join(BACKENDS)}")
+    if backend.startswith("onnxruntime"):
+        return _onnxruntime(backend, device)
     compiled = "cuda" if device.type == "cuda" else "native"
     built = native.cuda_available() and _has_triton() if device.type == "cuda" else native.cpu_available()
     if backend == "auto":
@@ -68,10 +74,29 @@ def resolve_backend(backend: str, device: torch.device) -> str:
     return backend
 
 
+def kernels(backend: str) -> str:
+    """The ops' own name for what a backend runs: `reference`, or `native`, the compiled kernels of the device.
+
+    ONNX Runtime executes networks alone: the rest takes the compiled kernels where they are built.
+    """
+    provider = onnx_provider(backend)
+    if provider is not None:
+        on_cpu = provider == "cpu" or not torch.cuda.is_available()
+        built = native.cpu_available() and (on_cpu or (native.cuda_available() and _has_triton()))
+        return "native" if built else "reference"
+    return "reference" if backend == "reference" else "native"
+
+
+def _onnxruntime(backend: str, device: torch.device) -> str:
+    """The backend with its provider, which is there."""
+    if backend == "onnxruntime":
+        backend = f"onnxruntime:{device.type}"
+    provider = backend.partition(":")[2]
+    if provider == "cpu" and device.type != "cpu":
+        raise ShadeFastError(f"backend {backend!r}: runs on the CPU, and {device} is in use; give devices='cpu'")
+    check_onnxruntime(provider)
+    return backend
+
+
 def _has_triton() -> bool:
     return importlib.util.find_spec("triton") is not None
-
-
-def kernels(backend: str) -> str:
-    """The ops' own name for what a backend runs: `reference`, or `native`, the compiled kernels of the device."""
-    return "reference" if backend == "reference" else "native"

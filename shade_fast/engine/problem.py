@@ -11,6 +11,7 @@ from shade_fast.encoders import Encoder
 from shade_fast.engine.devices import kernels
 from shade_fast.ops import latent_distance
 from shade_fast.perceptual import Perceptual
+from shade_fast.runtime import OnnxNetwork
 from shade_fast.transforms import Draw
 from shade_fast.view import ViewPlan
 
@@ -72,9 +73,15 @@ class Problem:
         draws: those that made the view what it is, for the latents that move with it.
         """
         return [
-            latent_distance(encoder.encode(view), _drawn(latents, draws), backend=kernels(self.backend))
+            self._latent_distance(encoder, view, _drawn(latents, draws))
             for encoder, latents in zip(self.encoders, self.anchor_latents, strict=True)
         ]
+
+    def _latent_distance(self, encoder: Encoder, view: torch.Tensor, latents: torch.Tensor) -> torch.Tensor:
+        if isinstance(encoder.module, OnnxNetwork) and view.requires_grad and torch.is_grad_enabled():
+            encoder.check_images(view)
+            return encoder.module.distance(view, latents)
+        return latent_distance(encoder.encode(view), latents, backend=kernels(self.backend))
 
     def distance(self, view: torch.Tensor) -> torch.Tensor:
         """The objective [B] of what the encoders see, [B, 3, h, w]; differentiable."""

@@ -3,7 +3,18 @@
 from __future__ import annotations
 
 from shade_fast.runtime.arena import BLOCKS
-from shade_fast.runtime.freeze import Frozen, Report, freeze
+from shade_fast.runtime.freeze import ONNXRUNTIME, Frozen, Report, freeze, onnx_provider
+from shade_fast.runtime.onnx import OnnxNetwork, check_onnxruntime
 from shade_fast.runtime.plan import ACCURACIES
 
-__all__ = ["ACCURACIES", "BLOCKS", "Frozen", "Report", "freeze"]
+__all__ = [
+    "ACCURACIES",
+    "BLOCKS",
+    "ONNXRUNTIME",
+    "Frozen",
+    "OnnxNetwork",
+    "Report",
+    "check_onnxruntime",
+    "freeze",
+    "onnx_provider",
+]

@@ -15,11 +15,14 @@ from shade_fast.errors import ShadeFastError
 from shade_fast.ops import native
 from shade_fast.runtime import plan
 from shade_fast.runtime.arena import BLOCKS, Block
+from shade_fast.runtime.onnx import PROVIDERS, OnnxNetwork
 from shade_fast.runtime.program import Program
 from shade_fast.runtime.trace import Graph, Packs, lower
 
 #: Image sizes whose programs are kept; a program takes little memory without its block.
 MOST_SIZES = 32
+#: Backends that are ONNX Runtime with a provider.
+ONNXRUNTIME = tuple(f"onnxruntime:{provider}" for provider in PROVIDERS)
 
 
 def freeze(module: nn.Module, backend: str = "native", *, accuracy: str = "fast") -> nn.Module:
@@ -28,20 +31,32 @@ def freeze(module: nn.Module, backend: str = "native", *, accuracy: str = "fast"
     module: from images float32 [B, 3, h, w] (and further tensors, which get no gradient) to a tensor or a tuple of
         tensors; in eval mode, on the CPU for `native`. Its weights are read, not copied, while it is frozen: those of
         convolutions are packed anew at the first use.
-    backend: `reference` gives the module itself; `native` a `Frozen`. A module that is frozen already stays as it is.
-    accuracy: `fast`: the input gradient within 1e-4 relative root-mean-square of float64 arithmetic, with Winograd's
-        algorithms. `exact`: within 1e-5, direct sums alone.
+    backend: `reference` gives the module itself; `native` a `Frozen`; `onnxruntime:cpu`, `:cuda` and `:tensorrt` an
+        `OnnxNetwork`. A module that is frozen already stays as it is.
+    accuracy: of `native`. `fast`: the input gradient within 1e-4 relative root-mean-square of float64 arithmetic, with
+        Winograd's algorithms. `exact`: within 1e-5, direct sums alone.
 
-    Raises ShadeFastError for an unknown backend or accuracy, and where the compiled module is not built.
+    Raises ShadeFastError for an unknown backend or accuracy, and where what executes it is not there.
     """
-    if backend == "reference" or isinstance(module, Frozen):
+    if backend == "reference" or isinstance(module, Frozen | OnnxNetwork):
         return module
+    provider = onnx_provider(backend)
+    if provider is not None:
+        return OnnxNetwork(module, provider)
     if backend != "native":
-        raise ShadeFastError(f"backend {backend!r}: networks are frozen for 'native', or 'reference' as they are")
+        raise ShadeFastError(
+            f"backend {backend!r}: networks are frozen for one of native, {', '.join(ONNXRUNTIME)}, or 'reference' as "
+            "they are"
+        )
     if accuracy not in plan.ACCURACIES:
         raise ShadeFastError(f"accuracy {accuracy!r}: give one of {', '.join(plan.ACCURACIES)}")
     native.cpu()
     return Frozen(module, accuracy)
+
+
+def onnx_provider(backend: str) -> str | None:
+    """Which of ONNX Runtime's providers a backend stands for; None where it is another."""
+    return backend.partition(":")[2] if backend in ONNXRUNTIME else None
 
 
 class Frozen(nn.Module):

@@ -1,0 +1,213 @@
+"""From a traced graph to an ONNX model, checked; kept on disk by what it was made from."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import io
+import json
+import logging
+import os
+import tempfile
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from shade_fast.errors import ShadeFastError
+from shade_fast.runtime.onnx import libraries
+from shade_fast.runtime.onnx.decompositions import OPSET
+from shade_fast.runtime.onnx.trace import TRACING, Source, read, trace
+from shade_fast.version import __version__
+
+#: Tensors of fewer bytes stay in the graph's own file.
+INLINE = 1024
+PAGE = 4096
+#: A model in one piece may have no more bytes: the limit of its file format.
+LARGEST = (1 << 31) - 1
+
+
+def export(graph: fx.GraphModule, inputs: Sequence[Tensor], names: tuple[Sequence[str], Sequence[str]]) -> Any:
+    """The ModelProto of a traced graph, past ONNX's checker; names: of its inputs and of its outputs.
+
+    Raises ShadeFastError where the graph holds an operator that ONNX has no form for.
+    """
+    onnx = libraries.exporter()
+    log = logging.getLogger("torch.onnx")
+    level = log.level
+    try:
+        log.setLevel(logging.ERROR)
+        with TRACING, warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), torch.no_grad():
+            warnings.simplefilter("ignore")
+            program = torch.onnx.export(
+                graph,
+                tuple(inputs),
+                dynamo=True,
+                opset_version=OPSET,
+                input_names=list(names[0]),
+                output_names=list(names[1]),
+                verbose=False,
+            )
+        if program is None:
+            raise RuntimeError("torch.onnx.export gave no program")
+        model = program.model_proto
+    except Exception as error:  # an exporter's errors are of many kinds
+        lines = str(error).strip().splitlines() or ["no message"]
+        raise ShadeFastError(
+            f"the network cannot be written as an ONNX graph ({type(error).__name__}: {lines[0][:200]}); "
+            "use backend='native' or 'reference' for it"
+        ) from error
+    finally:
+        log.setLevel(level)
+    _strip(model)
+    model.producer_name, model.producer_version = "shade_fast", __version__
+    if model.ByteSize() <= LARGEST:
+        onnx.checker.check_model(model, full_check=True)
+    return model
+
+
+def _strip(model: Any) -> None:
+    """Leave out where in whose files a node came from."""
+    del model.graph.metadata_props[:]
+    del model.metadata_props[:]
+    for one in (*model.graph.node, *model.graph.value_info, *model.graph.input, *model.graph.output):
+        del one.metadata_props[:]
+        one.doc_string = ""
+    for tensor in model.graph.initializer:
+        del tensor.metadata_props[:]
+        tensor.doc_string = ""
+    model.graph.doc_string = model.doc_string = ""
+
+
+def cached(source: Source, kind: str, names: tuple[Sequence[str], Sequence[str]]) -> Path | bytes:
+    """What ONNX Runtime loads for a kind of graph of a source: the file in the cache, made where it is not there yet.
+
+    Its key is the hash of the source's operators and weights, the shapes, the kind and all versions. Weights stand in
+    a file of their own, named by their hash, that graphs for several shapes share. Files come to be whole or not at
+    all; processes that make the same at once do so for nothing, and no harm. Without a folder: the model's bytes.
+    """
+    folder = _folder()
+    if folder is None:
+        return _bytes(_made(source, kind, names))
+    facts = [source.sha256, source.shapes, kind, list(map(list, names)), __version__, _code(), libraries.versions()]
+    path = folder / f"{hashlib.sha256(json.dumps(facts).encode()).hexdigest()}.onnx"
+    if not is_whole(path):
+        model = _made(source, kind, names)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            write(model, path)
+        except OSError:  # a folder that cannot be written, or is full, costs time, not results
+            return _bytes(_made(source, kind, names))
+    return path
+
+
+def model_of(
+    module: nn.Module, inputs: Sequence[Tensor], kind: str, input_names: Sequence[str], output_names: Sequence[str]
+) -> bytes:
+    """A module's graph of one kind (see `trace.KINDS`) for inputs of these shapes, in one piece.
+
+    Raises ShadeFastError for a module that cannot be traced, or that ONNX has no form for.
+    """
+    return _bytes(_made(read_module(module, inputs), kind, (input_names, output_names)))
+
+
+def read_module(module: nn.Module, inputs: Sequence[Tensor]) -> Source:
+    """`trace.read`. Raises ShadeFastError for a module that cannot be traced."""
+    try:
+        return read(module, inputs)
+    except ShadeFastError:
+        raise
+    except Exception as error:  # a module's code may do whatever Python can
+        lines = str(error).strip().splitlines() or ["no message"]
+        raise ShadeFastError(
+            f"the network {type(module).__name__} cannot be traced ({type(error).__name__}: {lines[0][:200]}), and "
+            "ONNX Runtime runs nothing else; use backend='native' or 'reference' for it"
+        ) from error
+
+
+def _made(source: Source, kind: str, names: tuple[Sequence[str], Sequence[str]]) -> Any:
+    graph = trace(source, kind)
+    values = [node.meta["val"] for node in graph.graph.nodes if node.op == "placeholder"]
+    return export(graph, [torch.empty(value.shape, device=source.device) for value in values], names)
+
+
+@functools.cache
+def _code() -> str:
+    """Hash of the code that makes graphs: a version under work has many."""
+    files = sorted(Path(__file__).parent.glob("*.py"))
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
+
+
+def _bytes(model: Any) -> bytes:
+    if model.ByteSize() > LARGEST:
+        raise ShadeFastError(
+            f"the graph with its weights has {model.ByteSize():,} bytes, more than an ONNX file in one piece can have: "
+            "give SHADE_FAST_CACHE a folder that can be written, where weights are kept apart"
+        )
+    serialized: bytes = model.SerializeToString()
+    return serialized
+
+
+def _folder() -> Path | None:
+    folder = os.environ.get("SHADE_FAST_CACHE", str(Path.home() / ".cache" / "shade_fast"))
+    return Path(folder) / "onnx" if folder else None
+
+
+def is_whole(path: Path) -> bool:
+    """Whether a graph is there with the weights that it names."""
+    onnx = libraries.exporter()
+    try:
+        model = onnx.load(path, load_external_data=False)
+        ends: dict[str, int] = {}
+        for tensor in model.graph.initializer:
+            where = {entry.key: entry.value for entry in tensor.external_data}
+            if where:
+                end = int(where["offset"]) + int(where["length"])
+                ends[where["location"]] = max(ends.get(where["location"], 0), end)
+        return all((path.parent / name).stat().st_size >= end for name, end in ends.items())
+    except Exception:  # a damaged file fails in many ways; it is made anew
+        return False
+
+
+def write(model: Any, path: Path) -> None:
+    large = [tensor for tensor in model.graph.initializer if len(tensor.raw_data) >= INLINE]
+    pieces = {hashlib.sha256(tensor.raw_data).digest(): tensor.raw_data for tensor in large}
+    name = f"{hashlib.sha256(b''.join(sorted(pieces))).hexdigest()}.weights"
+    offsets, end = {}, 0
+    for digest in sorted(pieces):
+        offsets[digest] = end
+        end += -(-len(pieces[digest]) // PAGE) * PAGE
+    weights = path.with_name(name)
+    if pieces and not (weights.is_file() and weights.stat().st_size == end):
+        with _whole(weights) as file:
+            for digest in sorted(pieces):
+                file.write(pieces[digest].ljust(-(-len(pieces[digest]) // PAGE) * PAGE, b"\0"))
+    for tensor in large:
+        where = {
+            "location": name,
+            "offset": str(offsets[hashlib.sha256(tensor.raw_data).digest()]),
+            "length": str(len(tensor.raw_data)),
+        }
+        tensor.ClearField("raw_data")
+        tensor.data_location = tensor.EXTERNAL
+        for key, value in where.items():
+            tensor.external_data.add(key=key, value=value)
+    with _whole(path) as file:
+        file.write(model.SerializeToString())
+
+
+@contextlib.contextmanager
+def _whole(path: Path) -> Any:
+    """A file that is there under its name only once all of it is written."""
+    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=path.name[:16], delete=False) as file:
+        try:
+            yield file
+            file.flush()
+        except BaseException:
+            Path(file.name).unlink(missing_ok=True)
+            raise
+    Path(file.name).replace(path)

@@ -1,0 +1,307 @@
+"""Networks through ONNX Runtime against the modules that they came from, in float64."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from shade_fast import load_encoder
+from shade_fast.encoders.taesd import taesd_encoder
+from shade_fast.errors import ShadeFastError
+from shade_fast.runtime import OnnxNetwork, freeze
+from shade_fast.runtime.onnx import export, libraries, model_of
+from tests.runtime.test_freeze import Attention, Net, conv, gradients, photograph, relative
+
+onnx = pytest.importorskip("onnx")
+pytest.importorskip("onnxscript")
+pytest.importorskip("onnxruntime")
+
+#: Relative root-mean-square error of results and input gradients against float64.
+TOLERANCE = 1e-4
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("SHADE_FAST_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "onnx"
+
+
+def small_kl() -> nn.Module:
+    """Random weights, but the layers and the attention of Stable Diffusion's."""
+    from diffusers import AutoencoderKL
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        autoencoder = AutoencoderKL(
+            block_out_channels=(8, 16),
+            down_block_types=("DownEncoderBlock2D",) * 2,
+            up_block_types=("UpDecoderBlock2D",) * 2,
+            layers_per_block=1,
+            norm_num_groups=4,
+            latent_channels=4,
+        )
+    return load_encoder(autoencoder).module
+
+
+def smooth_taesd() -> nn.Module:
+    """TAESD's layers with a smooth activation: rounding decides no jumps of the gradient."""
+    network = taesd_encoder(16, midblock_norm=True)
+    for module in network.modules():
+        for name, child in module.named_children():
+            if isinstance(child, nn.ReLU):
+                setattr(module, name, nn.SiLU())
+    return network
+
+
+NETS: dict[str, Callable[[], nn.Module]] = {
+    "TAESD with a norm": smooth_taesd,
+    "one convolution": lambda: nn.Sequential(conv(3, 4)),
+    "kernels and strides": lambda: nn.Sequential(
+        conv(3, 16, 7, 2), nn.SiLU(), nn.Conv2d(16, 8, 3, 3), conv(8, 8, 1), nn.Conv2d(8, 4, 2, 2, padding=1)
+    ),
+    "grouped, dilated, padded widely": lambda: nn.Sequential(
+        conv(3, 16),
+        nn.Conv2d(16, 16, 3, 2, padding=1, groups=4),
+        nn.Conv2d(16, 8, 3, padding=2, dilation=2),
+        nn.Conv2d(8, 8, 3, 2, padding=1, dilation=2),
+        nn.Conv2d(8, 4, 1, padding=1),
+    ),
+    "padding on two sides": lambda: Net(
+        lambda x, a, b: b(F.pad(a(x), (0, 1, 0, 1))), a=conv(3, 16), b=nn.Conv2d(16, 12, 3, 2)
+    ),
+    "norms without weights": lambda: nn.Sequential(conv(3, 8), nn.GroupNorm(2, 8, affine=False), conv(8, 4)),
+    "attention, two heads": lambda: nn.Sequential(conv(3, 8, 3, 4), Attention(8, 2)),
+    "lone activations": lambda: Net(
+        lambda x, a: torch.tanh(F.silu(a(x)) * 2 + torch.relu(x + 1).mean(1, True)), a=conv(3, 8)
+    ),
+}
+
+
+def made(name: str) -> nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return NETS[name]().eval().requires_grad_(False)
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_results_and_input_gradient_are_the_modules(name: str) -> None:
+    network = freeze(made(name), "onnxruntime:cpu")
+    images = photograph(24, 40, 2)
+    right, right_gradient = gradients(made(name).double(), images.double())
+    outputs, gradient = gradients(network, images)
+    assert relative(outputs[0], right[0]) < TOLERANCE
+    assert relative(gradient, right_gradient) < TOLERANCE
+    with torch.no_grad():
+        assert torch.equal(network(images), outputs[0])
+
+
+def test_a_step_is_one_graph_and_its_gradient_the_distances() -> None:
+    network = freeze(small_kl(), "onnxruntime:cpu")
+    assert isinstance(network, OnnxNetwork)
+    images = photograph(32, 32, 2).requires_grad_(True)
+    anchors = torch.randn(small_kl()(images.detach()).shape, generator=torch.Generator().manual_seed(1))
+    double = images.detach().double().requires_grad_(True)
+    right = (small_kl().double()(double) - anchors).flatten(1).norm(dim=1)
+    weights = torch.tensor([0.5, 2.0])
+    distance = network.distance(images, anchors)
+    assert relative(distance.detach(), right.detach()) < 1e-6
+    (gradient,) = torch.autograd.grad((weights * distance).sum(), images)
+    (right_gradient,) = torch.autograd.grad((weights.double() * right).sum(), double)
+    assert relative(gradient, right_gradient) < TOLERANCE
+
+
+class Pooled(nn.Module):
+    """Two numbers for each image."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Sequential(conv(3, 8), nn.SiLU(), nn.MaxPool2d(2), conv(8, 2))
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        made = self.layer(images).square()
+        return made[:, 0].mean((1, 2)), made[:, 1].mean((1, 2))
+
+
+def test_outputs_of_each_image_may_be_weighed_by_themselves() -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        module = Pooled().eval().requires_grad_(False)
+    right, right_gradient = gradients(module.double(), photograph(16, 16, 2).double())
+    outputs, gradient = gradients(freeze(module.float(), "onnxruntime:cpu"), photograph(16, 16, 2))
+    assert all(relative(output, one) < TOLERANCE for output, one in zip(outputs, right, strict=True))
+    assert relative(gradient, right_gradient) < TOLERANCE
+
+
+def test_an_images_gradient_does_not_depend_on_its_neighbours() -> None:
+    network = freeze(made("norms without weights"), "onnxruntime:cpu")
+    images = photograph(32, 32, 2)
+    together = network(images)
+    for number in range(2):
+        assert relative(network(images[number : number + 1])[0], together[number].double()) < 1e-6
+
+
+def test_threads_may_share_a_network() -> None:
+    network = freeze(made("kernels and strides"), "onnxruntime:cpu")
+    images = [photograph(24, 24) * scale for scale in (0.2, 0.6, 1.0)]
+    right = [gradients(network, image)[1] for image in images]
+    found: dict[int, list[bool]] = {}
+
+    def work(number: int) -> None:
+        found[number] = [torch.equal(gradients(network, images[number])[1], right[number]) for _ in range(10)]
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(len(images))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == {number: [True] * 10 for number in range(len(images))}
+
+
+def test_graphs_hold_onnx_operators_alone_and_the_weights_as_constants() -> None:
+    images = photograph(32, 32)
+    data = model_of(made("norms without weights"), [images], "pullback", ["images", "latent"], ["gradient"])
+    model = onnx.load_from_string(data)
+    onnx.checker.check_model(model, full_check=True)
+    assert [(one.domain, one.version) for one in model.opset_import] == [("", export.OPSET)]
+    constants = {tensor.name for tensor in model.graph.initializer}
+    assert all(node.input[1] in constants for node in model.graph.node if node.op_type == "Conv")
+    assert str(Path.cwd()).encode() not in data and b"site-packages" not in data
+
+
+# ---- the cache
+
+
+def files(cache: Path) -> list[Path]:
+    return sorted(cache.iterdir()) if cache.is_dir() else []
+
+
+def test_graphs_are_kept_and_found_again(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    images = photograph(16, 16)
+    first = freeze(made("kernels and strides"), "onnxruntime:cpu")(images)
+    assert {path.suffix for path in files(cache)} == {".onnx", ".weights"}
+    monkeypatch.setattr(export, "export", None)  # a second export would fail
+    again = freeze(made("kernels and strides"), "onnxruntime:cpu")(images)
+    assert torch.equal(first, again)
+
+
+def test_other_weights_code_or_shapes_are_other_graphs(cache: Path) -> None:
+    images = photograph(16, 16)
+    module = made("kernels and strides")
+    first = freeze(module, "onnxruntime:cpu")(images)
+    with torch.no_grad():
+        module[0].weight *= 1.5  # type: ignore[index]
+    assert not torch.equal(freeze(module, "onnxruntime:cpu")(images), first)
+    double = nn.Sequential(*made("kernels and strides"), Net(lambda x: 2 * x))
+    assert torch.allclose(freeze(double, "onnxruntime:cpu")(images), 2 * first)
+    assert freeze(module, "onnxruntime:cpu")(photograph(24, 16)).shape != first.shape
+    names = [path.suffix for path in files(cache)]
+    # The shapes share their weights' file.
+    assert names.count(".onnx") == 4 and names.count(".weights") == 2
+
+
+@pytest.mark.parametrize("damage", ["graph", "weights"])
+def test_a_damaged_file_is_made_anew(cache: Path, damage: str) -> None:
+    images = photograph(16, 16)
+    first = freeze(made("kernels and strides"), "onnxruntime:cpu")(images)
+    suffix = ".onnx" if damage == "graph" else ".weights"
+    for path in files(cache):
+        if path.suffix == suffix:
+            path.write_bytes(path.read_bytes()[:100])
+    assert torch.equal(freeze(made("kernels and strides"), "onnxruntime:cpu")(images), first)
+
+
+@pytest.mark.parametrize("folder", ["", "/proc/none"])
+def test_without_a_cache_nothing_is_written(folder: str, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SHADE_FAST_CACHE", folder)
+    module = made("kernels and strides")
+    images = photograph(16, 16)
+    assert relative(freeze(module, "onnxruntime:cpu")(images), module(images).double()) < TOLERANCE
+    assert files(cache) == []
+
+
+def test_writers_at_once_leave_whole_files(cache: Path) -> None:
+    images = photograph(16, 16)
+    data = model_of(made("kernels and strides"), [images], "forward", ["images"], ["output_0"])
+    cache.mkdir(parents=True)
+    path = cache / "graph.onnx"
+    seen: list[bool] = []
+
+    def write() -> None:
+        for _ in range(10):
+            export.write(onnx.load_from_string(data), path)
+            seen.append(export.is_whole(path))
+
+    threads = [threading.Thread(target=write) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert seen == [True] * 40
+    assert sorted(one.suffix for one in files(cache)) == [".onnx", ".weights"]
+
+
+# ---- what is refused
+
+
+def test_a_provider_that_is_not_there_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = SimpleNamespace(__version__="1.0", get_available_providers=lambda: ["CPUExecutionProvider"])
+    monkeypatch.setattr(libraries, "_imported", lambda *_: module)
+    with pytest.raises(ShadeFastError, match=r"has no CUDAExecutionProvider.*shade-fast\[onnx-gpu\]"):
+        freeze(nn.Identity(), "onnxruntime:cuda")
+    with pytest.raises(ShadeFastError, match=r"has no TensorrtExecutionProvider.*tensorrt"):
+        freeze(nn.Identity(), "onnxruntime:tensorrt")
+
+
+def test_a_provider_that_onnx_runtime_replaced_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A library that offers CUDA and, when a session is made, takes the CPU: as it does where cuDNN is missing."""
+    real = libraries.runtime()
+
+    class Replaced:
+        def __init__(self, *_: Any, **__: Any) -> None:
+            pass
+
+        def get_providers(self) -> list[str]:
+            return ["CPUExecutionProvider"]
+
+    offered = ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    fake = SimpleNamespace(
+        __version__="1.0",
+        get_available_providers=lambda: offered,
+        SessionOptions=real.SessionOptions,
+        InferenceSession=Replaced,
+    )
+    monkeypatch.setattr(libraries, "_imported", lambda name, _: fake if name == "onnxruntime" else onnx)
+    network = freeze(made("kernels and strides"), "onnxruntime:cuda")
+    with pytest.raises(ShadeFastError, match="could not start CUDAExecutionProvider and would run on CPUExecution"):
+        network(photograph(16, 16))
+
+
+def test_missing_libraries_say_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    def absent(name: str) -> None:
+        raise ImportError(f"no module {name}")
+
+    monkeypatch.setattr(libraries.importlib, "import_module", absent)
+    with pytest.raises(ShadeFastError, match=r"onnxruntime is not there.*pip install 'shade-fast\[onnx\]'"):
+        freeze(nn.Identity(), "onnxruntime:cpu")
+
+
+def test_a_network_that_cannot_be_traced_is_refused() -> None:
+    class Moody(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            return images * 2 if images.mean() > 0.5 else images
+
+    with pytest.raises(ShadeFastError, match="the network Moody cannot be traced"):
+        freeze(Moody(), "onnxruntime:cpu")(photograph(8, 8))
+
+
+def test_inputs_of_another_type() -> None:
+    with pytest.raises(ShadeFastError, match="takes float32 images"):
+        freeze(made("one convolution"), "onnxruntime:cpu")(torch.zeros(1, 3, 8, 8, dtype=torch.float64))
