@@ -4,8 +4,8 @@
     gradient = (d - a · Σ_c(u · d) / |a|) / (|a| + 1e-10),  d = 2/P · upstream[b] · head · (u - clean)
 
 with P pixels and |a| the length over a pixel's channels. activations a, clean and gradient: float32, float16 or
-bfloat16 [B, C, h, w], in memory [B, h, w, C]; head float32 or as the activations [C]; upstream and distance float32 [B].
-Everything between a load and a store is float32.
+bfloat16 [B, C, h, w], in memory [B, h, w, C]; head float32 or as the activations [C]; upstream and distance float32
+[B]. Everything between a load and a store is float32.
 
 Per value of size s: distance 2s bytes read; gradient 2s read, s written; both together the same 2s read, s written. A
 program holds all channels of a few pixels. Up to 1024 programs share an image; their sums are added by a second kernel
