@@ -36,12 +36,12 @@ class Configuration:
 
     def compile(self, architecture: int) -> Any:
         """The kernel that Triton makes of it for sm_`architecture`."""
-        options = {"num_warps": self.warps}
+        options = {"num_warps": self.warps, "enable_fp_fusion": True}
         return triton.compile(self.source, target=GPUTarget("cuda", architecture, 32), options=options)
 
 
 def configurations(dtype: str, complete: bool = True) -> Iterator[Configuration]:
-    """All that run on features of a dtype. complete: with the activations and channel counts beside SiLU and 512."""
+    """All that run on features of a dtype; without `complete` one of each kernel, as a step has it most often."""
     block = {"block_size": latent_distance.BLOCK}
     splits = {"split_size": latent_distance.MOST_SPLITS}
     pairs = ("latents", "anchor")
@@ -63,7 +63,7 @@ def configurations(dtype: str, complete: bool = True) -> Iterator[Configuration]
         yield _configuration(
             "group_norm", kernels.slopes_kernel, dtype, ("gradient", "x"), constants, activation, warps
         )
-        for add in (False, True):
+        for add in (False, True) if complete else (True,):
             pointers = ("gradient", "x", "residual", "out")
             note = f"{activation}, residual" if add else activation
             yield _configuration(
@@ -73,7 +73,8 @@ def configurations(dtype: str, complete: bool = True) -> Iterator[Configuration]
     most = {"most_splits": lpips_layer.MOST_SPLITS}
     yield _configuration("lpips_layer", lpips_layer.mean_kernel, dtype, (), most)
     for channels in LPIPS_CHANNELS if complete else LPIPS_CHANNELS[-1:]:
-        for name, measure, differentiate in (("forward", 1, 0), ("backward", 0, 1), ("both", 1, 1)):
+        parts = (("both", 1, 1), ("forward", 1, 0), ("backward", 0, 1))
+        for name, measure, differentiate in parts if complete else parts[:1]:
             constants = {"measure": measure, "differentiate": differentiate, **lpips_layer.tile_sides(channels)}
             pointers = ("activations", "clean", "gradient")
             yield _configuration(

@@ -7,9 +7,10 @@
 namespace shade_fast::cuda {
 namespace {
 
-// Every block narrows its image's interval for itself, and the first writes it down, elsewhere than it is read.
+// Every block narrows its image's interval for itself, and the first writes it down, elsewhere than it is read. Four
+// blocks at a time leave each thread the registers that it needs.
 template <bool kVector>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 4)
     try_scale(const std::uint8_t* __restrict__ clean, const float* __restrict__ delta,
               const float* __restrict__ distance, const Interval* __restrict__ now, Interval* __restrict__ next,
               std::uint16_t* __restrict__ result, std::int64_t elements, float bound, bool guess, float levels,
