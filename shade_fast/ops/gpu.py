@@ -36,11 +36,17 @@ def triton(name: str) -> ModuleType:
         raise ShadeFastError(f"the Triton kernels cannot be loaded ({error}): pip install triton") from error
 
 
+def selected(on: Tensor) -> contextlib.AbstractContextManager[None]:
+    """The tensor's GPU is torch's current one meanwhile."""
+    device: contextlib.AbstractContextManager[None] = torch.cuda.device_of(on)  # type: ignore[no-untyped-call]
+    return device
+
+
 def launched(launcher: Callable[..., None], on: Tensor, *arguments: Any) -> Call:
     """The call of a Triton launcher on the device of a tensor, in its current stream; a failed launch raises."""
 
     def call() -> int:
-        with torch.cuda.device_of(on):
+        with selected(on):
             launcher(*arguments)
         return 0
 
@@ -50,7 +56,7 @@ def launched(launcher: Callable[..., None], on: Tensor, *arguments: Any) -> Call
 @contextlib.contextmanager
 def stream(on: Tensor) -> Iterator[int]:
     """The current stream of a tensor's device, as the compiled module takes it; the device is selected meanwhile."""
-    with torch.cuda.device_of(on):
+    with selected(on):
         yield torch.cuda.current_stream(on.device).cuda_stream
 
 
@@ -73,7 +79,7 @@ def refusal(index: int = 0) -> str | None:
 
 def missing_device(index: int = 0) -> str | None:
     """Why torch has no such CUDA device here, and the mend; None where it has."""
-    if not torch.backends.cuda.is_built():
+    if not torch.backends.cuda.is_built():  # type: ignore[no-untyped-call]
         return (
             f"torch {torch.__version__} is built without CUDA: install a CUDA build of it "
             "(https://pytorch.org/get-started), or use devices='cpu'"

@@ -66,7 +66,7 @@ def _operator(latents: Tensor, anchor: Tensor) -> Tensor:
 def _(latents: Tensor, anchor: Tensor) -> Tensor:
     if latents.dtype == torch.float64:
         return reference(latents, anchor)
-    with torch.cuda.device_of(latents):
+    with gpu.selected(latents):
         distance: Tensor = _kernels().forward(*in_order(memory_order(latents), latents, anchor))
     return distance
 
@@ -86,7 +86,7 @@ def _(upstream: Tensor, latents: Tensor, anchor: Tensor, distance: Tensor) -> Te
     if latents.dtype == torch.float64:
         return _reference_gradient(upstream, latents, anchor, distance)
     latents, anchor = in_order(memory_order(latents), latents, anchor)
-    with torch.cuda.device_of(latents):
+    with gpu.selected(latents):
         gradient: Tensor = _kernels().backward(upstream.contiguous(), latents, anchor, distance)
     return gradient
 
