@@ -47,7 +47,7 @@ CPU_SOURCES = (
     *("csrc/cpu/convolution.cpp", "csrc/cpu/pack.cpp", "csrc/cpu/matrix_product.cpp"),
     *("csrc/cpu/layers.cpp", "csrc/cpu/layers_norm.cpp", "csrc/cpu/layers_windows.cpp"),
 )
-CPU_KERNELS = ("csrc/cpu/optimizer_update.cpp", "csrc/cpu/quantize.cpp", "csrc/cpu/resize.cpp")
+CPU_KERNELS = (*("csrc/cpu/optimizer_update.cpp", "csrc/cpu/quantize.cpp", "csrc/cpu/resize.cpp", "csrc/cpu/jpeg.cpp"),)
 # The frozen networks' kernels: sums of products, where fused multiply-adds are worth more than equal bits.
 CPU_NETWORK_KERNELS = (
     *(

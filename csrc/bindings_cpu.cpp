@@ -43,6 +43,21 @@ int resize(std::uintptr_t images, std::uintptr_t result, std::uintptr_t scratch,
                                                   threads));
 }
 
+int jpeg(std::uintptr_t images, std::uintptr_t luminance, std::uintptr_t chrominance, std::uintptr_t result,
+         std::uintptr_t inside, std::uintptr_t scratch, std::int64_t count, std::int64_t height, std::int64_t width,
+         int threads) {
+  return static_cast<int>(shade_fast::cpu::jpeg(
+      pointer<const float>(images), pointer<const float>(luminance), pointer<const float>(chrominance),
+      pointer<float>(result), pointer<std::uint8_t>(inside), pointer<float>(scratch), count, height, width, threads));
+}
+
+int jpeg_gradient(std::uintptr_t gradient, std::uintptr_t inside, std::uintptr_t result, std::uintptr_t scratch,
+                  std::int64_t count, std::int64_t height, std::int64_t width, int threads) {
+  return static_cast<int>(shade_fast::cpu::jpeg_gradient(
+      pointer<const float>(gradient), pointer<const std::uint8_t>(inside), pointer<float>(result),
+      pointer<float>(scratch), count, height, width, threads));
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_cpu, module) {
@@ -54,6 +69,9 @@ PYBIND11_MODULE(_cpu, module) {
   module.def("resize_scratch", [](std::int64_t planes, const PyBand& vertical, const PyBand& horizontal) {
     return shade_fast::cpu::resize_scratch(planes, band(vertical), band(horizontal));
   });
+  module.def("jpeg", &jpeg, released);
+  module.def("jpeg_gradient", &jpeg_gradient, released);
+  module.def("jpeg_scratch", &shade_fast::cpu::jpeg_scratch);
   module.def("select_isa", [](const char* name) { return static_cast<int>(shade_fast::cpu::select_isa(name)); });
   module.def("selected_isa", &shade_fast::cpu::selected_isa);
   module.def("status_message", [](int status) { return shade_fast::describe(static_cast<Status>(status)); });

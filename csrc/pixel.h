@@ -56,13 +56,17 @@ SHADE_FAST_PIXEL void update_pixel(float& delta, float& momentum, float gradient
   delta = clamp(bounded, -shown, 1.0f - shown);
 }
 
+// Adding 1.5 * 2^23 leaves no room for a fraction: the sum is rounded half to even, without a rounding instruction.
+constexpr float kRoundHalfEven = 12582912.0f;
+
+// Of values below 2^22.
+SHADE_FAST_PIXEL float round_half_even(float value) { return (value + kRoundHalfEven) - kRoundHalfEven; }
+
 // gain = 255 * scale; levels in [0, 255] is a whole number, so clamping before the rounding is the same as after it.
 SHADE_FAST_PIXEL std::uint8_t quantize_pixel(std::uint8_t clean, float delta, float gain, float levels) {
-  // Adding 1.5 * 2^23 leaves no room for a fraction: the sum is rounded half to even, without a rounding instruction.
-  constexpr float kRound = 12582912.0f;
   const float change = gain * delta;
   const float bounded = clamp(change == change ? change : 0.0f, -levels, levels);
-  const float rounded = (bounded + kRound) - kRound;
+  const float rounded = round_half_even(bounded);
   return static_cast<std::uint8_t>(static_cast<std::int32_t>(clamp(static_cast<float>(clean) + rounded, 0.0f, 255.0f)));
 }
 

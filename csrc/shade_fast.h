@@ -78,6 +78,16 @@ Status resize(const float* images, float* result, float* scratch, std::int64_t p
               int threads);
 std::int64_t resize_scratch(std::int64_t planes, const Band& vertical, const Band& horizontal);
 
+// What a JPEG file with these tables shows of images [count, 3, height, width] in [0, 1], in [0, 1], colours at half
+// the resolution; inside[i]: whether a value needed no clamping. Tables are [frequency across, frequency down]. Sides
+// that are no multiple of 16 are continued with their edge's pixels. jpeg_gradient: the gradient in the images, as if
+// nothing were rounded. `scratch` holds jpeg_scratch(height, width) floats.
+Status jpeg(const float* images, const float* luminance, const float* chrominance, float* result, std::uint8_t* inside,
+            float* scratch, std::int64_t count, std::int64_t height, std::int64_t width, int threads);
+Status jpeg_gradient(const float* gradient, const std::uint8_t* inside, float* result, float* scratch,
+                     std::int64_t count, std::int64_t height, std::int64_t width, int threads);
+std::int64_t jpeg_scratch(std::int64_t height, std::int64_t width);
+
 // ---- Frozen networks: channels-last (NHWC) float32, forward and the gradient in the input alone -------------------
 //
 // A mask holds one bit for each value of a tensor [images, height, width, channels]: for each pixel

@@ -88,9 +88,9 @@ class Crop:
         _in_range("Crop", "largest", self.largest, 0.01, 0.5)
 
     def draw(self, random: np.random.Generator, height: int, width: int, backend: str) -> Draw:
-        kept = 1 - random.uniform(0, self.largest)
-        top, left = random.uniform(0, 1 - kept, size=2)
-        crop = crop_map(top, left, kept, backend)
+        kept = 1 - _part(random, self.largest / PARTS, self.largest)
+        top, left = (1 - kept) * random.integers(PARTS, size=2) / (PARTS - 1)
+        crop = crop_map(float(top), float(left), kept, backend)
         return Draw(crop, crop)
 
 
@@ -137,7 +137,7 @@ class Jpeg:
 
     def draw(self, random: np.random.Generator, height: int, width: int, backend: str) -> Draw:
         quality = int(random.integers(self.worst, self.best + 1))
-        return Draw(lambda images: jpeg(images, quality))
+        return Draw(lambda images: jpeg(images, quality, backend=backend))
 
 
 @dataclass(frozen=True)
@@ -178,10 +178,7 @@ def crop_map(top: float, left: float, kept: float, backend: str = "reference") -
     """The map that keeps a share of both sides, from `top` and `left` on (shares too), and enlarges it back."""
 
     def crop(images: Tensor) -> Tensor:
-        axes = [
-            axis(resample(side, side, "bilinear", start * side, kept * side))
-            for side, start in zip(images.shape[2:], (top, left), strict=True)
-        ]
+        axes = [_cut(side, start, kept) for side, start in zip(images.shape[2:], (top, left), strict=True)]
         return separable(images, *axes, backend=backend)
 
     return crop
@@ -206,6 +203,11 @@ def resample(inputs: int, outputs: int, name: str, start: float = 0, length: flo
 def _there_and_back(side: int, scale: float, name: str) -> Axis:
     smaller = max(1, round(scale * side))
     return axis(resample(smaller, side, name) @ resample(side, smaller, name))
+
+
+@functools.lru_cache(maxsize=512)
+def _cut(side: int, start: float, kept: float) -> Axis:
+    return axis(resample(side, side, "bilinear", start * side, kept * side))
 
 
 @functools.lru_cache(maxsize=128)

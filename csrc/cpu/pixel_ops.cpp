@@ -16,15 +16,26 @@ struct Kernels {
   decltype(&portable::quantize) quantize;
   decltype(&portable::blend_rows) blend_rows;
   decltype(&portable::blend_columns) blend_columns;
+  decltype(&portable::jpeg_blocks) jpeg_blocks;
+  decltype(&portable::jpeg_show) jpeg_show;
+  decltype(&portable::jpeg_gradient_planes) jpeg_gradient_planes;
+  decltype(&portable::jpeg_gradient_chroma) jpeg_gradient_chroma;
+  decltype(&portable::jpeg_gradient_show) jpeg_gradient_show;
 };
+
+#define SHADE_FAST_KERNELS(isa)                                                                                      \
+  {isa::sum_absolute,         isa::update,    isa::quantize,  isa::blend_rows,           isa::blend_columns,          \
+   isa::jpeg_blocks,          isa::jpeg_show, isa::jpeg_gradient_planes, isa::jpeg_gradient_chroma, isa::jpeg_gradient_show}
 
 const Kernels kKernels[kIsas] = {
 #if defined(SHADE_FAST_X86)
-    {avx512::sum_absolute, avx512::update, avx512::quantize, avx512::blend_rows, avx512::blend_columns},
-    {avx2::sum_absolute, avx2::update, avx2::quantize, avx2::blend_rows, avx2::blend_columns},
+    SHADE_FAST_KERNELS(avx512),
+    SHADE_FAST_KERNELS(avx2),
 #endif
-    {portable::sum_absolute, portable::update, portable::quantize, portable::blend_rows, portable::blend_columns},
+    SHADE_FAST_KERNELS(portable),
 };
+
+#undef SHADE_FAST_KERNELS
 
 // 64 KiB of float32: a block's share of an image stays in the second-level cache. The size is part of the result of a
 // sum, so it depends on nothing.
@@ -51,6 +62,15 @@ struct Blocks {
     return left < kBlock ? left : kBlock;
   }
 };
+
+// JPEG's units: pixels of a side, and pixels for each thread.
+constexpr std::int64_t kJpegUnit = 16, kJpegPixels = 16384;
+
+std::int64_t padded(std::int64_t side) { return (side + kJpegUnit - 1) / kJpegUnit * kJpegUnit; }
+
+bool is_sound(std::int64_t images, std::int64_t height, std::int64_t width, int threads) {
+  return images >= 0 && height >= 1 && width >= 1 && threads >= 1;
+}
 
 }  // namespace
 
@@ -134,6 +154,58 @@ Status resize(const float* images, float* result, float* scratch, std::int64_t p
   } else {
     horizontally(images, scratch, vertical.columns);
     vertically(scratch, result, horizontal.rows);
+  }
+  return Status::ok;
+} catch (const std::bad_alloc&) {
+  return Status::out_of_memory;
+}
+
+std::int64_t jpeg_scratch(std::int64_t height, std::int64_t width) {
+  return height >= 1 && width >= 1 ? padded(height) * padded(width) * 7 / 2 : 0;
+}
+
+Status jpeg(const float* images, const float* luminance, const float* chrominance, float* result, std::uint8_t* inside,
+            float* scratch, std::int64_t count, std::int64_t height, std::int64_t width, int threads) try {
+  if (!is_sound(count, height, width, threads)) return Status::bad_argument;
+  const Kernels& kernels = selected(kKernels);
+  const std::int64_t down = padded(height), across = padded(width), area = down * across;
+  const JpegPlanes planes{scratch, scratch + area, scratch + area + area / 4, down, across};
+  for (std::int64_t image = 0; image < count; ++image) {
+    const std::int64_t offset = image * 3 * height * width;
+    parallel_for(down / kJpegUnit, kJpegPixels / (kJpegUnit * across) + 1, threads, [&](std::int64_t band) {
+      kernels.jpeg_blocks(images + offset, height, width, luminance, chrominance, planes, band);
+    });
+    parallel_for(height, kJpegPixels / across + 1, threads, [&](std::int64_t y) {
+      kernels.jpeg_show(planes, height, width, result + offset, inside + offset, y);
+    });
+  }
+  return Status::ok;
+} catch (const std::bad_alloc&) {
+  return Status::out_of_memory;
+}
+
+Status jpeg_gradient(const float* gradient, const std::uint8_t* inside, float* result, float* scratch,
+                     std::int64_t count, std::int64_t height, std::int64_t width, int threads) try {
+  if (!is_sound(count, height, width, threads)) return Status::bad_argument;
+  const Kernels& kernels = selected(kKernels);
+  const std::int64_t down = padded(height), across = padded(width), area = down * across, half = across / 2;
+  const JpegPlanes planes{scratch, scratch + area, scratch + 2 * area, down, across};
+  float *const blue = scratch + 3 * area, *const red = blue + area / 4;
+  for (std::int64_t image = 0; image < count; ++image) {
+    const std::int64_t offset = image * 3 * height * width;
+    parallel_for(down, kJpegPixels / across + 1, threads, [&](std::int64_t y) {
+      kernels.jpeg_gradient_planes(gradient + offset, inside + offset, height, width, planes, y);
+    });
+    parallel_for(down / 2, kJpegPixels / across + 1, threads,
+                 [&](std::int64_t row) { kernels.jpeg_gradient_chroma(planes, blue, red, row); });
+    parallel_for(height, kJpegPixels / across + 1, threads, [&](std::int64_t y) {
+      // Rows beyond the edge are the last row's.
+      const std::int64_t end = y == height - 1 ? down : y + 1;
+      for (std::int64_t row = y; row < end; ++row) {
+        kernels.jpeg_gradient_show(planes.luma + row * across, blue + row / 2 * half, red + row / 2 * half, across,
+                                   width, height * width, row > y, result + offset + y * width);
+      }
+    });
   }
   return Status::ok;
 } catch (const std::bad_alloc&) {

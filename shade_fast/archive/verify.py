@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 
 from shade_fast.anchors import AnchorLibrary
+from shade_fast.archive.archive import Source, fixed_plan, open_layout
 from shade_fast.archive.layout import Layout
 from shade_fast.archive.manifest import Manifest, Row, totals
 from shade_fast.archive.record import read_run
-from shade_fast.archive.archive import Source, fixed_plan, open_layout
 from shade_fast.archive.storage import Storage
 from shade_fast.budget import Budget
 from shade_fast.errors import ShadeFastError

@@ -15,9 +15,9 @@ from typing import Any
 
 import torch
 
+from shade_fast.archive.archive import Archive, ArchiveReport, Source
 from shade_fast.archive.progress import Reporter
 from shade_fast.archive.record import check_same, read_run
-from shade_fast.archive.archive import Archive, ArchiveReport, Source
 from shade_fast.errors import ShadeFastError
 
 try:

@@ -10,6 +10,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from shade_fast.errors import ShadeFastError
+from shade_fast.ops import native
+
 #: ITU-T T.81, annex K: quantisation of luminance and chrominance, rows of 8.
 LUMINANCE = (
     *(16, 11, 10, 16, 24, 40, 51, 61, 12, 12, 14, 19, 26, 58, 60, 55),
@@ -30,21 +33,72 @@ COLOURS = (
 )
 
 
-def jpeg(images: Tensor, quality: int) -> Tensor:
+def jpeg(images: Tensor, quality: int, *, backend: str = "native") -> Tensor:
     """Images as a JPEG file of this quality shows them, colours at half the resolution in both directions.
-
-    images: float [B, 3, h, w] in [0, 1]; sides that are no multiple of 16 are continued with their edge's pixels.
-    quality: 1 to 100, libjpeg's scale. Returns the same shape, in [0, 1].
 
     Its rounding of coefficients has no useful derivative; the gradient is that of all else (straight-through, Bengio
     et al., arXiv 1308.3432), and 0 where the result leaves [0, 1].
+
+    Args:
+        images: float [B, 3, h, w] in [0, 1]; sides that are no multiple of 16 are continued with their edge's pixels.
+        quality: 1 to 100, libjpeg's scale.
+        backend: "native" runs the compiled kernels for float32 on the CPU; on CUDA, and for other dtypes, plain torch
+            is the implementation. "reference" runs plain torch everywhere. Where a coefficient lies near a half, the
+            two may round it to different sides.
+
+    Returns:
+        The same shape, in [0, 1].
+
+    Raises:
+        ShadeFastError: the shape or quality does not fit, or the compiled module is missing.
     """
+    if images.ndim != 4 or images.shape[1] != 3 or 0 in images.shape[2:] or not images.is_floating_point():
+        raise ShadeFastError(f"images is {images.dtype} {list(images.shape)}: give float [B, 3, h, w]")
+    if not 1 <= quality <= 100:
+        raise ShadeFastError(f"quality={quality}: give a whole number from 1 to 100")
+    if backend == "reference":
+        return reference(images, quality)
+    if backend != "native" or images.device.type not in ("cpu", "cuda"):
+        raise native.missing_backend(backend, images.device)
+    if images.device.type == "cuda" or images.dtype != torch.float32:
+        return reference(images, quality)
+    result: Tensor = _NativeJpeg.apply(images, quality)  # type: ignore[no-untyped-call]
+    return result
+
+
+def reference(images: Tensor, quality: int) -> Tensor:
+    """The specification, in plain torch; arguments as in `jpeg`."""
     height, width = images.shape[2:]
     down, across = -height % 16, -width % 16
     if down or across:
         images = functional.pad(images, (0, across, 0, down), mode="replicate")
     result: Tensor = _Jpeg.apply(images, quality)  # type: ignore[no-untyped-call]
     return result[..., :height, :width]
+
+
+class _NativeJpeg(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, images: Tensor, quality: int) -> Tensor:
+        images = images.contiguous()
+        result, inside = torch.empty_like(images), torch.empty_like(images, dtype=torch.uint8)
+        tables = [_steps(table, quality).view(8, 8).T.contiguous() for table in (LUMINANCE, CHROMINANCE)]
+        _run("jpeg", images.shape, images, *tables, result, inside)
+        ctx.save_for_backward(inside)
+        return result
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Any:
+        (inside,) = ctx.saved_tensors
+        result = torch.empty_like(gradient, memory_format=torch.contiguous_format)
+        _run("jpeg_gradient", gradient.shape, gradient.contiguous(), inside, result)
+        return result, None
+
+
+def _run(name: str, shape: torch.Size, *tensors: Tensor) -> None:
+    module = native.cpu()
+    scratch = torch.empty(module.jpeg_scratch(*shape[2:]))
+    pointers = [tensor.data_ptr() for tensor in (*tensors, scratch)]
+    native.check(module, getattr(module, name)(*pointers, shape[0], *shape[2:], torch.get_num_threads()))
 
 
 class _Jpeg(torch.autograd.Function):
@@ -75,12 +129,18 @@ def _rounded(planes: Tensor, table: tuple[int, ...], quality: int) -> Tensor:
     """Planes [B, C, h, w] with each 8x8 block's cosine coefficients rounded to multiples of the table's."""
     batch, channels, height, width = planes.shape
     transform = _cosines().to(planes)
-    factor = 5000 / quality if quality < 50 else 200 - 2 * quality
-    steps = ((torch.tensor(table, device=planes.device) * factor + 50) / 100).floor().clamp(1, 255).to(planes)
+    steps = _steps(table, quality).to(planes)
     grid = (batch * channels, height // 8, 8, width // 8, 8)
     blocks = planes.reshape(grid).transpose(2, 3).reshape(-1, 64)
     coefficients = ((blocks @ transform.T) / steps).round() * steps
     return (coefficients @ transform).view(grid[0], grid[1], grid[3], 8, 8).transpose(2, 3).reshape(planes.shape)
+
+
+@functools.lru_cache(maxsize=256)
+def _steps(table: tuple[int, ...], quality: int) -> Tensor:
+    """A table at a quality, float32 [64], as libjpeg scales it."""
+    factor = 5000 / quality if quality < 50 else 200 - 2 * quality
+    return ((torch.tensor(table) * factor + 50) / 100).floor().clamp(1, 255).float()
 
 
 @functools.cache

@@ -123,6 +123,10 @@ def _band_of(matrix: NDArray[Any]) -> Band:
     columns = matrix.shape[1]
     first = np.where(nonzero.any(axis=1), nonzero.argmax(axis=1), 0)
     last = np.where(nonzero.any(axis=1), columns - nonzero[:, ::-1].argmax(axis=1), 1)
+    if len(matrix) == columns:
+        # Rows that all begin as far before the diagonal are read side by side: that is worth a few zeros.
+        before = max(int((np.arange(columns) - first).max()), 0)
+        first = np.minimum(first, np.maximum(np.arange(columns) - before, 0))
     taps = max(int((last - first).max()), 1)
     first = np.minimum(first, columns - taps)
     return banded(first, np.take_along_axis(matrix, first[:, None] + np.arange(taps), axis=1), columns)
