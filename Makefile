@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 SOURCES := pyproject.toml setup.py Makefile $(shell find csrc -type f)
 
-.PHONY: demo test lint bench bench-docs sanitize clean
+.PHONY: demo test lint bench bench-docs sanitize simt gpu-aot gpu-model clean
 
 # Exit code 1 of the first line is a run with an image below target or failed, which the report shows.
 demo: $(STAMP)
@@ -33,6 +33,19 @@ sanitize: $(STAMP)
 	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=$(SANITIZED)/address/lib $(BIN)/pytest $(SANITIZED_TESTS)
 	SHADE_FAST_CUDA=0 SHADE_FAST_SANITIZE=thread $(BIN)/python setup.py -q build --build-base $(SANITIZED)/thread --build-lib $(SANITIZED)/thread/lib
 	LD_PRELOAD="$$($(CXX) -print-file-name=libtsan.so)" TSAN_OPTIONS=ignore_noninstrumented_modules=1 PYTHONPATH=$(SANITIZED)/thread/lib $(BIN)/pytest $(SANITIZED_TESTS)
+
+# What is proven of the GPU's kernels without one (docs/gpu.md). `make test` runs the first, and parts of the others.
+# The CUDA kernels' own sources on the host, thread by thread, and under ThreadSanitizer.
+simt: $(STAMP)
+	$(BIN)/python -m pytest tests/simt
+
+# Every kernel compiled for every architecture: spills, and figures worse than the committed ones, are errors.
+gpu-aot: $(STAMP)
+	$(BIN)/python -m benchmarks.gpu_resources
+
+# Operations, bytes, time and memory of a step, counted from the modules' shapes, beside the committed table.
+gpu-model: $(STAMP)
+	$(BIN)/python -m benchmarks.gpu_model
 
 # Well under 40 minutes on 2 cores. `make bench-docs` then writes the results into README.md and docs/.
 BENCH_EXTRA := $(VENV)/.bench

@@ -61,7 +61,10 @@ CPU_NETWORK_KERNELS = (
     *("csrc/cpu/lpips.cpp", "csrc/cpu/memory_format.cpp"),
 )
 CUDA_SOURCES = ("csrc/bindings_cuda.cpp",)
-CUDA_KERNELS = ("csrc/cuda/launch.cu", "csrc/cuda/optimizer_update.cu", "csrc/cuda/quantize.cu")
+CUDA_KERNELS = (
+    *("csrc/cuda/launch.cu", "csrc/cuda/optimizer_update.cu", "csrc/cuda/quantize.cu"),
+    *("csrc/cuda/normalize.cu", "csrc/cuda/bisect_scale.cu"),
+)
 
 
 @dataclass(frozen=True)
@@ -236,7 +239,7 @@ def cuda_architectures(nvcc: str) -> list[str]:
     names = names or [name for name in DEFAULT_CUDA_ARCHITECTURES if f"sm_{name}" in listed]
     if not names:
         raise PlatformError(
-            f"{nvcc} knows none of sm_80, sm_90, sm_100: install CUDA 11 or later, or SHADE_FAST_CUDA=0"
+            f"{nvcc} knows none of sm_80, sm_90, sm_100: install CUDA 11.8 or later, or SHADE_FAST_CUDA=0"
         )
     return names
 

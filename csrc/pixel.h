@@ -3,6 +3,9 @@
 #pragma once
 
 #include <cstdint>
+#include <cstring>
+
+#include "shade_fast.h"
 
 #if defined(__CUDACC__)
 #define SHADE_FAST_PIXEL static __host__ __device__ __forceinline__
@@ -65,6 +68,43 @@ SHADE_FAST_PIXEL std::uint8_t quantize_pixel(std::uint8_t clean, float delta, fl
   const float bounded = clamp(change == change ? change : 0.0f, -levels, levels);
   const float rounded = round_half_even(bounded);
   return static_cast<std::uint8_t>(static_cast<std::int32_t>(clamp(static_cast<float>(clean) + rounded, 0.0f, 255.0f)));
+}
+
+// A value in [0, 1] and its perturbation, clamped to [0, 1] and normalised.
+SHADE_FAST_PIXEL float normalize_pixel(std::uint8_t clean, float delta, float gain, float offset) {
+  const float shown = clamp(static_cast<float>(clean) / 255.0f + delta, 0.0f, 1.0f);
+  return gain * shown + offset;
+}
+
+// A normalised value as uint8, at most `levels` from the clean one; a NaN leaves that as it is.
+SHADE_FAST_PIXEL std::uint8_t denormalize_pixel(float value, std::uint8_t clean, float gain, float offset,
+                                                float levels) {
+  const float change = (value - offset) / gain * 255.0f - static_cast<float>(clean);
+  return quantize_pixel(clean, change, 1.0f, levels);
+}
+
+// The upper half of a float32, rounded half to even; a NaN stays one.
+SHADE_FAST_PIXEL std::uint16_t to_bfloat16(float value) {
+  std::uint32_t bits;
+  memcpy(&bits, &value, sizeof bits);
+  const std::uint32_t rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+  return static_cast<std::uint16_t>(value == value ? rounded : 0x7fc0u);
+}
+
+SHADE_FAST_PIXEL float from_bfloat16(std::uint16_t half) {
+  const std::uint32_t bits = static_cast<std::uint32_t>(half) << 16;
+  float value;
+  memcpy(&value, &bits, sizeof value);
+  return value;
+}
+
+// What is known once the distance at now.scale is. guess: the next scale is the one that a distance in proportion to it
+// would want, instead of the middle; distances grow at least in proportion near their bound, so that it holds it closely.
+SHADE_FAST_PIXEL Interval narrowed(const Interval& now, float distance, float bound, bool guess) {
+  const bool held = distance <= bound;
+  Interval next = {held ? now.scale : now.low, held ? now.high : now.scale, 0.0f};
+  next.scale = guess && !held && is_finite(distance) ? now.scale * (bound / distance) : (next.low + next.high) * 0.5f;
+  return next;
 }
 
 }  // namespace shade_fast

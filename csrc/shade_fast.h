@@ -30,6 +30,18 @@ constexpr const char* describe(Status status) {
   return "unknown status";
 }
 
+// What an image's values are taken to, each of its three channels in its own way: gain * value + offset.
+struct Affine {
+  float gain[3];
+  float offset[3];
+};
+
+// Where the largest scale lies that holds a bound: `low` holds it, `high` does not (or is where the search began), and
+// `scale` is tried next.
+struct Interval {
+  float low, high, scale;
+};
+
 namespace cpu {
 
 // The instruction set whose kernels run: the widest that this machine has, until another is selected by name.
@@ -216,6 +228,23 @@ Status optimizer_update(float* delta, float* momentum, const float* gradient, co
 
 Status quantize(const std::uint8_t* clean, const float* delta, const float* scale, std::uint8_t* result,
                 std::int64_t images, std::int64_t elements, int levels, void* stream);
+
+// The ops on normalised images take images of three channels next to each other (NHWC): `elements` is a multiple of 3.
+// result = bfloat16(gain[c] * clamp(clean / 255 + delta, 0, 1) + offset[c]), each operation rounded on its own; delta may
+// be null (0).
+Status normalize(const std::uint8_t* clean, const float* delta, std::uint16_t* result, std::int64_t images,
+                 std::int64_t elements, const Affine& affine, void* stream);
+
+// result = clamp(clean + clamp(round_half_even((values - offset[c]) / gain[c] * 255 - clean), -levels, levels), 0, 255),
+// values being bfloat16; NaN counts as the clean value.
+Status denormalize(const std::uint16_t* values, const std::uint8_t* clean, std::uint8_t* result, std::int64_t images,
+                   std::int64_t elements, const Affine& affine, int levels, void* stream);
+
+// next[i] = narrowed(now[i], distance[i], bound, guess), see pixel.h, and then
+// result = normalize(quantize(clean, delta, next[i].scale, levels)). next and now are not the same memory.
+Status bisect_scale(const std::uint8_t* clean, const float* delta, const float* distance, const Interval* now,
+                    Interval* next, std::uint16_t* result, std::int64_t images, std::int64_t elements, float bound,
+                    bool guess, int levels, const Affine& affine, void* stream);
 
 // What CUDA said of the last call on this thread that ended in Status::cuda_failure.
 const char* last_error();

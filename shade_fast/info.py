@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from shade_fast.anchors import AnchorLibrary
-from shade_fast.ops import native
+from shade_fast.ops import gpu, native
 from shade_fast.perceptual import available
 from shade_fast.runtime.onnx import describe_onnxruntime
 from shade_fast.version import __version__
@@ -38,12 +38,20 @@ def describe_machine() -> dict[str, Any]:
         "backends": {
             "reference": {"built": "yes", "compiler": "none: plain torch"},
             "native": compiled["cpu"],
-            "cuda": compiled["cuda"],
+            "cuda": compiled["cuda"] | _runs(),
             "onnxruntime": describe_onnxruntime(),
         },
         "perceptual": [network._asdict() for network in available()],
         "anchors": {name: len(anchor) for name, anchor in AnchorLibrary.embedded().items()},
     }
+
+
+def _runs() -> dict[str, str]:
+    """Which GPUs backend `cuda` runs on, or why it does not and the mend."""
+    refusals = {index: gpu.refusal(index) for index in range(max(torch.cuda.device_count(), 1))}
+    able = " ".join(f"cuda:{index}" for index, refusal in refusals.items() if refusal is None)
+    told = {f"not on cuda:{index}": refusal for index, refusal in refusals.items() if refusal is not None}
+    return ({"runs on": able} if able else {"runs": "no"}) | told
 
 
 def info_lines(facts: dict[str, Any]) -> list[str]:

@@ -7,7 +7,12 @@ thread_local const char* last_error_text = "no error";
 
 }  // namespace
 
-void remember_error(cudaError_t error) { last_error_text = cudaGetErrorString(error); }
+Status status_of(cudaError_t error) {
+  if (error == cudaSuccess) return Status::ok;
+  last_error_text = cudaGetErrorString(error);
+  cudaGetLastError();  // told; whoever launches next is not to find it
+  return Status::cuda_failure;
+}
 
 const char* last_error() { return last_error_text; }
 

@@ -1,4 +1,4 @@
-// What the launchers share: the block size, the checks around a launch, and the loop over an image's values.
+// What the launchers share: the block size, a launch whose status is looked at, and the limits of its grid.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -13,21 +13,25 @@ constexpr int kThreads = 256;
 // CUDA's limit on gridDim.y, which counts the images.
 constexpr std::int64_t kMostImages = 65535;
 
-void remember_error(cudaError_t error);
+// Status::ok, or cuda_failure, whose text last_error() gives.
+Status status_of(cudaError_t error);
 
-// To be called right after a launch.
-inline Status launch_status() {
-  const cudaError_t error = cudaGetLastError();
-  if (error == cudaSuccess) return Status::ok;
-  remember_error(error);
-  return Status::cuda_failure;
+// Queues kernel(arguments...) on a cudaStream_t: `blocks` blocks of kThreads threads for each image.
+template <typename... Parameters, typename... Arguments>
+Status launch(void (*kernel)(Parameters...), std::int64_t blocks, std::int64_t images, void* stream,
+              Arguments... arguments) {
+  cudaLaunchConfig_t shape = {};
+  shape.gridDim = dim3(static_cast<unsigned>(blocks), static_cast<unsigned>(images));
+  shape.blockDim = dim3(kThreads);
+  shape.stream = static_cast<cudaStream_t>(stream);
+  return status_of(cudaLaunchKernelEx(&shape, kernel, static_cast<Parameters>(arguments)...));
 }
 
-// Whether four values at a time can be read from each image: 16 bytes of float32, 4 of uint8.
-inline bool vector_aligned(const void* floats, std::int64_t elements) {
-  return elements % 4 == 0 && reinterpret_cast<std::uintptr_t>(floats) % 16 == 0;
+// Blocks that share `elements` values of an image, `each` for a thread where there are enough.
+inline std::int64_t blocks_for(std::int64_t elements, std::int64_t each) {
+  constexpr std::int64_t kMostBlocks = 1 << 16;
+  const std::int64_t blocks = (elements + kThreads * each - 1) / (kThreads * each);
+  return blocks < kMostBlocks ? blocks : kMostBlocks;
 }
-
-inline bool byte_vector_aligned(const void* bytes) { return reinterpret_cast<std::uintptr_t>(bytes) % 4 == 0; }
 
 }  // namespace shade_fast::cuda

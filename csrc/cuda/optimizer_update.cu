@@ -3,13 +3,15 @@
 // 8 written; up to 8 KiB of sums, read from L2, for each block.
 #include "../pixel.h"
 #include "launch.h"
+#include "values.h"
 
 namespace shade_fast::cuda {
 namespace {
 
 constexpr std::int64_t kMostChunks = 1024;
 // A chunk holds a whole number of these.
-constexpr std::int64_t kChunkUnit = 2048;
+constexpr std::int64_t kChunkUnit = 4096;
+constexpr int kWarp = 32;
 
 // Depends on the image's size alone, so that an image's sum does not depend on its batch.
 std::int64_t chunk_elements(std::int64_t elements) {
@@ -23,38 +25,41 @@ std::int64_t chunk_count(std::int64_t elements) {
   return (elements + chunk - 1) / chunk;
 }
 
-// Leaves the sum over the block's threads in values[0], for all of them to read.
-__device__ void sum_over_block(double* values, double own) {
-  values[threadIdx.x] = own;
+// The sum over the block's threads, for all of them, in an order that is always the same.
+__device__ double sum_over_block(double own) {
+  __shared__ double of_warps[kThreads / kWarp];
+  for (int distance = kWarp / 2; distance > 0; distance /= 2) own += __shfl_down_sync(0xffffffffu, own, distance);
+  if (threadIdx.x % kWarp == 0) of_warps[threadIdx.x / kWarp] = own;
   __syncthreads();
-  for (int width = kThreads / 2; width > 0; width /= 2) {
-    if (threadIdx.x < width) values[threadIdx.x] += values[threadIdx.x + width];
-    __syncthreads();
-  }
+  double sum = of_warps[0];
+  for (int warp = 1; warp < kThreads / kWarp; ++warp) sum += of_warps[warp];
+  return sum;
 }
 
 __device__ double magnitude(float value) { return fabs(static_cast<double>(value)); }
 
+// A thread adds four values up at a time, whether it reads them at once or not: the sum is the same wherever the image
+// lies in memory.
 template <bool kVector>
 __global__ void __launch_bounds__(kThreads)
     sum_absolute(const float* __restrict__ gradient, double* __restrict__ sums, std::int64_t elements,
                  std::int64_t chunk) {
-  __shared__ double shared[kThreads];
   const float* image = gradient + blockIdx.y * elements;
   const std::int64_t begin = blockIdx.x * chunk;
   const std::int64_t end = begin + chunk < elements ? begin + chunk : elements;
 
   double sum = 0.0;
-  if constexpr (kVector) {
-    for (std::int64_t i = begin + 4 * threadIdx.x; i < end; i += 4 * kThreads) {
-      const float4 four = *reinterpret_cast<const float4*>(image + i);
-      sum += (magnitude(four.x) + magnitude(four.y)) + (magnitude(four.z) + magnitude(four.w));
+  for (std::int64_t i = begin + 4 * threadIdx.x; i < end; i += 4 * kThreads) {
+    Pack<float> four;
+    if (kVector) {
+      four = read(image + i);
+    } else {
+      for (int j = 0; j < 4; ++j) four.value[j] = i + j < end ? image[i + j] : 0.0f;
     }
-  } else {
-    for (std::int64_t i = begin + threadIdx.x; i < end; i += kThreads) sum += magnitude(image[i]);
+    sum += (magnitude(four.value[0]) + magnitude(four.value[1])) + (magnitude(four.value[2]) + magnitude(four.value[3]));
   }
-  sum_over_block(shared, sum);
-  if (threadIdx.x == 0) sums[blockIdx.y * gridDim.x + blockIdx.x] = shared[0];
+  sum = sum_over_block(sum);
+  if (threadIdx.x == 0) sums[blockIdx.y * gridDim.x + blockIdx.x] = sum;
 }
 
 template <bool kVector>
@@ -62,11 +67,9 @@ __global__ void __launch_bounds__(kThreads)
     update(float* __restrict__ delta, float* __restrict__ momentum, const float* __restrict__ gradient,
            const std::uint8_t* __restrict__ clean, const float* __restrict__ step, const double* __restrict__ sums,
            float* __restrict__ mean, std::int64_t elements, std::int64_t chunk, float decay, float linf) {
-  __shared__ double shared[kThreads];
   double sum = 0.0;
-  for (int i = threadIdx.x; i < gridDim.x; i += kThreads) sum += sums[blockIdx.y * gridDim.x + i];
-  sum_over_block(shared, sum);
-  const double image_mean = shared[0] / static_cast<double>(elements);
+  for (unsigned i = threadIdx.x; i < gridDim.x; i += kThreads) sum += sums[blockIdx.y * gridDim.x + i];
+  const double image_mean = sum_over_block(sum) / static_cast<double>(elements);
   if (blockIdx.x == 0 && threadIdx.x == 0) mean[blockIdx.y] = static_cast<float>(image_mean);
   if (!is_finite(image_mean)) return;
 
@@ -74,24 +77,23 @@ __global__ void __launch_bounds__(kThreads)
   const std::int64_t origin = blockIdx.y * elements;
   const std::int64_t begin = blockIdx.x * chunk;
   const std::int64_t end = begin + chunk < elements ? begin + chunk : elements;
-  if constexpr (kVector) {
-    for (std::int64_t i = origin + begin + 4 * threadIdx.x; i < origin + end; i += 4 * kThreads) {
-      float4 moved = *reinterpret_cast<const float4*>(delta + i);
-      float4 velocity = *reinterpret_cast<const float4*>(momentum + i);
-      const float4 slope = *reinterpret_cast<const float4*>(gradient + i);
-      const uchar4 shown = *reinterpret_cast<const uchar4*>(clean + i);
-      update_pixel(moved.x, velocity.x, slope.x, shown.x, factors);
-      update_pixel(moved.y, velocity.y, slope.y, shown.y, factors);
-      update_pixel(moved.z, velocity.z, slope.z, shown.z, factors);
-      update_pixel(moved.w, velocity.w, slope.w, shown.w, factors);
-      *reinterpret_cast<float4*>(delta + i) = moved;
-      *reinterpret_cast<float4*>(momentum + i) = velocity;
+  const auto one = [&](std::int64_t i) { update_pixel(delta[i], momentum[i], gradient[i], clean[i], factors); };
+  const auto group = [&](std::int64_t i) {
+    const Pack<std::uint8_t> shown = read(clean + i);
+#pragma unroll
+    for (int part = 0; part < kGroup; part += Pack<float>::kCount) {
+      Pack<float> moved = read(delta + i + part);
+      Pack<float> velocity = read(momentum + i + part);
+      const Pack<float> slope = read(gradient + i + part);
+#pragma unroll
+      for (int j = 0; j < Pack<float>::kCount; ++j) {
+        update_pixel(moved.value[j], velocity.value[j], slope.value[j], shown.value[part + j], factors);
+      }
+      write(delta + i + part, moved);
+      write(momentum + i + part, velocity);
     }
-  } else {
-    for (std::int64_t i = origin + begin + threadIdx.x; i < origin + end; i += kThreads) {
-      update_pixel(delta[i], momentum[i], gradient[i], clean[i], factors);
-    }
-  }
+  };
+  over_values<kVector>(origin + begin, origin + end, threadIdx.x, kThreads, group, one);
 }
 
 }  // namespace
@@ -105,24 +107,17 @@ Status optimizer_update(float* delta, float* momentum, const float* gradient, co
                         float decay, float linf, void* stream) {
   if (images < 0 || images > kMostImages || elements < 0 || !(linf >= 0.0f)) return Status::bad_argument;
   if (images == 0) return Status::ok;
-  const cudaStream_t queue = static_cast<cudaStream_t>(stream);
   if (elements == 0) {
-    const cudaError_t error = cudaMemsetAsync(mean, 0, static_cast<std::size_t>(images) * sizeof(float), queue);
-    if (error == cudaSuccess) return Status::ok;
-    remember_error(error);
-    return Status::cuda_failure;
+    const std::size_t bytes = static_cast<std::size_t>(images) * sizeof(float);
+    return status_of(cudaMemsetAsync(mean, 0, bytes, static_cast<cudaStream_t>(stream)));
   }
-
-  const std::int64_t chunk = chunk_elements(elements);
-  const dim3 grid(static_cast<unsigned>(chunk_count(elements)), static_cast<unsigned>(images));
-  const bool vector = vector_aligned(delta, elements) && vector_aligned(momentum, elements) &&
-                      vector_aligned(gradient, elements) && byte_vector_aligned(clean);
-  (vector ? sum_absolute<true> : sum_absolute<false>)<<<grid, kThreads, 0, queue>>>(gradient, scratch, elements, chunk);
-  const Status summed = launch_status();
+  const std::int64_t chunk = chunk_elements(elements), chunks = chunk_count(elements);
+  const bool whole = elements % Pack<float>::kCount == 0 && aligned(gradient);
+  const Status summed = launch(whole ? sum_absolute<true> : sum_absolute<false>, chunks, images, stream, gradient,
+                               scratch, elements, chunk);
   if (summed != Status::ok) return summed;
-  (vector ? update<true> : update<false>)<<<grid, kThreads, 0, queue>>>(delta, momentum, gradient, clean, step, scratch,
-                                                                       mean, elements, chunk, decay, linf);
-  return launch_status();
+  return launch(aligned(delta, momentum, gradient, clean) ? update<true> : update<false>, chunks, images, stream,
+                delta, momentum, gradient, clean, step, scratch, mean, elements, chunk, decay, linf);
 }
 
 }  // namespace shade_fast::cuda

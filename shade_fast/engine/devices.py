@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Sequence
 
 import torch
 
 from shade_fast.errors import ShadeFastError
-from shade_fast.ops import native
+from shade_fast.ops import gpu, native
 from shade_fast.runtime import ONNXRUNTIME, check_onnxruntime, onnx_provider
 
 #: `auto`, and what there is; it never chooses ONNX Runtime, which stands for the provider of the device where none is
@@ -32,11 +31,9 @@ def resolve_device(devices: str | Sequence[str]) -> torch.device:
         raise ShadeFastError(f"devices={names[0]!r}: not a device; give 'auto', 'cpu' or 'cuda:0'") from error
     if device.type not in ("cpu", "cuda"):
         raise ShadeFastError(f"devices={names[0]!r}: give 'auto', 'cpu' or 'cuda:0'")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ShadeFastError(
-            f"devices={names[0]!r}: torch {torch.__version__} finds {torch.cuda.device_count()} CUDA devices here; "
-            "install a CUDA build of torch and the driver, or use devices='cpu'"
-        )
+    missing = gpu.missing_device(device.index or 0) if device.type == "cuda" else None
+    if missing is not None:
+        raise ShadeFastError(f"devices={names[0]!r}: {missing}")
     return device
 
 
@@ -52,25 +49,20 @@ def resolve_backend(backend: str, device: torch.device) -> str:
     if backend.startswith("onnxruntime"):
         return _onnxruntime(backend, device)
     compiled = "cuda" if device.type == "cuda" else "native"
-    built = native.cuda_available() and _has_triton() if device.type == "cuda" else native.cpu_available()
+    refusal = gpu.refusal(device.index or 0) if device.type == "cuda" or backend == "cuda" else None
+    built = refusal is None if device.type == "cuda" else native.cpu_available()
     if backend == "auto":
         return compiled if built else "reference"
     if backend == "reference":
         return backend
     if backend != compiled:
         if backend == "cuda":
-            raise ShadeFastError("backend 'cuda': no CUDA device is in use; give devices='cuda:0', or backend='native'")
+            mend = refusal or "the CPU is in use; give devices='cuda:0', or backend='native'"
+            raise ShadeFastError(f"backend 'cuda': {mend}")
         raise ShadeFastError(f"backend {backend!r}: runs on the CPU, and {device} is in use; give backend='cuda'")
     if not built:
-        mend = (
-            "with nvcc on the PATH and SHADE_FAST_CUDA=1, and triton"
-            if compiled == "cuda"
-            else "where g++ or clang++ is"
-        )
-        raise ShadeFastError(
-            f"backend {backend!r}: the compiled module is not there; reinstall shade_fast {mend}, "
-            "or use backend='reference'"
-        )
+        problem = refusal or "the compiled module is not there; reinstall shade_fast where g++ or clang++ is"
+        raise ShadeFastError(f"backend {backend!r}: {problem}, or use backend='reference'")
     return backend
 
 
@@ -82,7 +74,7 @@ def kernels(backend: str) -> str:
     provider = onnx_provider(backend)
     if provider is not None:
         on_cpu = provider == "cpu" or not torch.cuda.is_available()
-        built = native.cpu_available() and (on_cpu or (native.cuda_available() and _has_triton()))
+        built = native.cpu_available() if on_cpu else gpu.refusal(0) is None
         return "native" if built else "reference"
     return "reference" if backend == "reference" else "native"
 
@@ -96,7 +88,3 @@ def _onnxruntime(backend: str, device: torch.device) -> str:
         raise ShadeFastError(f"backend {backend!r}: runs on the CPU, and {device} is in use; give devices='cpu'")
     check_onnxruntime(provider)
     return backend
-
-
-def _has_triton() -> bool:
-    return importlib.util.find_spec("triton") is not None

@@ -10,7 +10,10 @@ import torch
 from torch import Tensor
 
 from shade_fast.errors import ShadeFastError
+from shade_fast.ops import gpu
 from shade_fast.ops.finish import Call, Finish, check_channels_last
+
+_CPU = torch.device("cpu")
 
 
 def bound(kernel: Callable[..., int], *arguments: Any) -> Call:
@@ -29,18 +32,29 @@ def extent(tensor: Tensor) -> tuple[int, int, int]:
     return images, height * width, channels
 
 
-def check_images(result: Tensor, **inputs: Tensor) -> None:
-    """Raise ShadeFastError unless all are dense channels-last float32 tensors on the CPU, of the result's shape."""
+def check_images(result: Tensor, *, or_gpu: bool = False, **inputs: Tensor) -> None:
+    """Raise ShadeFastError unless all are dense channels-last float32 tensors on the CPU, of the result's shape.
+
+    or_gpu: the op has kernels there too; then all may be on one GPU, in one of `gpu.DTYPES`.
+    """
+    there = or_gpu and gpu.on_gpu(result)
+    dtype = result.dtype if there and result.dtype in gpu.DTYPES else torch.float32
     for name, tensor in {"out": result, **inputs}.items():
-        check_channels_last(name, tensor)
-        _check_device(name, tensor)
+        check_channels_last(name, tensor, dtype)
+        _check_device(name, tensor, result.device if there else _CPU)
         if tensor.shape != result.shape:
             raise ShadeFastError(f"{name} is {list(tensor.shape)}, out {list(result.shape)}: give one shape")
 
 
-def check_array(name: str, tensor: Tensor, shape: Sequence[int], dtype: torch.dtype = torch.float32) -> None:
-    """Raise ShadeFastError unless a tensor is a contiguous array of this shape and dtype on the CPU."""
-    _check_device(name, tensor)
+def check_array(
+    name: str,
+    tensor: Tensor,
+    shape: Sequence[int],
+    dtype: torch.dtype = torch.float32,
+    device: torch.device = _CPU,
+) -> None:
+    """Raise ShadeFastError unless a tensor is a contiguous array of this shape and dtype on a device."""
+    _check_device(name, tensor, device)
     if tensor.dtype != dtype or tuple(tensor.shape) != tuple(shape) or not tensor.is_contiguous():
         raise ShadeFastError(
             f"{name} is {tensor.dtype} {list(tensor.shape)} with strides {tensor.stride()}: "
@@ -48,16 +62,16 @@ def check_array(name: str, tensor: Tensor, shape: Sequence[int], dtype: torch.dt
         )
 
 
-def check_scratch(scratch: Tensor, size: int) -> None:
-    """Raise ShadeFastError unless a tensor is contiguous float32 on the CPU with `size` values or more."""
-    _check_device("scratch", scratch)
+def check_scratch(scratch: Tensor, size: int, device: torch.device = _CPU) -> None:
+    """Raise ShadeFastError unless a tensor is contiguous float32 on a device with `size` values or more."""
+    _check_device("scratch", scratch, device)
     if scratch.dtype != torch.float32 or not scratch.is_contiguous() or scratch.numel() < size:
         raise ShadeFastError(f"scratch is {scratch.dtype} {list(scratch.shape)}: give contiguous float32 [{size}]")
 
 
-def _check_device(name: str, tensor: Tensor) -> None:
-    if tensor.device.type != "cpu":
-        raise ShadeFastError(f"{name} is on {tensor.device}: the kernels run on the CPU")
+def _check_device(name: str, tensor: Tensor, device: torch.device) -> None:
+    if tensor.device != device:
+        raise ShadeFastError(f"{name} is on {tensor.device}: these kernels run on {device}")
 
 
 def _plain(argument: Any) -> Any:

@@ -45,7 +45,7 @@ class Finish(NamedTuple):
         if self.bias is not None and (self.bias.shape != (channels,) or not self.bias.is_contiguous()):
             raise ShadeFastError(f"bias is {list(self.bias.shape)}: the result has {channels} channels")
         if self.residual is not None:
-            check_channels_last("residual", self.residual)
+            check_channels_last("residual", self.residual, result.dtype)
             if self.residual.shape != result.shape:
                 raise ShadeFastError(f"residual is {list(self.residual.shape)}, the result {list(result.shape)}")
         for name, mask in (("positive", self.positive), ("gate", self.gate)):
@@ -71,12 +71,12 @@ class Finish(NamedTuple):
         return values
 
 
-def check_channels_last(name: str, tensor: Tensor) -> None:
-    """Raise ShadeFastError unless a tensor is dense float32 [B, C, h, w], its channels next to each other in memory."""
-    if tensor.dtype != torch.float32 or tensor.ndim != 4 or not tensor.permute(0, 2, 3, 1).is_contiguous():
+def check_channels_last(name: str, tensor: Tensor, dtype: torch.dtype = torch.float32) -> None:
+    """Raise ShadeFastError unless a tensor is dense [B, C, h, w] of a dtype, its channels adjacent in memory."""
+    if tensor.dtype != dtype or tensor.ndim != 4 or not tensor.permute(0, 2, 3, 1).is_contiguous():
         raise ShadeFastError(
             f"{name} is {tensor.dtype} {list(tensor.shape)} with strides {tensor.stride()}: "
-            "give float32 [B, C, h, w] in the channels_last memory format"
+            f"give {str(dtype).removeprefix('torch.')} [B, C, h, w] in the channels_last memory format"
         )
 
 

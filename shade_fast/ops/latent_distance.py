@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from types import ModuleType
 from typing import Any
 
@@ -10,7 +9,7 @@ import torch
 from torch import Tensor
 
 from shade_fast.errors import ShadeFastError
-from shade_fast.ops import native
+from shade_fast.ops import gpu, native
 from shade_fast.ops.layout import in_order, memory_order
 
 
@@ -67,7 +66,7 @@ def _operator(latents: Tensor, anchor: Tensor) -> Tensor:
 def _(latents: Tensor, anchor: Tensor) -> Tensor:
     if latents.dtype == torch.float64:
         return reference(latents, anchor)
-    with torch.cuda.device(latents.device):
+    with gpu.selected(latents):
         distance: Tensor = _kernels().forward(*in_order(memory_order(latents), latents, anchor))
     return distance
 
@@ -87,7 +86,7 @@ def _(upstream: Tensor, latents: Tensor, anchor: Tensor, distance: Tensor) -> Te
     if latents.dtype == torch.float64:
         return _reference_gradient(upstream, latents, anchor, distance)
     latents, anchor = in_order(memory_order(latents), latents, anchor)
-    with torch.cuda.device(latents.device):
+    with gpu.selected(latents):
         gradient: Tensor = _kernels().backward(upstream.contiguous(), latents, anchor, distance)
     return gradient
 
@@ -120,7 +119,4 @@ def _sum_dtype(latents: Tensor) -> torch.dtype:
 
 
 def _kernels() -> ModuleType:
-    try:
-        return importlib.import_module("shade_fast.kernels.latent_distance")
-    except ImportError as error:
-        raise ShadeFastError(f"the Triton kernels cannot be loaded ({error}): pip install triton") from error
+    return gpu.triton("latent_distance")

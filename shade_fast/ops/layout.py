@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from shade_fast.errors import ShadeFastError
+
 
 def memory_order(tensor: Tensor) -> torch.memory_format:
     """Channels-last where a [B, C, H, W] tensor lies that way in memory, else contiguous."""
@@ -22,3 +24,24 @@ def per_image(tensor: Tensor) -> tuple[int, int]:
     """How many images a [B, C, H, W] tensor holds, and how many values each has."""
     images, channels, height, width = tensor.shape
     return images, channels * height * width
+
+
+def check_images(clean: Tensor, **others: Tensor | None) -> None:
+    """Raise ShadeFastError unless clean is uint8 [B, 3, H, W], and the others float32 of its shape on its device."""
+    if clean.dtype != torch.uint8 or clean.ndim != 4 or clean.shape[1] != 3:
+        raise ShadeFastError(f"clean is {clean.dtype} {list(clean.shape)}: give uint8 [B, 3, H, W]")
+    for name, tensor in others.items():
+        if tensor is None:
+            continue
+        if tensor.dtype != torch.float32 or tensor.shape != clean.shape:
+            raise ShadeFastError(
+                f"{name} is {tensor.dtype} {list(tensor.shape)}: give float32 {list(clean.shape)}, as clean has"
+            )
+        if tensor.device != clean.device:
+            raise ShadeFastError(f"{name} is on {tensor.device}, clean on {clean.device}: move it there")
+
+
+def check_levels(levels: float) -> None:
+    """Raise ShadeFastError unless levels, the largest change of a uint8 value, is a whole number in [0, 255]."""
+    if levels != int(levels) or not 0 <= levels <= 255:
+        raise ShadeFastError(f"levels={levels}: it must be a whole number in [0, 255]")

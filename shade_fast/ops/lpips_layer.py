@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from shade_fast.errors import ShadeFastError
-from shade_fast.ops import native
+from shade_fast.ops import gpu, native
 from shade_fast.ops.binding import bound, check_array, check_images, check_scratch, extent
 from shade_fast.ops.finish import Call, Finish
 
@@ -27,13 +28,14 @@ def lpips_layer(activations: Tensor, clean: Tensor, head: Tensor, *, backend: st
     Args:
         activations: float [B, C, h, w], a network's.
         clean: same shape, dtype and device; `unit_length` of the clean image's activations.
-        head: [C], same dtype and device, weights of 0 or more.
-        backend: "native" runs the compiled kernels for float32 on the CPU, on channels-last copies where the input is
-            not channels-last; on CUDA, and for other dtypes, plain torch is the implementation. "reference" runs plain
-            torch everywhere.
+        head: [C], same device, of the same dtype or float32, weights of 0 or more.
+        backend: "native" runs the compiled kernels for float32 on the CPU, and the Triton kernels for float32, float16
+            and bfloat16 on CUDA, on channels-last copies where the input is not channels-last; for other dtypes plain
+            torch is the implementation. "reference" runs plain torch everywhere.
 
     Returns:
-        [B], same dtype. Differentiable once in activations ("reference": any number of times).
+        [B], float64 for float64 activations, else float32; everything in between is of that dtype. Differentiable once
+        in activations ("reference": any number of times).
 
     Raises:
         ShadeFastError: shapes, dtypes or devices do not fit, or the compiled module is missing.
@@ -62,16 +64,52 @@ def unit_length(activations: Tensor, *, backend: str = "native") -> Tensor:
     return unit
 
 
+def lpips_layer_with_gradient(
+    activations: Tensor, clean: Tensor, head: Tensor, upstream: Tensor, *, backend: str = "native"
+) -> tuple[Tensor, Tensor]:
+    """The distance, and the gradient of Σ upstream · distance in the activations, for an upstream that is known before.
+
+    On CUDA one pass over the features makes both. upstream: [B], of the distance's dtype. The gradient is of the
+    activations' shape and dtype, channels-last. Not differentiable. The rest as in `lpips_layer`.
+    """
+    _check(activations, clean, head)
+    if upstream.shape != activations.shape[:1] or upstream.dtype != _sum_dtype(activations):
+        raise ShadeFastError(
+            f"upstream is {upstream.dtype} {list(upstream.shape)}: "
+            f"give {_sum_dtype(activations)} [{activations.shape[0]}], one figure an image"
+        )
+    with torch.no_grad():
+        if backend == "reference":
+            return (
+                reference(activations, clean, head),
+                _channels_last(reference_gradient(upstream, activations, clean, head)),
+            )
+        if backend != "native" or activations.device.type not in ("cpu", "cuda"):
+            raise native.missing_backend(backend, activations.device)
+        if not (gpu.on_gpu(activations) and _has_kernels(activations)):
+            return (
+                _operator(activations, clean, head),
+                _gradient_operator(upstream, activations, clean, head),
+            )
+        activations, clean = _channels_last(activations), _channels_last(clean)
+        distance, out = _new_distance(activations), torch.empty_like(activations)
+        buffers = (head.contiguous(), upstream.contiguous(), distance, out, _new_scratch(activations))
+        _run(gpu.launched(_kernels().forward_backward, activations, activations, clean, *buffers))
+        return distance, out
+
+
 def reference(activations: Tensor, clean: Tensor, head: Tensor) -> Tensor:
     """The specification, in plain torch; arguments as in `lpips_layer`."""
+    activations, clean, head = _summed(activations, clean.detach(), head.detach())
     # The head comes after the mean over pixels: the same sum, without a weighted copy of the feature map.
-    return torch.mv((reference_unit(activations) - clean.detach()).square().mean(dim=(2, 3)), head.detach())
+    return torch.mv((reference_unit(activations) - clean).square().mean(dim=(2, 3)), head)
 
 
 def reference_unit(activations: Tensor) -> Tensor:
     """The specification of `unit_length`, in plain torch."""
-    unit: Tensor = activations / _divisor(torch.linalg.vector_norm(activations, dim=1, keepdim=True))
-    return unit
+    (values,) = _summed(activations)
+    unit: Tensor = values / _divisor(torch.linalg.vector_norm(values, dim=1, keepdim=True))
+    return unit.to(activations.dtype)
 
 
 def reference_gradient(upstream: Tensor, activations: Tensor, clean: Tensor, head: Tensor) -> Tensor:
@@ -79,13 +117,23 @@ def reference_gradient(upstream: Tensor, activations: Tensor, clean: Tensor, hea
 
     With u = unit(a), d = 2 · upstream / pixels · head · (u - clean): (d - a · Σ_c(u · d) / |a|) / (|a| + 1e-10).
     """
-    length: Tensor = torch.linalg.vector_norm(activations, dim=1, keepdim=True)
-    unit = activations / _divisor(length)
-    pixels = activations.shape[2] * activations.shape[3]
+    values, clean, head = _summed(activations, clean, head)
+    length: Tensor = torch.linalg.vector_norm(values, dim=1, keepdim=True)
+    unit = values / _divisor(length)
+    pixels = values.shape[2] * values.shape[3]
     outer = (2 / pixels * upstream)[:, None, None, None] * head[:, None, None] * (unit - clean)
     inner = (unit * outer).sum(1, keepdim=True) / length.masked_fill(length == 0, torch.inf)
-    gradient: Tensor = (outer - activations * inner) / _divisor(length)
-    return gradient
+    gradient: Tensor = (outer - values * inner) / _divisor(length)
+    return gradient.to(activations.dtype)
+
+
+def _sum_dtype(activations: Tensor) -> torch.dtype:
+    return torch.float64 if activations.dtype == torch.float64 else torch.float32
+
+
+def _summed(activations: Tensor, *others: Tensor) -> tuple[Tensor, ...]:
+    """Tensors in the dtype of the sums."""
+    return tuple(tensor.to(_sum_dtype(activations)) for tensor in (activations, *others))
 
 
 def _divisor(length: Tensor) -> Tensor:
@@ -95,24 +143,47 @@ def _divisor(length: Tensor) -> Tensor:
 
 
 def bind(activations: Tensor, clean: Tensor, head: Tensor, distance: Tensor, scratch: Tensor, threads: int) -> Call:
-    """distance [B] of dense channels-last float32 activations and clean [B, C, h, w]; head [C]; no allocation."""
-    check_images(activations, clean=clean)
-    check_array("head", head, (activations.shape[1],))
-    check_array("distance", distance, (activations.shape[0],))
-    check_scratch(scratch, scratch_size(activations.shape))
-    return bound(native.cpu().lpips_layer, activations, clean, head, distance, extent(activations), scratch, threads)
+    """distance [B] of dense channels-last activations and clean [B, C, h, w]; head [C]; no allocation.
+
+    float32 on the CPU; on a GPU also float16 or bfloat16, distance and scratch staying float32.
+    """
+    check_images(activations, or_gpu=True, clean=clean)
+    _check_arrays(activations, head, distance=distance)
+    device = "cuda" if gpu.on_gpu(activations) else "cpu"
+    check_scratch(scratch, scratch_size(activations.shape, device), activations.device)
+    arrays = (activations, clean, head, distance)
+    if gpu.on_gpu(activations):
+        return gpu.launched(_kernels().forward, activations, *arrays, scratch)
+    return bound(native.cpu().lpips_layer, *arrays, extent(activations), scratch, threads)
 
 
 def bind_gradient(
     activations: Tensor, clean: Tensor, head: Tensor, upstream: Tensor, out: Tensor, finish: Finish, threads: int
 ) -> Call:
-    """out = finish(the gradient of Σ upstream[b] · distance[b] in the activations); out may be the activations."""
-    check_images(out, activations=activations, clean=clean)
-    check_array("head", head, (out.shape[1],))
-    check_array("upstream", upstream, (out.shape[0],))
+    """out = finish(the gradient of Σ upstream[b] · distance[b] in the activations); out may be the activations.
+
+    Tensors as in `bind`; on a GPU without a finish.
+    """
+    check_images(out, or_gpu=True, activations=activations, clean=clean)
+    _check_arrays(out, head, upstream=upstream)
     finish.check(out)
-    kernel = native.cpu().lpips_layer_gradient
-    return bound(kernel, activations, clean, head, upstream, out, extent(out), finish, threads)
+    arrays = (activations, clean, head, upstream, out)
+    if gpu.on_gpu(out):
+        if finish.relu or any(isinstance(part, Tensor) for part in finish):
+            raise ShadeFastError("on a GPU an LPIPS layer's gradient takes no finish")
+        return gpu.launched(_kernels().backward, out, *arrays)
+    return bound(native.cpu().lpips_layer_gradient, *arrays, extent(out), finish, threads)
+
+
+def _check_arrays(activations: Tensor, head: Tensor, **of_images: Tensor) -> None:
+    dtype = head.dtype if gpu.on_gpu(activations) and head.dtype == activations.dtype else torch.float32
+    check_array("head", head, (activations.shape[1],), dtype, activations.device)
+    for name, tensor in of_images.items():
+        check_array(name, tensor, (activations.shape[0],), device=activations.device)
+
+
+def _kernels() -> ModuleType:
+    return gpu.triton("lpips_layer")
 
 
 def bind_unit(activations: Tensor, out: Tensor, threads: int) -> Call:
@@ -121,10 +192,13 @@ def bind_unit(activations: Tensor, out: Tensor, threads: int) -> Call:
     return bound(native.cpu().unit_length, activations, out, extent(out), threads)
 
 
-def scratch_size(shape: Sequence[int]) -> int:
+def scratch_size(shape: Sequence[int], device: str = "cpu") -> int:
     """How many float32 values of scratch memory the distance of activations [B, C, h, w] needs."""
     images, channels, height, width = shape
-    size: int = native.cpu().lpips_layer_scratch((images, height * width, channels))
+    if device == "cuda":
+        size: int = _kernels().scratch_size(images, height * width, channels)
+    else:
+        size = native.cpu().lpips_layer_scratch((images, height * width, channels))
     return size
 
 
@@ -133,15 +207,14 @@ def _operator(activations: Tensor, clean: Tensor, head: Tensor) -> Tensor:
     if not _has_kernels(activations):
         return reference(activations, clean, head)
     activations, clean = _channels_last(activations), _channels_last(clean)
-    distance = activations.new_empty(activations.shape[0])
-    scratch = activations.new_empty(scratch_size(activations.shape))
+    distance, scratch = _new_distance(activations), _new_scratch(activations)
     _run(bind(activations, clean, head.contiguous(), distance, scratch, torch.get_num_threads()))
     return distance
 
 
 @_operator.register_fake
 def _(activations: Tensor, clean: Tensor, head: Tensor) -> Tensor:
-    return activations.new_empty(activations.shape[0])
+    return _new_distance(activations)
 
 
 @torch.library.custom_op("shade_fast::lpips_layer_gradient", mutates_args=())
@@ -162,7 +235,7 @@ def _(upstream: Tensor, activations: Tensor, clean: Tensor, head: Tensor) -> Ten
 
 @torch.library.custom_op("shade_fast::unit_length", mutates_args=())
 def _unit_operator(activations: Tensor) -> Tensor:
-    if not _has_kernels(activations):
+    if gpu.on_gpu(activations) or not _has_kernels(activations):
         return _channels_last(reference_unit(activations))
     activations = _channels_last(activations)
     out = torch.empty_like(activations, memory_format=torch.channels_last)
@@ -193,7 +266,16 @@ _unit_operator.register_autograd(_refuse)
 
 
 def _has_kernels(activations: Tensor) -> bool:
-    return activations.device.type == "cpu" and activations.dtype == torch.float32
+    return activations.dtype in (gpu.DTYPES if gpu.on_gpu(activations) else (torch.float32,))
+
+
+def _new_distance(activations: Tensor) -> Tensor:
+    return activations.new_empty(activations.shape[0], dtype=_sum_dtype(activations))
+
+
+def _new_scratch(activations: Tensor) -> Tensor:
+    device = "cuda" if gpu.on_gpu(activations) else "cpu"
+    return activations.new_empty(scratch_size(activations.shape, device), dtype=torch.float32)
 
 
 def _channels_last(tensor: Tensor) -> Tensor:
@@ -201,7 +283,9 @@ def _channels_last(tensor: Tensor) -> Tensor:
 
 
 def _run(call: Call) -> None:
-    native.check(native.cpu(), call())
+    status = call()
+    if status:
+        native.check(native.cpu(), status)
 
 
 def _check(activations: Tensor, clean: Tensor, head: Tensor) -> None:
@@ -213,7 +297,8 @@ def _check(activations: Tensor, clean: Tensor, head: Tensor) -> None:
     if head.shape != activations.shape[1:2]:
         raise ShadeFastError(f"head is {list(head.shape)}: activations have {activations.shape[1]} channels")
     for name, other in (("clean", clean), ("head", head)):
-        if other.dtype != activations.dtype or other.device != activations.device:
+        dtypes = (activations.dtype,) if name == "clean" else (activations.dtype, _sum_dtype(activations))
+        if other.dtype not in dtypes or other.device != activations.device:
             raise ShadeFastError(
                 f"activations are {activations.dtype} on {activations.device}, {name} is {other.dtype} on "
                 f"{other.device}: bring them to one dtype and device"

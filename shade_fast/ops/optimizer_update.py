@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from shade_fast.errors import ShadeFastError
-from shade_fast.ops import native
+from shade_fast.ops import gpu, native
 from shade_fast.ops.layout import in_order, memory_order, per_image
 
 
@@ -101,19 +101,19 @@ def _operator(
 
 
 @_operator.register_kernel("cuda")
-def _(
+def on_gpu(
     delta: Tensor, momentum: Tensor, gradient: Tensor, clean: Tensor, step: Tensor, decay: float, linf: float
 ) -> Tensor:
+    """The compiled CUDA kernels."""
     module = native.cuda()
     images, elements = per_image(delta)
     order = memory_order(delta)
-    with torch.cuda.device(delta.device):
+    with gpu.stream(delta) as stream:
         tensors = in_order(order, delta, momentum, gradient, clean)
         mean = delta.new_empty(images)
         scratch = delta.new_empty(module.optimizer_update_scratch(images, elements), dtype=torch.float64)
         steps = step.contiguous()
         pointers = [tensor.data_ptr() for tensor in (*tensors, steps, mean, scratch)]
-        stream = torch.cuda.current_stream().cuda_stream
         native.check(module, module.optimizer_update(*pointers, images, elements, decay, linf, stream))
         _copy_back(tensors, delta, momentum)
     return mean

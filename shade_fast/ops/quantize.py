@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from shade_fast.errors import ShadeFastError
-from shade_fast.ops import native
-from shade_fast.ops.layout import in_order, memory_order, per_image
+from shade_fast.ops import gpu, native
+from shade_fast.ops.layout import check_images, check_levels, in_order, memory_order, per_image
 
 
 def quantize(clean: Tensor, delta: Tensor, scale: Tensor, *, levels: int, backend: str = "native") -> Tensor:
@@ -61,12 +61,12 @@ def _operator(clean: Tensor, delta: Tensor, scale: Tensor, levels: int) -> Tenso
 
 
 @_operator.register_kernel("cuda")
-def _(clean: Tensor, delta: Tensor, scale: Tensor, levels: int) -> Tensor:
+def on_gpu(clean: Tensor, delta: Tensor, scale: Tensor, levels: int) -> Tensor:
+    """The compiled CUDA kernel."""
     module = native.cuda()
-    with torch.cuda.device(clean.device):
+    with gpu.stream(clean) as stream:
         clean, delta, scale, result = _arguments(clean, delta, scale)
         pointers = [tensor.data_ptr() for tensor in (clean, delta, scale, result)]
-        stream = torch.cuda.current_stream().cuda_stream
         native.check(module, module.quantize(*pointers, *per_image(clean), levels, stream))
     return result
 
@@ -83,16 +83,9 @@ def _arguments(clean: Tensor, delta: Tensor, scale: Tensor) -> tuple[Tensor, Ten
 
 
 def _check(clean: Tensor, delta: Tensor, scale: Tensor, levels: int) -> None:
-    if clean.dtype != torch.uint8 or clean.ndim != 4 or clean.shape[1] != 3:
-        raise ShadeFastError(f"clean is {clean.dtype} {list(clean.shape)}: give uint8 [B, 3, H, W]")
-    if delta.dtype != torch.float32 or delta.shape != clean.shape:
-        raise ShadeFastError(
-            f"delta is {delta.dtype} {list(delta.shape)}: give float32 {list(clean.shape)}, as clean has"
-        )
+    check_images(clean, delta=delta)
     if scale.dtype != torch.float32 or scale.shape != clean.shape[:1]:
         raise ShadeFastError(f"scale is {scale.dtype} {list(scale.shape)}: give float32 [{clean.shape[0]}]")
-    for name, tensor in (("delta", delta), ("scale", scale)):
-        if tensor.device != clean.device:
-            raise ShadeFastError(f"{name} is on {tensor.device}, clean on {clean.device}: move it there")
-    if levels != int(levels) or not 0 <= levels <= 255:
-        raise ShadeFastError(f"levels={levels}: it must be a whole number in [0, 255]")
+    if scale.device != clean.device:
+        raise ShadeFastError(f"scale is on {scale.device}, clean on {clean.device}: move it there")
+    check_levels(levels)

@@ -1,0 +1,147 @@
+"""What a step costs on a GPU, counted from the real modules' shapes: `python -m benchmarks.gpu_model [--write]`.
+
+Two paths through one step (encoder forward, latent distance, gradient in the image; with LPIPS also the distance to the
+clean image): `fused`, the engine's kernels around cuDNN's convolutions in one CUDA graph, counted from the layers that
+`shade_fast.runtime` finds in the module; and `published`, the same modules in plain torch, counted op by op as torch
+dispatches them on the meta device, forward and autograd's backward. Nothing is computed, and nothing was measured.
+
+Assumptions, their constants in gpu_count.py:
+- Features have 2 bytes, float16 or bfloat16, and an op reads and writes each of its tensors once; a group norm reads
+  its input twice, its backward both of its inputs twice, on either path. Caches save nothing.
+- Matrix products, convolutions and attention run at `PRODUCTS` of the data sheet's dense rate, everything at no more
+  than `BANDWIDTH` of its memory rate. A step is the sum over its ops of the longer of the two.
+- Plain torch adds a convolution's bias in a pass of its own, as its cuDNN path does, and its attention is the fused
+  one. Transposes that cuDNN makes for NCHW tensors are not counted. The host needs `HOST` a launched op, and the step
+  is no shorter than that; a graph's replay needs `REPLAY` a kernel.
+- Fused: a convolution's bias, and the residual where there is one, are one pass after it; with a ReLU they are in it.
+- Kept for the backward: on the published path what autograd saves (a convolution's input also where its weight
+  requires no gradient); on the fused path the group norms' and SiLUs' inputs, the attention's four tensors, ReLU masks
+  as bytes, pooling's indices, LPIPS' features and the clean image's.
+- Memory an image: what is kept, and three times the largest feature map to work in. Weights and `RESERVED` are there
+  once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from benchmarks.gpu_count import DEVICES, RESERVED, Count
+from benchmarks.gpu_fused import fused
+from benchmarks.gpu_published import published
+from benchmarks.rows import csv_file, read_rows
+from benchmarks.tables import markdown
+
+TABLE = Path(__file__).parent / "results" / "gpu_model.csv"
+SIZE = 512
+BATCHES = (1, 8)
+
+PATHS: dict[str, Callable[[int, bool, int], Count]] = {"fused": fused, "published": published}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One path on one device; milliseconds predicted for the whole batch, megabytes for one image."""
+
+    path: str
+    case: str
+    batch: int
+    gpu: str
+    launches: int
+    gigaoperations: float
+    product_megabytes: float
+    other_megabytes: float
+    step_ms: float
+    product_ms: float
+    other_ms: float
+    images_per_second_60_steps: float
+    kept_megabytes: float
+    memory_megabytes: float
+    largest_batch: int
+
+
+def rows(size: int = SIZE, batches: Sequence[int] = BATCHES) -> list[Row]:
+    """All paths, with and without LPIPS, on all devices."""
+    made = []
+    for lpips in (False, True):
+        for name, path in PATHS.items():
+            for batch in batches:
+                made += list(_rows(name, path(batch, lpips, size), batch, f"kl.{size}" + (".lpips" if lpips else "")))
+    return made
+
+
+def _rows(path: str, count: Count, batch: int, case: str) -> Iterator[Row]:
+    for device in DEVICES:
+        products, other = count.seconds(device, graph=path == "fused")
+        yield Row(
+            path=path,
+            case=case,
+            batch=batch,
+            gpu=device.name,
+            launches=len(count.ops),
+            gigaoperations=count.operations / 1e9,
+            product_megabytes=count.bytes(True) / 1e6,
+            other_megabytes=count.bytes(False) / 1e6,
+            step_ms=1e3 * (products + other),
+            product_ms=1e3 * products,
+            other_ms=1e3 * other,
+            images_per_second_60_steps=batch / (60 * (products + other)),
+            kept_megabytes=count.kept / batch / 1e6,
+            memory_megabytes=count.memory / batch / 1e6,
+            largest_batch=int((device.memory - RESERVED - count.weights) / (count.memory / batch)),
+        )
+
+
+def table(found: Sequence[dict[str, str]]) -> str:
+    """The rows for reading, and what the fused path takes of the published one."""
+    heads = ("path", "case", "batch", "gpu", "step_ms", "product_ms", "other_ms", "other_megabytes", "kept_megabytes")
+    columns = (*heads, "largest_batch")
+    shown = markdown(columns, [[_short(row[name]) for name in columns] for row in found])
+    published_rows = {(row["case"], row["batch"], row["gpu"]): row for row in found if row["path"] == "published"}
+    lines = []
+    for row in found:
+        if row["path"] != "fused":
+            continue
+        other = published_rows[row["case"], row["batch"], row["gpu"]]
+        shares = [
+            f"{float(row[name]) / float(other[name]):.2f}" for name in ("step_ms", "other_megabytes", "kept_megabytes")
+        ]
+        lines.append((row["case"], row["batch"], row["gpu"], *shares))
+    heads = ("case", "batch", "gpu", "time", "other bytes", "kept")
+    return f"{shown}\n\nFused over published:\n\n{markdown(heads, lines)}"
+
+
+def _short(text: str) -> str:
+    try:
+        return f"{float(text):.4g}"
+    except ValueError:
+        return text
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; exits with 1 where the committed table is not what is counted now."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu_model", description=__doc__)
+    parser.add_argument("--write", action="store_true", help="write the table anew")
+    parser.add_argument("--table", type=Path, default=TABLE, help="the table (default: %(default)s)")
+    options = parser.parse_args(arguments)
+    counted = rows()
+    if options.write:
+        with csv_file(options.table) as write:
+            write(counted)
+    found = read_rows(options.table)
+    print(table(found))
+    same = found == [{name: _written(value) for name, value in asdict(row).items()} for row in counted]
+    if not same:
+        print(f"{options.table} is not what is counted now: write it with --write", file=sys.stderr)
+    return int(not same)
+
+
+def _written(value: object) -> str:
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,160 @@
+"""The inner step of the search for the largest scale of a perturbation whose rounded image holds a bound."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from shade_fast.errors import ShadeFastError
+from shade_fast.ops import gpu, native
+from shade_fast.ops.layout import check_images, check_levels, in_order, per_image
+from shade_fast.ops.normalize import check_factors, new_input
+from shade_fast.ops.normalize import reference as normalized
+from shade_fast.ops.quantize import reference as quantized
+
+
+def bisect_scale(
+    clean: Tensor,
+    delta: Tensor,
+    distance: Tensor,
+    interval: Tensor,
+    *,
+    bound: float,
+    levels: int,
+    guess: bool = False,
+    gain: Sequence[float] = (2.0, 2.0, 2.0),
+    offset: Sequence[float] = (-1.0, -1.0, -1.0),
+    backend: str = "native",
+) -> tuple[Tensor, Tensor]:
+    """Narrow each image's interval by the distance at its last scale, and make the image at its next one.
+
+        held        = distance <= bound
+        low, high   = (scale, high) where held, else (low, scale)
+        scale       = (low + high) / 2; with `guess`, where not held: scale * bound / distance
+        images      = normalize(quantize(clean, delta, scale, levels))
+
+    `start` gives the interval before the first distance, which is that at scale 1: an image that holds the bound there
+    keeps scale 1. After the last step `quantize` with `low` gives the pixels. Nothing is decided on the host, so that a
+    whole search can be recorded and played again.
+
+    Args:
+        clean: uint8 [B, 3, H, W], the clean images.
+        delta: float32 [B, 3, H, W], the perturbation in [0, 1] pixel units.
+        distance: float32 [B], at each image's last scale; NaN does not hold the bound.
+        interval: float32 [B, 3]: low, which holds the bound, high, which does not, and the scale tried last.
+        bound: of the distance, 0 or more.
+        levels: as in `quantize`.
+        guess: whether a distance is taken to grow in proportion to the scale; for the first step, as it does at least
+            so near the bound.
+        gain, offset, backend: as in `normalize`.
+
+    Returns:
+        The next interval, float32 [B, 3]; and the images as a network's input, bfloat16 [B, 3, H, W], channels-last.
+
+    Raises:
+        ShadeFastError: shapes, dtypes, devices, factors, bound or levels do not fit, or the compiled module is missing.
+    """
+    check_images(clean, delta=delta)
+    check_factors(gain, offset)
+    for name, tensor, shape in (("distance", distance, (len(clean),)), ("interval", interval, (len(clean), 3))):
+        if tensor.dtype != torch.float32 or tuple(tensor.shape) != shape or tensor.device != clean.device:
+            raise ShadeFastError(
+                f"{name} is {tensor.dtype} {list(tensor.shape)} on {tensor.device}: "
+                f"give float32 {list(shape)} on {clean.device}"
+            )
+    if not bound >= 0:
+        raise ShadeFastError(f"bound={bound}: it must be 0 or larger")
+    check_levels(levels)
+    with torch.no_grad():
+        if backend == "reference":
+            return reference(clean, delta, distance, interval, bound, levels, guess, gain, offset)
+        if backend != "native" or clean.device.type not in ("cpu", "cuda"):
+            raise native.missing_backend(backend, clean.device)
+        result: tuple[Tensor, Tensor] = _operator(
+            clean, delta, distance, interval, bound, levels, guess, list(gain), list(offset)
+        )
+        return result
+
+
+def start(images: int, device: torch.device | str = "cpu") -> Tensor:
+    """The interval of each image whose distance at scale 1 is not known yet: float32 [images, 3]."""
+    return torch.tensor([0.0, 1.0, 1.0], device=device).expand(images, 3).contiguous()
+
+
+def reference(
+    clean: Tensor,
+    delta: Tensor,
+    distance: Tensor,
+    interval: Tensor,
+    bound: float,
+    levels: int,
+    guess: bool,
+    gain: Sequence[float],
+    offset: Sequence[float],
+) -> tuple[Tensor, Tensor]:
+    """The specification, in plain torch; arguments as in `bisect_scale`."""
+    low, high, scale = interval.unbind(1)
+    limit = distance.new_tensor(bound)
+    held = distance <= limit
+    low, high = torch.where(held, scale, low), torch.where(held, high, scale)
+    middle = (low + high) * 0.5
+    guessed = scale * (limit / distance)
+    scale = torch.where(~held & distance.isfinite(), guessed, middle) if guess else middle
+    pixels = quantized(clean, delta, scale, levels)
+    return torch.stack([low, high, scale], dim=1), normalized(pixels, None, gain, offset)
+
+
+@torch.library.custom_op("shade_fast::bisect_scale", mutates_args=(), device_types="cpu")
+def _operator(
+    clean: Tensor,
+    delta: Tensor,
+    distance: Tensor,
+    interval: Tensor,
+    bound: float,
+    levels: int,
+    guess: bool,
+    gain: Sequence[float],
+    offset: Sequence[float],
+) -> tuple[Tensor, Tensor]:
+    return reference(clean, delta, distance, interval, bound, levels, guess, gain, offset)
+
+
+@_operator.register_kernel("cuda")
+def on_gpu(
+    clean: Tensor,
+    delta: Tensor,
+    distance: Tensor,
+    interval: Tensor,
+    bound: float,
+    levels: int,
+    guess: bool,
+    gain: Sequence[float],
+    offset: Sequence[float],
+) -> tuple[Tensor, Tensor]:
+    """The compiled CUDA kernel."""
+    module = native.cuda()
+    with gpu.stream(clean) as stream:
+        clean, delta = in_order(torch.channels_last, clean, delta)
+        distance, interval = distance.contiguous(), interval.contiguous()
+        following, images = torch.empty_like(interval), new_input(clean)
+        pointers = [tensor.data_ptr() for tensor in (clean, delta, distance, interval, following, images)]
+        parameters = (bound, guess, levels, gain, offset, stream)
+        native.check(module, module.bisect_scale(*pointers, *per_image(clean), *parameters))
+    return following, images
+
+
+@_operator.register_fake
+def _(
+    clean: Tensor,
+    delta: Tensor,
+    distance: Tensor,
+    interval: Tensor,
+    bound: float,
+    levels: int,
+    guess: bool,
+    gain: Sequence[float],
+    offset: Sequence[float],
+) -> tuple[Tensor, Tensor]:
+    return interval.new_empty(interval.shape), new_input(clean)
