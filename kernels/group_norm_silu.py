@@ -271,10 +271,9 @@ def slopes_kernel(
         pixel = block * pixel_block + tl.arange(0, pixel_block)
         inside = (first + pixel < pixels)[:, None] & known[None, :]
         offset = pixel[:, None] * channels + channel[None, :]
-        value = tl.load(x + origin + offset, mask=inside, other=0.0).to(tl.float32)
-        upstream = tl.load(gradient + origin + offset, mask=inside, other=0.0).to(tl.float32)
-        xhat = (value - mean[None, :]) * inverse[None, :]
-        d = upstream * slope(xhat * scale[None, :] + shift[None, :], activation) * scale[None, :]
+        xhat, d = terms(
+            x + origin + offset, gradient + origin + offset, inside, mean, inverse, scale, shift, activation
+        )
         total += tl.where(inside, d, 0.0)
         products += tl.where(inside, d * xhat, 0.0)
     slot = partial + (image * tl.num_programs(0) + part) * 2 * channels + channel
@@ -337,14 +336,23 @@ def gradient_kernel(
         pixel = block * pixel_block + tl.arange(0, pixel_block)
         inside = (first + pixel < pixels)[:, None] & known[None, :]
         offset = pixel[:, None] * channels + channel[None, :]
-        value = tl.load(x + origin + offset, mask=inside, other=0.0).to(tl.float32)
-        upstream = tl.load(gradient + origin + offset, mask=inside, other=0.0).to(tl.float32)
-        xhat = (value - mean[None, :]) * inverse[None, :]
-        d = upstream * slope(xhat * scale[None, :] + shift[None, :], activation) * scale[None, :]
+        xhat, d = terms(
+            x + origin + offset, gradient + origin + offset, inside, mean, inverse, scale, shift, activation
+        )
         dx = (d - mean_d[None, :] - xhat * mean_product[None, :]) * inverse[None, :]
         if add:
             dx += tl.load(residual + origin + offset, mask=inside, other=0.0).to(tl.float32)
         tl.store(out + origin + offset, dx.to(out.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def terms(x, gradient, inside, mean, inverse, scale, shift, activation: tl.constexpr):
+    """x̂ and d of a tile; x, gradient: its values' addresses, the rest its channels' factors."""
+    value = tl.load(x, mask=inside, other=0.0).to(tl.float32)
+    upstream = tl.load(gradient, mask=inside, other=0.0).to(tl.float32)
+    xhat = (value - mean[None, :]) * inverse[None, :]
+    d = upstream * slope(xhat * scale[None, :] + shift[None, :], activation) * scale[None, :]
+    return xhat, d
 
 
 @triton.jit

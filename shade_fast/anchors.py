@@ -15,8 +15,7 @@ from PIL import Image, ImageOps
 from torch.nn import functional
 
 from shade_fast.encoders import Encoder
-from shade_fast.encoders.encoder import reason
-from shade_fast.errors import ShadeFastError
+from shade_fast.errors import ShadeFastError, reason
 from shade_fast.images import INPUT_SUFFIXES, UInt8Array, decode
 
 ImageLike = str | Path | Image.Image | UInt8Array

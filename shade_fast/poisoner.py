@@ -185,6 +185,11 @@ class Poisoner:
             pick, latents = self._nearest(work.anchor, view[index : index + 1], plan.crop)
             picks.append(pick)
             anchor_latents.append(latents)
+        attempts = [[] if output is None else output.attempts(work.image) for work in batch]
+        codecs = [
+            [codec(work.image, output, jpeg) for jpeg in settings if output is not None and jpeg is not None]
+            for work, settings in zip(batch, attempts, strict=True)
+        ]
         problem = Problem(
             clean,
             plan,
@@ -195,7 +200,7 @@ class Poisoner:
             randoms=[self._random(work.image) for work in batch] if plan.transforms else (),
             weights=self.weights,
             visible=visible_pixels(batch, self.device),
-            through=through_files([work.image for work in batch], clean, output),
+            through=through_files(clean, [one[0] if one else None for one in codecs]),
         )
         if not bool(torch.isfinite(problem.start).all()):
             raise ShadeFastError(f"the latent is not finite under encoder {self.encoder_name}; check its weights")
@@ -205,11 +210,6 @@ class Poisoner:
             start = torch.cat([self.start.perturbation(pick, plan.crop, size) for pick in picks]).to(self.device)
         made = optimize(problem, self.optimizer, self.budget, self.steps, start, self.stopping)
         delta = made.delta if problem.visible is None else made.delta * problem.visible
-        attempts = [[] if output is None else output.attempts(work.image) for work in batch]
-        codecs = [
-            [codec(work.image, output, jpeg) for jpeg in settings if output is not None and jpeg is not None]
-            for work, settings in zip(batch, attempts, strict=True)
-        ]
         projected, places = project_to_files(problem, delta, self.budget, codecs)
         seconds = (time.perf_counter() - started) / len(batch)
         results = []

@@ -74,22 +74,19 @@ def codec(image: DecodedImage, output: Output, jpeg: JpegSettings) -> Codec:
     return through_the_file
 
 
-def through_files(
-    images: Sequence[DecodedImage], clean: torch.Tensor, output: Output | None
-) -> Callable[[torch.Tensor], torch.Tensor] | None:
-    """From perturbations [B, 3, H, W] to those that the first attempt at the files leaves; None where that is all."""
-    if output is None or not any(output.is_lossy(image) for image in images):
+def through_files(clean: torch.Tensor, codecs: Sequence[Codec | None]) -> Callable[[torch.Tensor], torch.Tensor] | None:
+    """From perturbations [B, 3, H, W] to those that the images' codecs leave; None where that is all of them."""
+    if not any(codecs):
         return None
-    settings = [output.attempts(image)[0] for image in images]
 
     def leave(delta: torch.Tensor) -> torch.Tensor:
         left = []
-        for image, jpeg, pixels, change in zip(images, settings, clean, delta, strict=True):
-            if jpeg is None:
+        for through_the_file, pixels, change in zip(codecs, clean, delta, strict=True):
+            if through_the_file is None:
                 left.append(change)
                 continue
             perturbed = (pixels + 255 * change).round().clamp(0, 255).to(torch.uint8)
-            left.append((codec(image, output, jpeg)(perturbed).float() - pixels) / 255)
+            left.append((through_the_file(perturbed).float() - pixels) / 255)
         return torch.stack(left)
 
     return leave

@@ -20,8 +20,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from shade_fast.encoders.encoder import Encoder, reason
-from shade_fast.errors import ShadeFastError
+from shade_fast.encoders.encoder import Encoder
+from shade_fast.errors import ShadeFastError, reason
 
 
 def read_autoencoder(location: str, device: torch.device | str) -> Encoder:

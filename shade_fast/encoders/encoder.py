@@ -160,11 +160,5 @@ def weights_sha256(module: nn.Module) -> str | None:
     return digest.hexdigest()
 
 
-def reason(error: Exception) -> str:
-    """The first line of another library's error, after its kind."""
-    lines = str(error).strip().splitlines() or ["no message"]
-    return f"{type(error).__name__}: {lines[0][:200]}"
-
-
 def _freeze(module: nn.Module, device: torch.device) -> nn.Module:
     return module.eval().requires_grad_(False).float().to(device)

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from shade_fast.encoders.encoder import Encoder, reason
-from shade_fast.errors import ShadeFastError
+from shade_fast.encoders.encoder import Encoder
+from shade_fast.errors import ShadeFastError, reason
 
 BASE_SIZES = (64, 256, 512)
 """Sides in pixels that are tried in turn; the larger ones where an encoder refuses the smaller."""

@@ -16,8 +16,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from shade_fast.encoders.encoder import Encoder, reason
-from shade_fast.errors import ShadeFastError
+from shade_fast.encoders.encoder import Encoder
+from shade_fast.errors import ShadeFastError, reason
 
 WIDTH = 64
 FACTOR = 8

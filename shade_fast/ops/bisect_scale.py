@@ -106,19 +106,7 @@ def reference(
     return torch.stack([low, high, scale], dim=1), normalized(pixels, None, gain, offset)
 
 
-@torch.library.custom_op("shade_fast::bisect_scale", mutates_args=(), device_types="cpu")
-def _operator(
-    clean: Tensor,
-    delta: Tensor,
-    distance: Tensor,
-    interval: Tensor,
-    bound: float,
-    levels: int,
-    guess: bool,
-    gain: Sequence[float],
-    offset: Sequence[float],
-) -> tuple[Tensor, Tensor]:
-    return reference(clean, delta, distance, interval, bound, levels, guess, gain, offset)
+_operator = torch.library.custom_op("shade_fast::bisect_scale", reference, mutates_args=(), device_types="cpu")
 
 
 @_operator.register_kernel("cuda")

@@ -69,9 +69,7 @@ def reference(values: Tensor, clean: Tensor, levels: int, gain: Sequence[float],
     return result.contiguous(memory_format=torch.channels_last)
 
 
-@torch.library.custom_op("shade_fast::denormalize", mutates_args=(), device_types="cpu")
-def _operator(values: Tensor, clean: Tensor, levels: int, gain: Sequence[float], offset: Sequence[float]) -> Tensor:
-    return reference(values, clean, levels, gain, offset)
+_operator = torch.library.custom_op("shade_fast::denormalize", reference, mutates_args=(), device_types="cpu")
 
 
 @_operator.register_kernel("cuda")

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from shade_fast.errors import ShadeFastError
+from shade_fast.errors import ShadeFastError, reason
 from shade_fast.ops import native
 from shade_fast.runtime import plan
 from shade_fast.runtime.arena import BLOCKS, Block
@@ -159,8 +159,7 @@ class Frozen(nn.Module):
         except ShadeFastError:
             raise
         except Exception as error:  # a module's code may do whatever Python can
-            lines = str(error).strip().splitlines() or ["no message"]
-            self.reasons[_shapes(inputs)] = f"it cannot be traced ({type(error).__name__}: {lines[0][:200]})"
+            self.reasons[_shapes(inputs)] = f"it cannot be traced ({reason(error)})"
             return None
         self._single = graph.single
         choose = functools.partial(plan.choose, self.accuracy)

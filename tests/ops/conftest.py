@@ -39,6 +39,15 @@ def isa(request: pytest.FixtureRequest) -> Iterator[str]:
     module.select_isa(before)
 
 
+@pytest.fixture
+def every_isa() -> Iterator[list[str]]:
+    """The instruction sets that this machine runs; the one in use is put back afterwards."""
+    module = native.cpu()
+    before = module.selected_isa()
+    yield [isa for isa in module.isas if module.select_isa(isa) == 0]
+    module.select_isa(before)
+
+
 @pytest.fixture(params=SHAPES, ids=lambda shape: "x".join(map(str, shape)))
 def shape(request: pytest.FixtureRequest) -> tuple[int, int, int, int]:
     shape: tuple[int, int, int, int] = request.param

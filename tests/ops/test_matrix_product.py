@@ -24,35 +24,32 @@ def matrix(rows: int, columns: int, layout: str, seed: int) -> Tensor:
 
 @pytest.mark.parametrize("layouts", [("plain", "plain"), ("transposed", "rows apart"), ("rows apart", "transposed")])
 @pytest.mark.parametrize("size", SIZES, ids=str)
-def test_every_isa_equals_the_reference(size: tuple[int, int, int], layouts: tuple[str, str]) -> None:
+def test_every_isa_equals_the_reference(
+    size: tuple[int, int, int], layouts: tuple[str, str], every_isa: list[str]
+) -> None:
     rows, depth, columns = size
     left, right = matrix(rows, depth, layouts[0], 0), matrix(depth, columns, layouts[1], 1)
     before = torch.randn(rows, columns, generator=torch.Generator().manual_seed(2))
-    module, first = native.cpu(), native.cpu().selected_isa()
-    try:
-        for isa in module.isas:
-            if module.select_isa(isa):
-                continue
-            for accumulate in (False, True):
-                expected = before.double()
-                matrix_product.reference(left.double(), right.double(), expected, 0.3, accumulate)
-                made = []
-                for threads in (1, 2):
-                    wide = torch.full((rows, columns + 5), torch.nan)
-                    out = wide[:, :columns]
-                    if accumulate:
-                        out.copy_(before)
-                    scratch = torch.full((matrix_product.scratch_size(depth, columns, threads),), torch.nan)
-                    call = matrix_product.bind(left, right, out, scratch, threads, factor=0.3, accumulate=accumulate)
-                    assert call() == 0
-                    assert bool(wide[:, columns:].isnan().all())
-                    # Sums of `depth` products, each rounded to 6e-8 of the sums' size.
-                    bound = 2e-6 * (1 + depth**0.5)
-                    torch.testing.assert_close(out.double(), expected, rtol=0, atol=bound)
-                    made.append(out)
-                assert torch.equal(made[0], made[1])
-    finally:
-        module.select_isa(first)
+    for isa in every_isa:
+        native.cpu().select_isa(isa)
+        for accumulate in (False, True):
+            expected = before.double()
+            matrix_product.reference(left.double(), right.double(), expected, 0.3, accumulate)
+            made = []
+            for threads in (1, 2):
+                wide = torch.full((rows, columns + 5), torch.nan)
+                out = wide[:, :columns]
+                if accumulate:
+                    out.copy_(before)
+                scratch = torch.full((matrix_product.scratch_size(depth, columns, threads),), torch.nan)
+                call = matrix_product.bind(left, right, out, scratch, threads, factor=0.3, accumulate=accumulate)
+                assert call() == 0
+                assert bool(wide[:, columns:].isnan().all())
+                # Sums of `depth` products, each rounded to 6e-8 of the sums' size.
+                bound = 2e-6 * (1 + depth**0.5)
+                torch.testing.assert_close(out.double(), expected, rtol=0, atol=bound)
+                made.append(out)
+            assert torch.equal(made[0], made[1])
 
 
 def test_nothing_to_do() -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 from torch import Tensor
@@ -19,15 +17,6 @@ needs_gpu = pytest.mark.skipif(
     not (native.cuda_available() and torch.cuda.is_available()), reason="needs shade_fast._cuda and a GPU"
 )
 pytestmark = needs_module
-
-
-@pytest.fixture
-def every_isa() -> Iterator[list[str]]:
-    """The instruction sets that this machine runs; the one in use is put back afterwards."""
-    module = native.cpu()
-    before = module.selected_isa()
-    yield [isa for isa in module.isas if module.select_isa(isa) == 0]
-    module.select_isa(before)
 
 
 def layout(tensor: Tensor, name: str) -> Tensor:

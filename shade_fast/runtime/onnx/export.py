@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from shade_fast.errors import ShadeFastError
+from shade_fast.errors import ShadeFastError, reason
 from shade_fast.runtime.onnx import libraries
 from shade_fast.runtime.onnx.decompositions import OPSET
 from shade_fast.runtime.onnx.trace import TRACING, Source, read, trace
@@ -56,9 +56,8 @@ def export(graph: fx.GraphModule, inputs: Sequence[Tensor], names: tuple[Sequenc
             raise RuntimeError("torch.onnx.export gave no program")
         model = program.model_proto
     except Exception as error:  # an exporter's errors are of many kinds
-        lines = str(error).strip().splitlines() or ["no message"]
         raise ShadeFastError(
-            f"the network cannot be written as an ONNX graph ({type(error).__name__}: {lines[0][:200]}); "
+            f"the network cannot be written as an ONNX graph ({reason(error)}); "
             "use backend='native' or 'reference' for it"
         ) from error
     finally:
@@ -122,9 +121,8 @@ def read_module(module: nn.Module, inputs: Sequence[Tensor]) -> Source:
     except ShadeFastError:
         raise
     except Exception as error:  # a module's code may do whatever Python can
-        lines = str(error).strip().splitlines() or ["no message"]
         raise ShadeFastError(
-            f"the network {type(module).__name__} cannot be traced ({type(error).__name__}: {lines[0][:200]}), and "
+            f"the network {type(module).__name__} cannot be traced ({reason(error)}), and "
             "ONNX Runtime runs nothing else; use backend='native' or 'reference' for it"
         ) from error
 
@@ -174,8 +172,12 @@ def is_whole(path: Path) -> bool:
 
 
 def write(model: Any, path: Path) -> None:
-    large = [tensor for tensor in model.graph.initializer if len(tensor.raw_data) >= INLINE]
-    pieces = {hashlib.sha256(tensor.raw_data).digest(): tensor.raw_data for tensor in large}
+    large = [
+        (tensor, hashlib.sha256(tensor.raw_data).digest())
+        for tensor in model.graph.initializer
+        if len(tensor.raw_data) >= INLINE
+    ]
+    pieces = {digest: tensor.raw_data for tensor, digest in large}
     name = f"{hashlib.sha256(b''.join(sorted(pieces))).hexdigest()}.weights"
     offsets, end = {}, 0
     for digest in sorted(pieces):
@@ -186,10 +188,10 @@ def write(model: Any, path: Path) -> None:
         with _whole(weights) as file:
             for digest in sorted(pieces):
                 file.write(pieces[digest].ljust(-(-len(pieces[digest]) // PAGE) * PAGE, b"\0"))
-    for tensor in large:
+    for tensor, digest in large:
         where = {
             "location": name,
-            "offset": str(offsets[hashlib.sha256(tensor.raw_data).digest()]),
+            "offset": str(offsets[digest]),
             "length": str(len(tensor.raw_data)),
         }
         tensor.ClearField("raw_data")

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from shade_fast.errors import ShadeFastError
+from shade_fast.errors import ShadeFastError, reason
 from shade_fast.runtime.onnx import libraries
 from shade_fast.runtime.onnx.libraries import CPU, INSTALL, PROVIDERS
 
@@ -43,10 +43,9 @@ class Session:
                 str(model) if isinstance(model, Path) else model, options, providers=providers, enable_fallback=0
             )
         except Exception as error:  # ONNX Runtime's errors have no common class
-            lines = str(error).strip().splitlines() or ["no message"]
             raise ShadeFastError(
                 f"backend 'onnxruntime:{provider}': ONNX Runtime {onnxruntime.__version__} cannot load the graph "
-                f"({type(error).__name__}: {lines[0][:300]})" + ("" if provider == CPU else f"; {INSTALL[provider]}")
+                f"({reason(error, 300)})" + ("" if provider == CPU else f"; {INSTALL[provider]}")
             ) from error
         check_providers(self._session.get_providers(), provider, onnxruntime.__version__)
         self._inputs = self._session.get_inputs()
@@ -68,24 +67,10 @@ class Session:
             if self.provider != CPU and tensor.device.type == "cpu" and number:
                 binding.bind_ortvalue_input(described.name, self._on_device(described.name, tensor))
             else:
-                binding.bind_input(
-                    described.name,
-                    tensor.device.type,
-                    tensor.device.index or 0,
-                    np.float32,
-                    tuple(tensor.shape),
-                    tensor.data_ptr(),
-                )
+                binding.bind_input(described.name, *_place(tensor))
         results = [torch.empty(described.shape, device=self.device) for described in self._outputs]
         for described, tensor in zip(self._outputs, results, strict=True):
-            binding.bind_output(
-                described.name,
-                tensor.device.type,
-                tensor.device.index or 0,
-                np.float32,
-                tuple(tensor.shape),
-                tensor.data_ptr(),
-            )
+            binding.bind_output(described.name, *_place(tensor))
         options = None
         if shrink:
             options = self._onnxruntime.RunOptions()
@@ -106,6 +91,11 @@ class Session:
         value = self._onnxruntime.OrtValue.ortvalue_from_numpy(tensor.numpy(), "cuda", self.device.index or 0)
         self._held[name] = (tensor, tensor._version, value)
         return value
+
+
+def _place(tensor: Tensor) -> tuple[str, int, type, tuple[int, ...], int]:
+    """A float32 tensor's memory, as a binding takes it."""
+    return tensor.device.type, tensor.device.index or 0, np.float32, tuple(tensor.shape), tensor.data_ptr()
 
 
 def check_providers(runs: Sequence[str], provider: str, version: str) -> None:
