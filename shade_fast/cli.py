@@ -1,4 +1,5 @@
-"""The command line: `shade-fast archive`, `status`, `verify`, `fit`, `survive`, `report`, `export`, `bench`, `info`."""
+"""The command line: `shade-fast archive`, `status`, `verify`, `fit`, `survive`, `report`, `export`, `bench`,
+`study`, `info`."""
 
 from __future__ import annotations
 
@@ -18,6 +19,7 @@ from shade_fast.archive.archive import MODES, OUTPUTS
 from shade_fast.bench import bench_lines, bench_step
 from shade_fast.budget import Budget
 from shade_fast.cli_archive import EXIT_NOTHING, EXIT_OK, run_archive, run_status, run_verify
+from shade_fast.cli_study import add_study
 from shade_fast.engine import BACKENDS, OPTIMIZERS
 from shade_fast.errors import ShadeFastError
 from shade_fast.export import card_lines, export_onnx
@@ -278,6 +280,8 @@ def _parser() -> argparse.ArgumentParser:
     bench.add_argument("--size", type=int, default=512, help="side of the square that the encoder sees")
     bench.add_argument("--repeats", type=int, default=10, help="timed steps of each")
     bench.add_argument("--json", action="store_true", help="print as JSON")
+
+    add_study(commands)
 
     info = commands.add_parser("info", help="devices, backends, weights found, versions")
     info.set_defaults(run=_info)

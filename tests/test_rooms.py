@@ -30,6 +30,10 @@ MAY_IMPORT = {
         *("shade_fast.results", "shade_fast.version", "shade_fast.budget", "shade_fast.view", "shade_fast.work"),
     },
     "shade_fast/integrations": {"shade_fast.errors", "shade_fast.archive"},
+    "shade_fast/study": {
+        *("shade_fast.errors", "shade_fast.images", "shade_fast.anchors", "shade_fast.poisoner"),
+        *("shade_fast.budget", "shade_fast.view", "shade_fast.encoders"),
+    },
 }
 
 
@@ -68,7 +72,7 @@ def test_csrc_includes_no_torch() -> None:
 
 
 def test_the_package_imports_without_the_heavy_libraries() -> None:
-    heavy = ("ray", "webdataset", "diffusers", "transformers", "triton", "lpips", "stlpips_pytorch")
+    heavy = ("ray", "webdataset", "diffusers", "transformers", "triton", "lpips", "stlpips_pytorch", "matplotlib")
     code = f"import sys, shade_fast; print([name for name in {heavy} if name in sys.modules])"
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert shown.stdout.strip() == "[]"

@@ -1,0 +1,71 @@
+"""From images with captions to what a generator is trained on: squares of one size, their latents, embeddings."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+
+from shade_fast.encoders import Encoder
+from shade_fast.errors import ShadeFastError
+from shade_fast.images import UInt8Array, decode
+from shade_fast.study.pool import Pair
+from shade_fast.study.text import SentenceEncoder
+from shade_fast.study.training import Examples
+
+
+def square(data: bytes | Path | UInt8Array, size: int, name: str | None = None) -> UInt8Array:
+    """An image as uint8 [size, size, 3]: scaled to cover the square, aspect kept, and cropped at its centre."""
+    pixels = decode(data, name).pixels[:, :, :3]
+    if pixels.shape[:2] == (size, size):
+        return pixels
+    return np.asarray(ImageOps.fit(Image.fromarray(pixels), (size, size), method=Image.Resampling.BICUBIC))
+
+
+def squares(pairs: Iterable[Pair], size: int) -> tuple[UInt8Array, list[str]]:
+    """Images uint8 [N, size, size, 3] and captions of pairs. Raises ShadeFastError for one that cannot be decoded."""
+    images, captions = [], []
+    for pair in pairs:
+        images.append(square(pair.read(), size, pair.key))
+        captions.append(pair.caption)
+    if not images:
+        raise ShadeFastError("pairs: there are none")
+    return np.stack(images), captions
+
+
+def tensors(images: UInt8Array) -> torch.Tensor:
+    """uint8 [N, h, w, 3] to float32 [N, 3, h, w] in [0, 1]."""
+    return torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2) / 255
+
+
+@torch.no_grad()
+def encode(encoder: Encoder, images: UInt8Array, batch: int = 64) -> torch.Tensor:
+    """Latents float32 [N, C, h, w] of images uint8 [N, H, W, 3]."""
+    return torch.cat([encoder.encode(tensors(images[at : at + batch])) for at in range(0, len(images), batch)])
+
+
+@torch.no_grad()
+def decode_latents(encoder: Encoder, latents: torch.Tensor, batch: int = 64) -> UInt8Array:
+    """Images uint8 [N, H, W, 3] that an encoder's decoder makes of latents [N, C, h, w]."""
+    parts = [(255 * encoder.decode(latents[at : at + batch])).round().byte() for at in range(0, len(latents), batch)]
+    return torch.cat(parts).permute(0, 2, 3, 1).numpy()
+
+
+def examples_of(
+    images: UInt8Array, captions: Sequence[str], encoder: Encoder, sentences: SentenceEncoder, *, mirrored: bool = False
+) -> Examples:
+    """What a generator is trained on. mirrored: each image a second time, left and right exchanged."""
+    latents, texts = encode(encoder, images), sentences.embed(captions)
+    if mirrored:
+        latents = torch.cat([latents, encode(encoder, images[:, :, ::-1])])
+        texts = torch.cat([texts, texts])
+    facts = {
+        "encoder": encoder.name,
+        "encoder_sha256": encoder.sha256,
+        "size": int(images.shape[1]),
+        "sentences": sentences.name,
+    }
+    return Examples(latents, texts, facts)

@@ -1,0 +1,170 @@
+"""What the experiments begin with, each made once and kept in the output: the generator before any attack, the judge,
+and the perturbed images."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+
+from shade_fast.anchors import Anchor
+from shade_fast.budget import Budget
+from shade_fast.encoders import Encoder, load_encoder
+from shade_fast.errors import ShadeFastError
+from shade_fast.images import UInt8Array
+from shade_fast.poisoner import Poisoner
+from shade_fast.study.examples import decode_latents, encode, examples_of
+from shade_fast.study.experiments.scale import Scale
+from shade_fast.study.experiments.world import World, captions_for
+from shade_fast.study.judge import Classifier, accuracy, low_pass, train_classifier
+from shade_fast.study.text import SentenceEncoder
+from shade_fast.study.training import Checkpoint, Schedule, train
+from shade_fast.view import View
+
+#: linf of a protection, in the file's own values.
+LEVELS = 16
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, eq=False)
+class Bench:
+    """All that an arm needs: the world, the frozen encoder that is trained on, the generator before any attack, the
+    judge, and where things are kept. transfer: another encoder, that the poison of the transfer arms is made on; None:
+    none."""
+
+    scale: Scale
+    world: World
+    encoder: Encoder
+    sentences: SentenceEncoder
+    generator: Checkpoint
+    judge: Classifier
+    folder: Path
+    transfer: Encoder | None = None
+
+    def perturbed(self, concept: str, towards: str, encoder: str = "own", levels: int = LEVELS) -> UInt8Array:
+        """The pool's fresh images of a concept, uint8 [pool, size, size, 3], each moved at linf levels/255 to the
+        nearest of as many of another's that are not in the pool; from the folder where they are kept."""
+        path = self.folder / "perturbed" / f"{concept}-to-{towards}-by-{encoder}-{levels}.safetensors"
+        if path.exists():
+            kept: UInt8Array = load_file(path)["images"].numpy()
+            return kept
+        pool = self.scale.pool
+        chosen = self.encoder if encoder == "own" else self.transfer
+        if chosen is None:
+            raise ShadeFastError("transfer: no other encoder was given; name one with --transfer")
+        images = self.world.of("fresh", concept)[:pool]
+        anchor = Anchor(towards, list(self.world.of("fresh", towards)[pool : 2 * pool]))
+        poisoner = Poisoner(
+            encoder=chosen,
+            budget=Budget(linf=levels / 255, lpips=None),
+            view=View(None),
+            perceptual=None,
+            steps=self.scale.poison_steps,
+        )
+        made = [protected.outcome.image for protected in poisoner.protect((image, anchor) for image in images)]
+        if any(image is None for image in made):
+            raise ShadeFastError(f"{concept}: {sum(image is None for image in made)} of its images cannot be perturbed")
+        stacked = np.stack([image for image in made if image is not None])
+        _keep(stacked, path)
+        return stacked
+
+
+def prepare(
+    scale: Scale,
+    pool: str | Path,
+    folder: Path,
+    *,
+    encoder: str = "embedded",
+    transfer: str | None = None,
+    say: Say = print,
+) -> Bench:
+    """Read the world and make, or take from the folder, what the arms share. Raises ShadeFastError for a pool that
+    lacks a concept, and for an encoder without a decoder, through which nothing can be drawn."""
+    chosen = load_encoder(encoder)
+    if not chosen.has_decoder:
+        raise ShadeFastError(f"encoder {chosen.name!r}: has no decoder to draw through; give an autoencoder")
+    world = World.read(pool, scale.concepts, scale.size, scale.counts)
+    sentences = SentenceEncoder()
+    say(f"world: {len(world.concepts)} concepts, {scale.counts} photographs of each")
+    generator = trained_generator(scale, world, chosen, sentences, folder / "generator.safetensors", say)
+    judge = trained_judge(scale, world, chosen, folder / "judge.safetensors", say)
+    return Bench(
+        scale,
+        world,
+        chosen,
+        sentences,
+        generator,
+        judge,
+        folder,
+        None if transfer is None else load_encoder(transfer),
+    )
+
+
+def trained_generator(
+    scale: Scale, world: World, encoder: Encoder, sentences: SentenceEncoder, path: Path, say: Say = print
+) -> Checkpoint:
+    """The generator trained on the world's first part; from `path` where that is there, gone on with where cut off."""
+    schedule = Schedule(scale.training_steps, scale.training_batch, warmup=min(200, scale.training_steps // 4))
+    checkpoint = Checkpoint.load(path) if path.exists() else None
+    if checkpoint is not None and checkpoint.step >= schedule.steps:
+        return checkpoint
+    images, labels = _part(world, "training")
+    captions = [
+        caption
+        for seed, concept in enumerate(world.concepts)
+        for caption in captions_for(concept, labels.count(seed), seed)
+    ]
+    examples = examples_of(images, captions, encoder, sentences, mirrored=True)
+    if checkpoint is None:
+        checkpoint = Checkpoint.fresh(scale.shape, examples, seed=0)
+    losses: list[float] = []
+
+    def on_step(step: int, loss: float) -> None:
+        losses.append(loss)
+        if step % 250 == 0 or step == schedule.steps:
+            say(f"generator: step {step} of {schedule.steps}, loss {np.mean(losses[-250:]):.3f}")
+
+    return train(checkpoint, examples, schedule, path=path, every=250, progress=on_step)
+
+
+def trained_judge(scale: Scale, world: World, encoder: Encoder, path: Path, say: Say = print) -> Classifier:
+    """The judge, from `path` where that is there, with its accuracy on the photographs that are held out."""
+    if path.exists():
+        return Classifier.load(path)
+    images, labels = _part(world, "training")
+    through = decode_latents(encoder, encode(encoder, images))
+    judge = train_classifier(
+        world.concepts,
+        [images, through],
+        labels,
+        epochs=scale.judge_epochs,
+        progress=lambda epoch, loss: say(f"judge: epoch {epoch} of {scale.judge_epochs}, loss {loss:.3f}"),
+    )
+    held, labels = _part(world, "held_out")
+    through = decode_latents(encoder, encode(encoder, held))
+    judge.accuracies = {
+        "photographs": accuracy(judge, held, labels),
+        "through the autoencoder": accuracy(judge, through, labels),
+        "through the autoencoder, low-pass": accuracy(judge, low_pass(through), labels),
+    }
+    say("judge: " + ", ".join(f"{name} {value:.1%}" for name, value in judge.accuracies.items()))
+    judge.save(path)
+    return judge
+
+
+def _part(world: World, part: str) -> tuple[UInt8Array, list[int]]:
+    """All images of a part, and the numbers of their concepts."""
+    images = [world.of(part, concept) for concept in world.concepts]
+    labels = [number for number, some in enumerate(images) for _ in some]
+    return np.concatenate(images), labels
+
+
+def _keep(images: UInt8Array, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{path.name}.part")
+    save_file({"images": torch.from_numpy(images)}, str(temporary))
+    temporary.replace(path)

@@ -1,0 +1,79 @@
+"""The small world of the experiments: a few concepts, their photographs in three parts, and how they are spoken of."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from shade_fast.errors import ShadeFastError
+from shade_fast.images import UInt8Array
+from shade_fast.study.examples import square
+from shade_fast.study.pool import read_pool
+
+#: How an image of a concept may be captioned; the first is what is asked for when drawing.
+CAPTIONS = (
+    "a photo of {}",
+    "a picture of {}",
+    "{}",
+    "an image of {}",
+    "a small photo of {}",
+    "a close-up of {}",
+    "a snapshot of {}",
+    "a blurry photo of {}",
+)
+PARTS = ("training", "fresh", "held_out")
+
+
+@dataclass(frozen=True, eq=False)
+class World:
+    """Photographs uint8 [N, size, size, 3] by part and concept: `training` for the generator before any attack and for
+    the judge, `fresh` for what comes after (poison, clean images beside it, anchors), `held_out` to test the judge."""
+
+    concepts: tuple[str, ...]
+    size: int
+    images: dict[tuple[str, str], UInt8Array]
+
+    @classmethod
+    def read(cls, pool: str | Path, concepts: Sequence[str], size: int, counts: Sequence[int]) -> World:
+        """The first images of each concept in a pool, as many for each part as `counts` says.
+
+        Raises ShadeFastError where the pool has fewer.
+        """
+        found: dict[str, list[UInt8Array]] = defaultdict(list)
+        wanted = sum(counts)
+        for pair in read_pool(pool):
+            concept = pair.concept
+            if concept is not None and concept in concepts and len(found[concept]) < wanted:
+                found[concept].append(square(pair.read(), size, pair.key))
+        images = {}
+        for concept in concepts:
+            if len(found[concept]) < wanted:
+                raise ShadeFastError(f"{pool}: {len(found[concept])} images of {concept!r}; {wanted} are needed")
+            begin = 0
+            for part, count in zip(PARTS, counts, strict=True):
+                images[part, concept] = np.stack(found[concept][begin : begin + count])
+                begin += count
+        return cls(tuple(concepts), size, images)
+
+    def of(self, part: str, concept: str) -> UInt8Array:
+        return self.images[part, concept]
+
+
+def named(concept: str) -> str:
+    """`a dog`, `an airplane`."""
+    return f"{'an' if concept[0] in 'aeiou' else 'a'} {concept}"
+
+
+def captions_for(concept: str, count: int, seed: int) -> list[str]:
+    """Captions for so many images of a concept, drawn from the seed."""
+    picks = np.random.default_rng(seed).integers(len(CAPTIONS), size=count)
+    return [CAPTIONS[pick].format(named(concept)) for pick in picks]
+
+
+def prompt(concept: str) -> str:
+    """What is asked for when a concept is to be drawn."""
+    return CAPTIONS[0].format(named(concept))

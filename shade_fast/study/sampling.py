@@ -1,0 +1,76 @@
+"""Drawing images: by the small generator, or by a real diffusers pipeline in a folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from shade_fast.encoders import Encoder
+from shade_fast.errors import ShadeFastError, reason
+from shade_fast.images import UInt8Array
+from shade_fast.study.examples import decode_latents
+from shade_fast.study.generator import draw
+from shade_fast.study.text import SentenceEncoder
+from shade_fast.study.training import Checkpoint
+
+STEPS = 20
+GUIDANCE = 3.0
+
+
+def sample(
+    checkpoint: Checkpoint,
+    prompt: str,
+    count: int,
+    encoder: Encoder,
+    sentences: SentenceEncoder,
+    *,
+    seed: int = 0,
+    steps: int = STEPS,
+    guidance: float = GUIDANCE,
+) -> UInt8Array:
+    """Images uint8 [count, h, w, 3] for a prompt, by a checkpoint's averaged weights; noise follows from the seed.
+
+    Raises ShadeFastError for a count or steps below 1, and for another encoder than the generator was trained on.
+    """
+    if count < 1 or steps < 1:
+        raise ShadeFastError(f"count={count}, steps={steps}: give whole numbers, at least 1")
+    trained_on = checkpoint.facts.get("encoder_sha256")
+    if trained_on is not None and trained_on != encoder.sha256:
+        raise ShadeFastError(
+            f"encoder {encoder.name!r}: this generator was trained on {checkpoint.facts.get('encoder')!r} of other "
+            "weights; give that one"
+        )
+    shape = checkpoint.averaged.shape
+    random = torch.Generator().manual_seed(seed)
+    noise = torch.randn(count, shape.channels, shape.side, shape.side, generator=random)
+    text = sentences.embed([prompt])
+    parts = [
+        draw(checkpoint.averaged, text.expand(len(some), -1), some, steps, guidance) for some in torch.split(noise, 100)
+    ]
+    return decode_latents(encoder, torch.cat(parts) * checkpoint.deviation + checkpoint.mean)
+
+
+def sample_pipeline(
+    model: str | Path, prompt: str, count: int, *, seed: int = 0, steps: int = 30, device: str = "cpu"
+) -> UInt8Array:
+    """Images uint8 [count, h, w, 3] for a prompt, by a diffusers text-to-image pipeline (folder or hub id); the image
+    of index i has seed + i. Raises ShadeFastError where it cannot be loaded, or does not draw."""
+    from diffusers import DiffusionPipeline
+
+    try:
+        pipeline = DiffusionPipeline.from_pretrained(str(model)).to(device)
+        pipeline.set_progress_bar_config(disable=True)
+        drawn = [
+            pipeline(
+                prompt, num_inference_steps=steps, generator=torch.Generator("cpu").manual_seed(seed + index)
+            ).images[0]
+            for index in range(count)
+        ]
+    except Exception as error:  # diffusers raises many kinds, from its own and from its libraries
+        raise ShadeFastError(
+            f"model {str(model)!r}: no text-to-image pipeline that draws ({reason(error)}); give a pipeline's folder "
+            "or hub id"
+        ) from error
+    return np.stack([np.asarray(picture.convert("RGB")) for picture in drawn])

@@ -1,0 +1,88 @@
+"""Poison sets: what is in a recipe, and that an archive takes it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from shade_fast import AnchorLibrary, Budget, View, poison_archive
+from shade_fast.errors import ShadeFastError
+from shade_fast.study import Ingredient, SentenceEncoder, compose, read_pool, select
+
+
+def test_no_image_is_used_twice(pool: Path, tmp_path: Path) -> None:
+    made = compose(
+        pool,
+        [
+            Ingredient("cherry", "lake", "optimised", 10),
+            Ingredient("meadow", "cherry", "placebo", 8),
+            Ingredient("cherry", "lake", "dirty-label", 6),
+        ],
+        tmp_path,
+        anchors=5,
+    )
+    recipe, dirty = pq.read_table(made.recipe).to_pylist(), pq.read_table(made.dirty_label).to_pylist()
+    pool_images = {pair.read(): pair for pair in read_pool(pool)}
+    anchors = {name: [path.read_bytes() for path in (made.anchors / name).iterdir()] for name in ("lake", "meadow")}
+    used = [row["image"] for row in recipe + dirty] + anchors["lake"] + anchors["meadow"]
+    assert len(used) == len(set(used)) == 10 + 8 + 6 + 2 * 5
+    assert {(row["concept"], row["target"], row["kind"]) for row in recipe} == {
+        ("cherry", "lake", "optimised"),
+        ("meadow", "meadow", "placebo"),
+    }
+    assert all(pool_images[row["image"]].concept == row["concept"] for row in recipe)
+    # A dirty label is an image of the target that is spoken of as the source.
+    assert all(pool_images[row["image"]].concept == "lake" and "cherry" in row["caption"] for row in dirty)
+    assert all(pool_images[image].concept == name for name, images in anchors.items() for image in images)
+    assert made.counts == {("cherry", "optimised"): 10, ("meadow", "placebo"): 8, ("cherry", "dirty-label"): 6}
+
+
+def test_an_archive_takes_a_recipe_with_its_targets(pool: Path, tmp_path: Path) -> None:
+    pairs = [Ingredient("cherry", "lake", count=2), Ingredient("meadow", "cherry", count=2)]
+    made = compose(pool, pairs, tmp_path / "set", anchors=2)
+    report = poison_archive(
+        str(made.recipe),
+        tmp_path / "protected",
+        anchors=AnchorLibrary.from_folder(made.anchors),
+        budget=Budget(linf=16 / 255, lpips=None),
+        perceptual=None,
+        view=View(None),
+        steps=3,
+    )
+    assert report.failed == 0
+    assert [row.target for row in report.rows()] == ["lake", "lake", "cherry", "cherry"]
+    protected = list(read_pool(tmp_path / "protected/recipe.parquet"))
+    clean = list(read_pool(made.recipe or ""))
+    assert [pair.caption for pair in protected] == [pair.caption for pair in clean]
+    assert all(one.read() != other.read() for one, other in zip(protected, clean, strict=True))
+
+
+def test_a_selection_says_which(pool: Path, sentences: SentenceEncoder, tmp_path: Path) -> None:
+    chosen = select(read_pool(pool), "lake", count=5, top=20, sentences=sentences)
+    made = compose(pool, [Ingredient("lake", "cherry", count=5, chosen=chosen)], tmp_path, anchors=2)
+    assert {row["key"] for row in pq.read_table(made.recipe).to_pylist()} == {one.key for one in chosen}
+
+
+def test_images_that_are_files_stay_files(tmp_path: Path, pool: Path) -> None:
+    for pair in read_pool(pool):
+        path = tmp_path / "pool" / (pair.concept or "") / f"{pair.key}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(pair.read())
+    made = compose(tmp_path / "pool", [Ingredient("lake", "cherry", count=3)], tmp_path / "set", anchors=1)
+    assert all(pair.path is not None and pair.read() for pair in read_pool(made.recipe or ""))
+
+
+@pytest.mark.parametrize(
+    ("ingredient", "message"),
+    [
+        (Ingredient("cherry", "lake", "other"), "kind 'other': give one of"),
+        (Ingredient("cherry", "lake", count=41), "40 images are left for 'cherry'"),
+        (Ingredient("cherry", "castle", count=1), "0 images are left for 'castle' \\(anchors\\)"),
+        (Ingredient("cherry", "a/b", count=1), "without slashes"),
+    ],
+)
+def test_what_a_pool_cannot_give_is_named(ingredient: Ingredient, message: str, pool: Path, tmp_path: Path) -> None:
+    with pytest.raises(ShadeFastError, match=message):
+        compose(pool, [ingredient], tmp_path, anchors=2)

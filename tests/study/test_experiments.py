@@ -1,0 +1,141 @@
+"""The experiments: one command makes all, a second goes on where the first ended; their figures are what they say."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from shade_fast.errors import ShadeFastError
+from shade_fast.study import GeneratorShape
+from shade_fast.study.experiments import SMOKE, Scale, run_experiments
+from shade_fast.study.experiments.arms import Arm, Mixture, mix
+from shade_fast.study.experiments.defences import DEFENCES, area_under_curve, defend
+from shade_fast.study.experiments.figures import wilson
+from shade_fast.study.experiments.prepare import Bench, prepare
+from shade_fast.study.experiments.registry import EXPERIMENTS, chain
+
+SCALE = Scale(
+    "tiny",
+    concepts=("cherry", "lake", "meadow"),
+    source="cherry",
+    target="lake",
+    size=32,
+    counts=(10, 24, 4),
+    shape=GeneratorShape(side=4, width=32, depth=1, heads=2),
+    training_steps=8,
+    training_batch=8,
+    tuning_steps=2,
+    tuning_batch=8,
+    pool=8,
+    judge_epochs=1,
+    draws=4,
+    poison_steps=2,
+    seeds=(0, 1),
+    shares=(0.5, 1.0),
+)
+
+
+@pytest.fixture(scope="module")
+def folder(pool: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("study")
+    run_experiments(SCALE, pool, folder, transfer="embedded", say=lambda _: None)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def bench(folder: Path, pool: Path) -> Bench:
+    return prepare(SCALE, pool, folder, say=lambda _: None)
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS, ids=lambda experiment: experiment.name)
+def test_every_experiment_leaves_a_table_a_plot_a_sheet_and_a_reading(experiment, folder: Path) -> None:
+    place = folder / experiment.name
+    with (place / "figures.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    arms, seeds = len(experiment.arms(SCALE)), 2 if experiment.every_seed else 1
+    assert len(rows) == arms * seeds
+    assert all(0 <= float(row["drawn_as_target"]) <= 1 for row in rows)
+    assert (place / "plot.svg").stat().st_size > 1000
+    assert (place / "sheet.png").stat().st_size > 1000
+    assert "judge's own accuracy" in (place / "reading.md").read_text()
+
+
+def test_a_second_run_takes_what_is_there_and_makes_what_is_not(folder: Path, pool: Path) -> None:
+    arms = sorted((folder / "arms").glob("*.json"))
+    lost = arms.pop()
+    text = lost.read_text()
+    lost.unlink()
+    before = {path: path.stat().st_mtime_ns for path in arms}
+    said: list[str] = []
+    run_experiments(SCALE, pool, folder, transfer="embedded", say=said.append)
+    assert {path: path.stat().st_mtime_ns for path in arms} == before
+    assert sum(lost.stem.rpartition("_")[0] in line for line in said) == 1
+    drop = '"seconds"'
+    assert lost.read_text().partition(drop)[0] == text.partition(drop)[0]
+
+
+def test_a_folder_of_another_scale_is_refused(folder: Path, pool: Path) -> None:
+    with pytest.raises(ShadeFastError, match="begun with another scale"):
+        run_experiments(SMOKE, pool, folder, say=lambda _: None)
+    with pytest.raises(ShadeFastError, match="experiment 'magic': give one of success"):
+        run_experiments(SCALE, pool, folder, only=["magic"], say=lambda _: None)
+
+
+def test_transfer_is_left_out_and_said_so_without_another_encoder(folder: Path, pool: Path) -> None:
+    said: list[str] = []
+    assert run_experiments(SCALE, pool, folder, only=["transfer"], say=said.append) == []
+    assert any(line.startswith("transfer: left out") for line in said)
+
+
+@pytest.mark.parametrize("kind", ["placebo", "optimised", "dirty-label"])
+def test_a_mixture_replaces_the_share_that_is_asked_for(kind: str, bench: Bench) -> None:
+    clean = mix(bench, Arm("clean", (("cherry", "lake"),)), 0)
+    poisoned = mix(bench, Arm(kind, (("cherry", "lake"),), share=0.5), 0)
+    changed = [not np.array_equal(*both) for both in zip(clean.images, poisoned.images, strict=True)]
+    assert changed == poisoned.poisoned
+    assert sum(changed) == 4
+    assert {poisoned.concepts[place] for place, flag in enumerate(changed) if flag} == {"cherry"}
+    assert poisoned.captions == clean.captions
+    difference = np.abs(clean.images.astype(int) - poisoned.images).max()
+    assert difference <= 16 if kind != "dirty-label" else difference > 16
+
+
+def test_a_rare_concept_has_fewer_images(bench: Bench) -> None:
+    rare = mix(bench, Arm("optimised", (("cherry", "lake"),), rarity=0.25), 0)
+    assert {concept: rare.concepts.count(concept) for concept in SCALE.concepts} == {
+        "cherry": 2, "lake": 8, "meadow": 8,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("name", DEFENCES)
+def test_a_defence_leaves_images_as_many_as_it_says(name: str, bench: Bench) -> None:
+    mixture: Mixture = mix(bench, Arm("dirty-label", (("cherry", "lake"),), share=0.5), 0)
+    defended = defend(name, bench, mixture.images, mixture.concepts, mixture.poisoned)
+    count = len(mixture.images)
+    assert len(defended.kept) == len(defended.images) == (count if name in ("none", "jpeg", "resize") else count - 5)
+    assert (defended.auc is None) == (name in ("none", "jpeg", "resize"))
+    assert (name == "none") == np.array_equal(defended.images, mixture.images)
+
+
+def test_the_area_under_the_curve_is_the_probability() -> None:
+    flags = torch.tensor([True, True, False, False])
+    assert area_under_curve(torch.tensor([4.0, 3.0, 2.0, 1.0]), flags) == 1.0
+    assert area_under_curve(torch.tensor([4.0, 1.0, 2.0, 1.0]), flags) == pytest.approx((2 + 0 + 0.5) / 4)
+    assert area_under_curve(torch.tensor([1.0]), torch.tensor([True])) is None
+
+
+def test_wilsons_interval_is_the_published_one() -> None:
+    # 81 of 263, R. G. Newcombe, Statistics in Medicine 17 (1998), table I.
+    assert wilson(81, 263) == pytest.approx((0.2553, 0.3662), abs=5e-5)
+
+
+def test_poisoned_concepts_each_have_another_target() -> None:
+    for count in (1, 3, 6):
+        pairs = chain(SMOKE, count)
+        assert len(dict(pairs)) == count
+        assert all(source != target for source, target in pairs)
+        assert pairs[0] == (SMOKE.source, SMOKE.target)

@@ -1,0 +1,83 @@
+"""Pools: every shape that images and captions come in gives the same pairs."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import tarfile
+from pathlib import Path
+
+import pytest
+
+from shade_fast.errors import ShadeFastError
+from shade_fast.study import read_captions, read_pool
+from tests.study.conftest import picture, png
+
+CAPTIONS = {"lake/0.png": "a lake at dawn", "lake/1.png": "a photo of a lake", "meadow/0.png": "a photo of a meadow"}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    root = tmp_path / "pool"
+    for number, name in enumerate(CAPTIONS):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(png(picture(name.split("/")[0], number)))
+    (root / "lake/0.txt").write_text("a lake at dawn\n")
+    return root
+
+
+def test_a_folder_takes_captions_from_text_files_or_from_its_names(folder: Path) -> None:
+    pairs = list(read_pool(folder))
+    assert {pair.key: pair.caption for pair in pairs} == CAPTIONS
+    assert [pair.concept for pair in pairs] == ["lake", "lake", "meadow"]
+    assert pairs[0].read() == (folder / "lake/0.png").read_bytes()
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl"])
+def test_a_table_of_paths_reads_as_the_folder_does(folder: Path, kind: str) -> None:
+    table = folder / f"pairs.{kind}"
+    with table.open("w", newline="") as file:
+        if kind == "csv":
+            writer = csv.writer(file)
+            writer.writerows([["path", "caption"], *CAPTIONS.items()])
+        else:
+            file.writelines(json.dumps({"path": path, "caption": text}) + "\n" for path, text in CAPTIONS.items())
+    pairs = list(read_pool(table))
+    assert {pair.key: pair.caption for pair in pairs} == CAPTIONS
+    assert pairs[2].read() == (folder / "meadow/0.png").read_bytes()
+
+
+def test_a_webdataset_tar_puts_members_of_one_key_together(folder: Path, tmp_path: Path) -> None:
+    path = tmp_path / "pool.tar"
+    with tarfile.open(path, "w") as tar:
+        for number, (name, caption) in enumerate(CAPTIONS.items()):
+            members = [("png", (folder / name).read_bytes()), ("json", json.dumps({"caption": caption}).encode())]
+            for ending, data in members[:: -1 if number else 1]:
+                info = tarfile.TarInfo(f"{number:03d}.{ending}")
+                info.size = len(data)
+                tar.addfile(info, io.BytesIO(data))
+    pairs = list(read_pool(path))
+    assert [pair.caption for pair in pairs] == list(CAPTIONS.values())
+    assert pairs[1].read() == (folder / "lake/1.png").read_bytes()
+
+
+def test_captions_alone_are_read_without_images(pool: Path, tmp_path: Path) -> None:
+    text = tmp_path / "captions.txt"
+    text.write_text("a lake\n\n two meadows \n")
+    assert list(read_captions(text)) == ["a lake", "two meadows"]
+    assert next(iter(read_captions(pool))) == "a photo of a cherry, number 0"
+
+
+def test_what_cannot_be_read_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ShadeFastError, match="nowhere: no such file"):
+        list(read_pool(tmp_path / "nowhere"))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ShadeFastError, match="no image with a caption"):
+        list(read_pool(tmp_path / "empty"))
+    (tmp_path / "broken.parquet").write_bytes(b"no table")
+    with pytest.raises(ShadeFastError, match=r"broken\.parquet: cannot be read"):
+        list(read_pool(tmp_path / "broken.parquet"))
+    (tmp_path / "plain.csv").write_text("path\nlake.png\n")
+    with pytest.raises(ShadeFastError, match="no captions; name a column"):
+        list(read_pool(tmp_path / "plain.csv"))
