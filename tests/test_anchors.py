@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -237,66 +236,6 @@ def test_each_image_is_given_the_nearest_of_several(tiny_module: nn.Module, draw
         nearest = int((candidates - own).flatten(1).norm(dim=1).argmin())
         assert outcome.anchor == str(paths[nearest])
     assert [outcome.anchor for outcome in result[:2]] == [str(paths[3]), str(paths[0])]
-
-
-@pytest.fixture(scope="module")
-def pipeline_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A Stable Diffusion pipeline's folder, tiny and with random weights."""
-    pytest.importorskip("transformers", reason="anchors are drawn with transformers: pip install 'shade-fast[anchors]'")
-    from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
-    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
-
-    folder = tmp_path_factory.mktemp("pipeline")
-    letters = [chr(code) for code in range(ord("a"), ord("z") + 1)]
-    words = [*letters, *(f"{letter}</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
-    (folder / "vocab.json").write_text(json.dumps({word: index for index, word in enumerate(words)}))
-    (folder / "merges.txt").write_text("#version: 0.2\n")
-    tokenizer = CLIPTokenizer(str(folder / "vocab.json"), str(folder / "merges.txt"), model_max_length=16)
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        text_encoder = CLIPTextModel(
-            CLIPTextConfig(
-                vocab_size=len(words),
-                hidden_size=8,
-                intermediate_size=16,
-                num_hidden_layers=1,
-                num_attention_heads=2,
-                max_position_embeddings=16,
-                bos_token_id=len(words) - 2,
-                eos_token_id=len(words) - 1,
-                pad_token_id=len(words) - 1,
-            )
-        )
-        unet = UNet2DConditionModel(
-            sample_size=8,
-            block_out_channels=(4, 8),
-            layers_per_block=1,
-            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-            up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-            cross_attention_dim=8,
-            attention_head_dim=2,
-            norm_num_groups=2,
-        )
-        vae = AutoencoderKL(
-            block_out_channels=(4, 4, 4, 4),
-            down_block_types=("DownEncoderBlock2D",) * 4,
-            up_block_types=("UpDecoderBlock2D",) * 4,
-            layers_per_block=1,
-            norm_num_groups=2,
-            latent_channels=4,
-        )
-    pipeline = StableDiffusionPipeline(
-        vae=vae,
-        text_encoder=text_encoder,
-        tokenizer=tokenizer,
-        unet=unet,
-        scheduler=DDIMScheduler(clip_sample=False, steps_offset=1),
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
-    pipeline.save_pretrained(folder / "model")
-    return folder / "model"
 
 
 def test_anchors_are_drawn_by_a_pipeline(pipeline_folder: Path, tmp_path: Path, encoder: Encoder) -> None:

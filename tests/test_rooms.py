@@ -32,7 +32,7 @@ MAY_IMPORT = {
     "shade_fast/integrations": {"shade_fast.errors", "shade_fast.archive"},
     "shade_fast/study": {
         *("shade_fast.errors", "shade_fast.images", "shade_fast.anchors", "shade_fast.poisoner"),
-        *("shade_fast.budget", "shade_fast.view", "shade_fast.encoders"),
+        *("shade_fast.budget", "shade_fast.view", "shade_fast.encoders", "shade_fast.archive"),
     },
 }
 

@@ -13,13 +13,13 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from shade_fast.archive.tables import BYTES_COLUMNS, PATH_COLUMNS
 from shade_fast.errors import ShadeFastError, reason
 from shade_fast.images import INPUT_SUFFIXES
 
 CAPTION_COLUMNS = ("caption", "text", "prompt", "TEXT")
 CONCEPT_COLUMNS = ("concept", "label", "class")
-IMAGE_COLUMNS = ("image", "bytes", "image_bytes", "jpg", "jpeg", "png", "webp")
-PATH_COLUMNS = ("path", "file_name", "filename", "file", "image_path")
+IMAGE_COLUMNS = (*BYTES_COLUMNS, "jpeg")
 KEY_COLUMNS = ("key", "name", "id", "__key__")
 
 

@@ -19,6 +19,11 @@ from shade_fast.study.pool import read_pool
 from shade_fast.study.text import SentenceEncoder
 from shade_fast.study.training import Checkpoint, Schedule, train
 
+#: What the small generator is trained with unless another is asked for.
+SCHEDULE = Schedule(steps=2000, batch=96)
+#: Pixels of the squares that it is trained on.
+SIZE = 64
+
 
 def train_on_pools(
     pools: Sequence[str | Path],
@@ -27,10 +32,10 @@ def train_on_pools(
     encoder: Encoder,
     sentences: SentenceEncoder,
     start: Path | None = None,
-    size: int = 64,
-    steps: int = 3500,
-    batch: int = 96,
-    learning_rate: float = 1e-3,
+    size: int = SIZE,
+    steps: int = SCHEDULE.steps,
+    batch: int = SCHEDULE.batch,
+    learning_rate: float = SCHEDULE.learning_rate,
     width: int = 128,
     depth: int = 6,
     seed: int = 0,
@@ -84,7 +89,7 @@ def write_samples(drawn: Sequence[tuple[str, UInt8Array]], out: Path) -> Path:
     return out / "sheet.png"
 
 
-def judge_pool(pool: str | Path, judge: Judge, *, size: int = 64) -> dict[str, dict[str, int]]:
+def judge_pool(pool: str | Path, judge: Judge, *, size: int = SIZE) -> dict[str, dict[str, int]]:
     """What a judge takes a pool's images for: concept of the pool (or folder) -> judged concept -> how many."""
     by_concept: dict[str, list[UInt8Array]] = {}
     for pair in read_pool(pool):
@@ -96,7 +101,7 @@ def judge_pool(pool: str | Path, judge: Judge, *, size: int = 64) -> dict[str, d
     return table
 
 
-def train_judge_on_pool(pool: str | Path, out: Path, *, size: int = 64, epochs: int = 8, seed: int = 0) -> Classifier:
+def train_judge_on_pool(pool: str | Path, out: Path, *, size: int = SIZE, epochs: int = 8, seed: int = 0) -> Classifier:
     """Train a classifier on a pool's concepts and write it; a tenth, drawn from the seed, is kept to state its
     accuracy.
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -53,24 +55,23 @@ def sample(
 
 
 def sample_pipeline(
-    model: str | Path, prompt: str, count: int, *, seed: int = 0, steps: int = 30, device: str = "cpu"
-) -> UInt8Array:
-    """Images uint8 [count, h, w, 3] for a prompt, by a diffusers text-to-image pipeline (folder or hub id); the image
-    of index i has seed + i. Raises ShadeFastError where it cannot be loaded, or does not draw."""
+    model: str | Path, prompts: Sequence[str], count: int, *, seed: int = 0, steps: int = STEPS, device: str = "cpu"
+) -> list[UInt8Array]:
+    """Images uint8 [count, h, w, 3] for each prompt, by a diffusers text-to-image pipeline (folder or hub id); the
+    image of index i has seed + i. Raises ShadeFastError where it cannot be loaded, or does not draw."""
     from diffusers import DiffusionPipeline
+
+    def one(pipeline: Any, prompt: str, index: int) -> UInt8Array:
+        random = torch.Generator("cpu").manual_seed(seed + index)
+        picture = pipeline(prompt, num_inference_steps=steps, generator=random).images[0]
+        return np.asarray(picture.convert("RGB"))
 
     try:
         pipeline = DiffusionPipeline.from_pretrained(str(model)).to(device)
         pipeline.set_progress_bar_config(disable=True)
-        drawn = [
-            pipeline(
-                prompt, num_inference_steps=steps, generator=torch.Generator("cpu").manual_seed(seed + index)
-            ).images[0]
-            for index in range(count)
-        ]
+        return [np.stack([one(pipeline, prompt, index) for index in range(count)]) for prompt in prompts]
     except Exception as error:  # diffusers raises many kinds, from its own and from its libraries
         raise ShadeFastError(
-            f"model {str(model)!r}: no text-to-image pipeline that draws ({reason(error)}); give a pipeline's folder "
-            "or hub id"
+            f"model {str(model)!r}: no checkpoint of `study train`, and no text-to-image pipeline that draws "
+            f"({reason(error)}); give a file, or a pipeline's folder or hub id"
         ) from error
-    return np.stack([np.asarray(picture.convert("RGB")) for picture in drawn])

@@ -19,6 +19,7 @@ from shade_fast.study import (
     SentenceEncoder,
     judge_pool,
     sample,
+    sample_pipeline,
     train,
     train_judge_on_pool,
     train_on_pools,
@@ -142,3 +143,13 @@ def test_the_frechet_distance_of_normal_features_is_the_formula() -> None:
     assert frechet_distance(features, features) == pytest.approx(0, abs=1e-6)
     # |m1 - m2|^2 = 4 and (s1 - s2)^2 = 4 in each of three.
     assert frechet_distance(features, 3 * features + torch.tensor([2.0, 0, 0])) == pytest.approx(4 + 12, rel=0.03)
+
+
+def test_a_diffusers_pipeline_draws_from_the_seed(pipeline_folder: Path, tmp_path: Path) -> None:
+    both = sample_pipeline(pipeline_folder, ["a dog", "a cat"], 2, steps=1)
+    (later,) = sample_pipeline(pipeline_folder, ["a cat"], 1, steps=1, seed=1)
+    assert [images.shape for images in both] == [(2, 64, 64, 3)] * 2
+    assert np.array_equal(both[1][1], later[0])
+    assert not np.array_equal(both[1][0], later[0])
+    with pytest.raises(ShadeFastError, match="nowhere': no checkpoint of `study train`"):
+        sample_pipeline(tmp_path / "nowhere", ["a dog"], 1)

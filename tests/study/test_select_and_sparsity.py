@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 from pathlib import Path
 
 import pytest
@@ -22,6 +21,7 @@ from shade_fast.study import (
     write_selected,
     write_sparsity,
 )
+from tests.conftest import letter_tokenizer
 from tests.study.conftest import picture
 
 CORPUS = [
@@ -44,17 +44,13 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> Clip:
     """A CLIP of random weights: its figures mean nothing, but they are the same every time."""
     transformers = pytest.importorskip("transformers")
     folder = tmp_path_factory.mktemp("clip")
-    letters = [chr(code) for code in range(ord("a"), ord("z") + 1)]
-    tokens = [*letters, *(f"{letter}</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
-    vocabulary = {token: number for number, token in enumerate(tokens)}
-    (folder / "vocab.json").write_text(json.dumps(vocabulary))
-    (folder / "merges.txt").write_text("#version: 0.2\n")
-    transformers.CLIPTokenizer(str(folder / "vocab.json"), str(folder / "merges.txt")).save_pretrained(folder)
+    tokenizer = letter_tokenizer(folder)
+    tokenizer.save_pretrained(folder)
     small = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
     config = transformers.CLIPConfig(
         text_config={
-            **small, "vocab_size": len(tokens), "max_position_embeddings": 24,
-            "bos_token_id": len(tokens) - 2, "eos_token_id": len(tokens) - 1,
+            **small, "vocab_size": len(tokenizer), "max_position_embeddings": 16,
+            "bos_token_id": len(tokenizer) - 2, "eos_token_id": len(tokenizer) - 1,
         },
         vision_config={**small, "image_size": 32, "patch_size": 8},
         projection_dim=8,

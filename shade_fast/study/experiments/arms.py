@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from shade_fast.images import UInt8Array
-from shade_fast.study.examples import decode_latents, encode, examples_of
+from shade_fast.study.examples import examples_of
 from shade_fast.study.experiments.defences import Defended, defend
 from shade_fast.study.experiments.prepare import LEVELS, Bench
 from shade_fast.study.experiments.world import captions_for, prompt
@@ -172,8 +172,6 @@ def _judged(
     seconds: float,
 ) -> Result:
     concepts = bench.world.concepts
-    held = np.concatenate([bench.world.of("held_out", concept)[:100] for concept in concepts])
-    real = bench.judge.features(decode_latents(bench.encoder, encode(bench.encoder, held)))
     alike = np.concatenate([drawn[concept][: max(SHOWN, bench.scale.draws // 3)] for concept in concepts])
     kept = set(defended.kept)
     dropped = [flag for place, flag in enumerate(mixture.poisoned) if place not in kept]
@@ -183,7 +181,7 @@ def _judged(
         poisons=sum(mixture.poisoned),
         draws={word: _counts(bench, images) for word, images in drawn.items()},
         low_pass={word: _counts(bench, low_pass(images)) for word, images in drawn.items()},
-        quality=frechet_distance(bench.judge.features(alike), real),
+        quality=frechet_distance(bench.judge.features(alike), bench.real_features),
         dropped_poisoned=sum(dropped),
         dropped_clean=len(dropped) - sum(dropped),
         auc=defended.auc,

@@ -3,6 +3,7 @@ and the perturbed images."""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,6 +45,12 @@ class Bench:
     judge: Classifier
     folder: Path
     transfer: Encoder | None = None
+
+    @functools.cached_property
+    def real_features(self) -> torch.Tensor:
+        """The judge's features of 100 held-out photographs of each concept, through the autoencoder."""
+        held = np.concatenate([self.world.of("held_out", concept)[:100] for concept in self.world.concepts])
+        return self.judge.features(decode_latents(self.encoder, encode(self.encoder, held)))
 
     def perturbed(self, concept: str, towards: str, encoder: str = "own", levels: int = LEVELS) -> UInt8Array:
         """The pool's fresh images of a concept, uint8 [pool, size, size, 3], each moved at linf levels/255 to the
