@@ -97,7 +97,7 @@ class Block(nn.Module):
 def flow_loss(generator: Generator, latents: Tensor, texts: Tensor, times: Tensor, noise: Tensor) -> Tensor:
     """Mean squared error of the velocity of each sample, [B]; shapes as `Generator`'s."""
     at = times[:, None, None, None]
-    velocity = generator((1 - at) * latents + at * noise, times, texts)
+    velocity: Tensor = generator((1 - at) * latents + at * noise, times, texts)
     return (velocity - (noise - latents)).square().flatten(1).mean(1)
 
 

@@ -24,7 +24,7 @@ class SentenceEncoder:
     Raises ShadeFastError where it cannot be loaded.
     """
 
-    def __init__(self, model: str = PACKAGED, batch_size: int = 256) -> None:
+    def __init__(self, model: str = PACKAGED, batch_size: int = 64) -> None:
         self.name, self.batch_size = model, batch_size
         location = str(_packaged_folder()) if model == PACKAGED else model
         transformers = import_transformers()
@@ -57,7 +57,9 @@ class SentenceEncoder:
     @torch.no_grad()
     def _embed(self, captions: list[str]) -> torch.Tensor:
         tokens = self._tokenizer(captions, padding=True, truncation=True, max_length=128, return_tensors="pt")
-        states = self._model(**tokens).last_hidden_state
+        # Where the CPU multiplies bfloat16 it takes a third of the time; cosines move by some 1e-5.
+        with torch.autocast("cpu", torch.bfloat16, enabled=torch.ops.mkldnn._is_mkldnn_bf16_supported()):
+            states = self._model(**tokens).last_hidden_state.float()
         mask = tokens["attention_mask"][:, :, None]
         return torch.nn.functional.normalize((states * mask).sum(1) / mask.sum(1), dim=1)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 from pathlib import Path
 
 import numpy as np
@@ -24,18 +25,18 @@ SCALE = Scale(
     source="cherry",
     target="lake",
     size=32,
-    counts=(10, 24, 4),
+    counts=(8, 12, 2),
     shape=GeneratorShape(side=4, width=32, depth=1, heads=2),
     training_steps=8,
     training_batch=8,
     tuning_steps=2,
     tuning_batch=8,
-    pool=8,
+    pool=4,
     judge_epochs=1,
-    draws=4,
+    draws=2,
     poison_steps=2,
     seeds=(0, 1),
-    shares=(0.5, 1.0),
+    shares=(1.0,),
 )
 
 
@@ -74,8 +75,12 @@ def test_a_second_run_takes_what_is_there_and_makes_what_is_not(folder: Path, po
     run_experiments(SCALE, pool, folder, transfer="embedded", say=said.append)
     assert {path: path.stat().st_mtime_ns for path in arms} == before
     assert sum(lost.stem.rpartition("_")[0] in line for line in said) == 1
-    drop = '"seconds"'
-    assert lost.read_text().partition(drop)[0] == text.partition(drop)[0]
+    again, first = json.loads(lost.read_text()), json.loads(text)
+    assert again["quality"] == pytest.approx(first["quality"], rel=1e-4)
+    differing = {"quality", "seconds"}
+    assert {name: again[name] for name in again.keys() - differing} == {
+        name: first[name] for name in first.keys() - differing
+    }
 
 
 def test_a_folder_of_another_scale_is_refused(folder: Path, pool: Path) -> None:
@@ -97,7 +102,7 @@ def test_a_mixture_replaces_the_share_that_is_asked_for(kind: str, bench: Bench)
     poisoned = mix(bench, Arm(kind, (("cherry", "lake"),), share=0.5), 0)
     changed = [not np.array_equal(*both) for both in zip(clean.images, poisoned.images, strict=True)]
     assert changed == poisoned.poisoned
-    assert sum(changed) == 4
+    assert sum(changed) == 2
     assert {poisoned.concepts[place] for place, flag in enumerate(changed) if flag} == {"cherry"}
     assert poisoned.captions == clean.captions
     difference = np.abs(clean.images.astype(int) - poisoned.images).max()
@@ -107,7 +112,7 @@ def test_a_mixture_replaces_the_share_that_is_asked_for(kind: str, bench: Bench)
 def test_a_rare_concept_has_fewer_images(bench: Bench) -> None:
     rare = mix(bench, Arm("optimised", (("cherry", "lake"),), rarity=0.25), 0)
     assert {concept: rare.concepts.count(concept) for concept in SCALE.concepts} == {
-        "cherry": 2, "lake": 8, "meadow": 8,
+        "cherry": 1, "lake": 4, "meadow": 4,
     }  # fmt: skip
 
 
@@ -116,7 +121,7 @@ def test_a_defence_leaves_images_as_many_as_it_says(name: str, bench: Bench) -> 
     mixture: Mixture = mix(bench, Arm("dirty-label", (("cherry", "lake"),), share=0.5), 0)
     defended = defend(name, bench, mixture.images, mixture.concepts, mixture.poisoned)
     count = len(mixture.images)
-    assert len(defended.kept) == len(defended.images) == (count if name in ("none", "jpeg", "resize") else count - 5)
+    assert len(defended.kept) == len(defended.images) == (count if name in ("none", "jpeg", "resize") else count - 2)
     assert (defended.auc is None) == (name in ("none", "jpeg", "resize"))
     assert (name == "none") == np.array_equal(defended.images, mixture.images)
 

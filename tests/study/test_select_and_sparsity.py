@@ -69,7 +69,7 @@ def test_embeddings_are_of_length_1_and_know_what_is_alike(sentences: SentenceEn
 
 def test_an_embedding_does_not_depend_on_its_batch(sentences: SentenceEncoder) -> None:
     alone = SentenceEncoder(batch_size=1).embed(CORPUS)
-    assert torch.allclose(alone, sentences.embed(CORPUS), atol=1e-5)
+    assert (alone * sentences.embed(CORPUS)).sum(1).min() > 0.9999
 
 
 def test_captions_alone_choose_those_that_speak_of_the_concept(sentences: SentenceEncoder) -> None:

@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from shade_fast.anchors import Anchor
+from shade_fast.archive.archive import fixed_plan
 from shade_fast.budget import Budget
 from shade_fast.encoders import Encoder, load_encoder
 from shade_fast.errors import ShadeFastError
@@ -65,14 +66,15 @@ class Bench:
             raise ShadeFastError("transfer: no other encoder was given; name one with --transfer")
         images = self.world.of("fresh", concept)[:pool]
         anchor = Anchor(towards, list(self.world.of("fresh", towards)[pool : 2 * pool]))
-        poisoner = Poisoner(
-            encoder=chosen,
-            budget=Budget(linf=levels / 255, lpips=None),
-            view=View(None),
-            perceptual=None,
-            steps=self.scale.poison_steps,
-        )
-        made = [protected.outcome.image for protected in poisoner.protect((image, anchor) for image in images)]
+        with fixed_plan():
+            poisoner = Poisoner(
+                encoder=chosen,
+                budget=Budget(linf=levels / 255, lpips=None),
+                view=View(None),
+                perceptual=None,
+                steps=self.scale.poison_steps,
+            )
+            made = [protected.outcome.image for protected in poisoner.protect((image, anchor) for image in images)]
         if any(image is None for image in made):
             raise ShadeFastError(f"{concept}: {sum(image is None for image in made)} of its images cannot be perturbed")
         stacked = np.stack([image for image in made if image is not None])
