@@ -160,17 +160,20 @@ def _read_dirty(figures: Figures, scale: Scale) -> str:
 
 
 def _read_bleed(figures: Figures, scale: Scale) -> str:
-    clean, poisoned = base(scale, "clean"), base(scale, "optimised")
-    rises = [
-        figures.drawn(poisoned, figures.target, word).mean - figures.drawn(clean, figures.target, word).mean
-        for word in RELATED
-    ]
-    words = ", ".join(f"{word} {rise:+.0%}" for word, rise in zip(RELATED, rises, strict=True))
+    clean, words = base(scale, "clean"), (figures.source, *RELATED)
+    parts = []
+    for arm in figures.results:
+        if arm != clean:
+            rises = [
+                figures.drawn(arm, figures.target, word).mean - figures.drawn(clean, figures.target, word).mean
+                for word in words
+            ]
+            risen = ", ".join(f"{word} {rise:+.0%}" for word, rise in zip(words, rises, strict=True))
+            parts.append(f"{_kind_and_share(arm)}: {risen}")
     return (
-        f"Rise of the share drawn as {figures.target}, poisoned over clean, for words that nothing is captioned with: "
-        f"{words}; {figures.source} itself "
-        f"{figures.drawn(poisoned, figures.target).mean - figures.drawn(clean, figures.target).mean:+.0%}. A share of "
-        "few draws moves by several points by chance alone, and words near the target are drawn as it in any arm."
+        f"Rise of the share drawn as {figures.target} over the clean arm's, for {figures.source} and for words that "
+        f"nothing is captioned with. {'; '.join(parts)}. A share of few draws moves by several points by chance, "
+        "and words near the target are drawn as it in any arm."
     )
 
 

@@ -136,7 +136,7 @@ def _plot_words(rows: Sequence[dict[str, Any]], figures: Figures, path: Path) ->
         some = [row for row in rows if row["kind"] == kind]
         axes.plot([row["similarity"] for row in some], [row["drawn_as_target"] for row in some], "o", label=kind)
     for row in rows:
-        if row["kind"] == "optimised":
+        if row["kind"] == "dirty-label":
             axes.annotate(row["word"], (row["similarity"], row["drawn_as_target"]), (3, 4), textcoords="offset points")
     axes.set_ylim(0, 1)
     axes.set_xlabel(f"cosine with the caption of {figures.source!r}")
