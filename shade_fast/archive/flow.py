@@ -98,7 +98,7 @@ class Flow:
                         break
                     self._take(prepared)
                     self._gather()
-                    while len(self._finishing) > self._bound:
+                    while self._finishing and (self._finishing[0].done() or len(self._finishing) > self._bound):
                         self._collect()
                 if not self.ended:
                     self._cancel()

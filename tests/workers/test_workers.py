@@ -83,17 +83,16 @@ def test_a_share_of_the_threads_does_not_show(
     backend: str, options: dict[str, Any], draw: Any, encoder_folder: Path
 ) -> None:
     """Workers have fewer threads than a process that is alone has."""
-    options |= {"encoder": encoder_folder, "perceptual": "st-alex", "budget": Budget(16 / 255, 0.02), "steps": 6}
-    options |= {"view": View(192), "backend": backend, "devices": "cpu"}
+    options |= {"encoder": encoder_folder, "perceptual": "st-alex", "budget": Budget(16 / 255, 0.02), "steps": 3}
+    options |= {"view": View(128), "backend": backend, "devices": "cpu"}
     threads, results = torch.get_num_threads(), []
     try:
-        for count in (1, 2, 3):
+        for count in (1, 3):
             torch.set_num_threads(count)
             results.append(poison_batch([draw(200, 240, 1)], **options))
     finally:
         torch.set_num_threads(threads)
-    for other in results[1:]:
-        assert_same(other, results[0])
+    assert_same(*results)
 
 
 def test_networks_that_cannot_be_made_in_another_process(options: dict[str, Any], draw: Any) -> None:
