@@ -14,7 +14,7 @@ from tests.archive.outputs import Command, finish, images, wait_for_images
 from tests.workers.processes import wait_until_gone, workers_of
 
 #: Steps enough that something can happen while a run goes on.
-LONGER = ("--steps", "300")
+LONGER = ("--steps", "150")
 
 
 @pytest.fixture
