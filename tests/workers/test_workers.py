@@ -78,13 +78,10 @@ def test_an_image_that_kills_its_process_fails_and_the_others_go_on(options: dic
     assert "SIGKILL" in str(result[2].error)
 
 
-@pytest.mark.parametrize("backend", ["native", "reference"])
-def test_a_share_of_the_threads_does_not_show(
-    backend: str, options: dict[str, Any], draw: Any, encoder_folder: Path
-) -> None:
-    """Workers have fewer threads than a process that is alone has."""
+def test_a_share_of_the_threads_does_not_show(options: dict[str, Any], draw: Any, encoder_folder: Path) -> None:
+    """Workers have fewer threads than a process that is alone has; torch's own sums would show that."""
     options |= {"encoder": encoder_folder, "perceptual": "st-alex", "budget": Budget(16 / 255, 0.02), "steps": 3}
-    options |= {"view": View(128), "backend": backend, "devices": "cpu"}
+    options |= {"view": View(128), "backend": "native", "devices": "cpu"}
     threads, results = torch.get_num_threads(), []
     try:
         for count in (1, 3):
