@@ -51,8 +51,8 @@ def export_onnx(
 
     encoder: what `load_encoder` takes. size: height and width in pixels of what the encoder sees, or one side of both;
     batch: images of one run; shapes are fixed. perceptual: an LPIPS network, its name, `auto`, or None for none.
-    precision: of weights and activations, `float32`, `float16` or `bfloat16`; norms' statistics, distances, inputs and
-    outputs are float32 whatever it is (errors: docs/onnx.md). Graphs hold ONNX's own operators alone, and their weights.
+    precision: of weights and activations, `float32`, `float16` or `bfloat16` (errors: docs/onnx.md); norms' statistics,
+    distances, inputs and outputs are float32 whatever it is. Graphs hold ONNX's own operators and their weights.
 
     Returns the card. Raises ShadeFastError for sizes that the encoder does not take, for a network that ONNX has no
     form for, and for a folder that cannot be written.

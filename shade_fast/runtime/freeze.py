@@ -33,7 +33,8 @@ def freeze(module: nn.Module, backend: str = "native", *, accuracy: str = "fast"
     module: from images float32 [B, 3, h, w] (and further tensors, which get no gradient) to a tensor or a tuple of
         tensors; in eval mode, on the CPU for `native`. Its weights are read, not copied, while it is frozen: those of
         convolutions are packed anew at the first use.
-    backend: `reference` gives the module itself; `native` a `Frozen`; those in `ONNXRUNTIME` an `OnnxNetwork`. A module that is frozen already stays as it is.
+    backend: `reference` gives the module itself; `native` a `Frozen`; those in `ONNXRUNTIME` an `OnnxNetwork`. A module
+        that is frozen already stays as it is.
     accuracy: of `native`. `fast`: the input gradient within 1e-4 relative root-mean-square of float64 arithmetic, with
         Winograd's algorithms. `exact`: within 1e-5, direct sums alone.
 
@@ -60,7 +61,7 @@ def onnx_provider(backend: str) -> str | None:
 
 
 def latent_distance(network: nn.Module, images: Tensor, anchor_latents: Tensor) -> Tensor | None:
-    """The latent distance [B] of images [B, 3, h, w] where a network makes it and its gradient in one run, else None."""
+    """The latent distance [B] of images [B, 3, h, w] where a network has it and its gradient in one run, else None."""
     return network.distance(images, anchor_latents) if isinstance(network, OnnxNetwork) else None
 
 
