@@ -310,7 +310,7 @@ def _add_engine(add: Callable[..., Any]) -> None:
     add("--lpips", type=bound, default="0.07", help="largest LPIPS distance, or 'none'")
     add("--backend", default="auto", choices=BACKENDS, help="what executes the networks and the optimiser")
     add("--accuracy", default="fast", choices=ACCURACIES, help="of the native backend's gradients: 1e-4, or exact 1e-5")
-    add("--devices", default="auto", help="auto, cpu, cuda:0")
+    add("--devices", default="auto", help="auto, cpu, cuda:0, or several, a process each: cuda:0,cuda:1")
 
 
 def bound(text: str) -> float | None:
