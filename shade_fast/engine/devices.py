@@ -8,7 +8,7 @@ import torch
 
 from shade_fast.errors import ShadeFastError
 from shade_fast.ops import gpu, native
-from shade_fast.runtime import ONNXRUNTIME, check_onnxruntime, onnx_provider
+from shade_fast.runtime import ONNXRUNTIME, check_onnxruntime, check_precision, onnx_provider
 
 #: `auto`, and what there is; it never chooses ONNX Runtime, which stands for the provider of the device where none is
 #: named.
@@ -69,6 +69,9 @@ def resolve_backend(backend: str, device: torch.device) -> str:
 
     Raises ShadeFastError for an unknown backend, and for one that was asked for and is not there.
     """
+    provider, _, precision = backend.removeprefix("onnxruntime:").partition(":")
+    if backend.startswith("onnxruntime:") and precision:
+        check_precision(provider, precision)
     if backend not in BACKENDS:
         raise ShadeFastError(f"backend {backend!r}: give one of {', '.join(BACKENDS)}")
     if backend.startswith("onnxruntime"):
@@ -108,7 +111,7 @@ def _onnxruntime(backend: str, device: torch.device) -> str:
     """The backend with its provider, which is there."""
     if backend == "onnxruntime":
         backend = f"onnxruntime:{device.type}"
-    provider = backend.partition(":")[2]
+    provider, _ = ONNXRUNTIME[backend]
     if provider == "cpu" and device.type != "cpu":
         raise ShadeFastError(f"backend {backend!r}: runs on the CPU, and {device} is in use; give devices='cpu'")
     check_onnxruntime(provider)
