@@ -18,8 +18,9 @@ from shade_fast.ops import optimizer_update
 from shade_fast.reference import paper_loop, release_loop
 from shade_fast.view import View
 
-#: Length of the first step, in units of linf, and the share of the momentum that is kept from step to step.
-STEP_SIZE, DECAY = 0.6, 0.8
+#: Length of the first step, in units of linf: with L∞ alone, and with an LPIPS bound, which keeps most pixels well
+#: inside the box; and the share of the momentum that is kept from step to step.
+STEP_SIZE, BOUNDED_STEP_SIZE, DECAY = 0.6, 0.4, 0.8
 #: Steps are sized as for this linf where none is given.
 DEFAULT_UNIT = 16 / 255
 
@@ -88,8 +89,9 @@ def momentum(
 ) -> Optimized:
     """Sign-momentum with a step that falls linearly; an LPIPS bound is held by `LpipsControl`.
 
-    m <- 0.8·m + g/mean|g|,   delta <- clamp(k·delta - a_i·s·sign(m), -linf, linf),   a_i = 0.6·linf·(1 - i/steps)
+    m <- 0.8·m + g/mean|g|,   delta <- clamp(k·delta - a_i·s·sign(m), -linf, linf),   a_i = a·linf·(1 - i/steps)
     g = ∇objective/mean|∇objective| + weight·∇LPIPS/mean|∇LPIPS|,   s the control's length, k the share it keeps
+    a = 0.6, with an LPIPS bound 0.4
 
     Where the view is the same in every step, the best iterate is kept instead of the last if it was better.
     """
@@ -102,6 +104,7 @@ def momentum(
     momentum_buffer = torch.zeros_like(delta)
     control = None if budget.lpips is None else LpipsControl(budget.lpips, len(delta), delta.device)
     progress = Progress(stopping, problem.start, steps, keep_best=not problem.plan.transforms)
+    step_size = STEP_SIZE if control is None else BOUNDED_STEP_SIZE
     history = []
     for i in range(steps):
         gradient, distance = problem.gradient(delta, control)
@@ -109,7 +112,7 @@ def momentum(
         held = torch.ones_like(progress.moving) if control is None else control.held
         if not progress.met(i, delta, distance, held):
             break
-        length = torch.full_like(distance, STEP_SIZE * unit * (1 - i / steps))
+        length = torch.full_like(distance, step_size * unit * (1 - i / steps))
         if control is not None:
             length *= control.length
             if not bool((control.kept == 1).all()):
