@@ -16,9 +16,11 @@ import torch
 from shade_fast import runtime
 from shade_fast.anchors import Anchor, AnchorLibrary, ImageLike, Target, resolve_anchor
 from shade_fast.budget import Budget
-from shade_fast.encoders import load_encoder
+from shade_fast.encoders import Encoder, load_encoder
 from shade_fast.engine import (
+    NEVER,
     Problem,
+    Slots,
     Stopping,
     check_optimizer,
     kernels,
@@ -88,10 +90,14 @@ class Poisoner:
             raise ShadeFastError("encoder: an empty list; give at least one")
         self.encoders = tuple(load_encoder(spec, self.device).to(self.device) for spec in specs)
         self.weights = _checked_weights(weights, len(self.encoders))
-        if self.backend not in ("reference", "cuda"):
-            freeze = functools.partial(runtime.freeze, backend=self.backend, accuracy=accuracy)
-            self.encoders = tuple(encoder.frozen(freeze) for encoder in self.encoders)
-            self.perceptual = None if self.perceptual is None else self.perceptual.frozen(freeze)
+        #: what images are moved by; on a GPU figures are measured by exact networks, whatever moves the images
+        self.moving = (self.encoders, self.perceptual)
+        self._slots: Slots | None = None
+        if self.backend != "reference":
+            self.moving = self._frozen(accuracy)
+            self.encoders, self.perceptual = self._frozen("exact") if self.backend == "cuda" else self.moving
+        if self.backend == "cuda":
+            self._slots = Slots(self.batch_size)
         check_optimizer(optimizer, budget, len(self.encoders), view)
         self.survival = survival
         if start is not None and optimizer != "momentum":
@@ -103,6 +109,17 @@ class Poisoner:
     def factor(self) -> int:
         """Pixels that the view's sides are multiples of: what every encoder's latents divide."""
         return math.lcm(*(encoder.factor for encoder in self.encoders))
+
+    def _frozen(self, accuracy: str) -> tuple[tuple[Encoder, ...], Perceptual | None]:
+        """The networks as the backend runs them."""
+        freeze = functools.partial(runtime.freeze, backend=self.backend, accuracy=accuracy)
+        encoders = tuple(encoder.frozen(freeze) for encoder in self.encoders)
+        return encoders, None if self.perceptual is None else self.perceptual.frozen(freeze)
+
+    @property
+    def window(self) -> int:
+        """How many images of one size are held: more than a batch where an image may leave it for another to enter."""
+        return self.batch_size * (4 if self._slots is not None and self.stopping != NEVER else 1)
 
     @property
     def encoder_name(self) -> str:
@@ -121,7 +138,7 @@ class Poisoner:
     def protect(
         self, images: Iterable[tuple[ImageLike | DecodedImage | ShadeFastError, Anchor]], output: Output | None = None
     ) -> Iterator[Protected]:
-        """Protect (image, anchor) pairs; yields in order, as they become ready; at most `batch_size` images are held.
+        """Protect (image, anchor) pairs; yields in order, as they become ready; at most `window` images are held.
 
         An image that could not be had is given as the error that says why, and yielded as failed in its place.
         output: how the images will be written (`Protected.encode`); figures are those of such a file, decoded again.
@@ -144,7 +161,7 @@ class Poisoner:
                 yield from self.protect_batch(waiting, output)
                 waiting = []
             waiting.append(Work(decoded, anchor))
-            if len(waiting) == self.batch_size:
+            if len(waiting) == self.window:
                 yield from self.protect_batch(waiting, output)
                 waiting = []
         yield from self.protect_batch(waiting, output)
@@ -190,25 +207,30 @@ class Poisoner:
             [codec(work.image, output, jpeg) for jpeg in settings if output is not None and jpeg is not None]
             for work, settings in zip(batch, attempts, strict=True)
         ]
-        problem = Problem(
-            clean,
-            plan,
-            self.encoders,
-            [torch.cat(latents) for latents in zip(*anchor_latents, strict=True)],
-            self.perceptual,
-            self.backend,
-            randoms=[self._random(work.image) for work in batch] if plan.transforms else (),
-            weights=self.weights,
-            visible=visible_pixels(batch, self.device),
-            through=through_files(clean, [one[0] if one else None for one in codecs]),
-        )
+
+        def problem_of(encoders: Sequence[Encoder], perceptual: Perceptual | None) -> Problem:
+            return Problem(
+                clean,
+                plan,
+                encoders,
+                [torch.cat(latents) for latents in zip(*anchor_latents, strict=True)],
+                perceptual,
+                self.backend,
+                randoms=[self._random(work.image) for work in batch] if plan.transforms else (),
+                weights=self.weights,
+                visible=visible_pixels(batch, self.device),
+                through=through_files(clean, [one[0] if one else None for one in codecs]),
+            )
+
+        problem = problem_of(self.encoders, self.perceptual)
         if not bool(torch.isfinite(problem.start).all()):
             raise ShadeFastError(f"the latent is not finite under encoder {self.encoder_name}; check its weights")
         start = None
         if self.start is not None:
             size = (clean.shape[2], clean.shape[3])
             start = torch.cat([self.start.perturbation(pick, plan.crop, size) for pick in picks]).to(self.device)
-        made = optimize(problem, self.optimizer, self.budget, self.steps, start, self.stopping)
+        moved = problem_of(*self.moving) if self.backend == "cuda" else problem
+        made = optimize(moved, self.optimizer, self.budget, self.steps, start, self.stopping, self._slots)
         delta = made.delta if problem.visible is None else made.delta * problem.visible
         projected, places = project_to_files(problem, delta, self.budget, codecs)
         seconds = (time.perf_counter() - started) / len(batch)
