@@ -71,6 +71,9 @@ class _Recorder(TorchDispatchMode):
             operations = 2.0 * gradient.numel() * math.prod(weight.shape[1:])
             moved = _size(gradient) + _size(weight) + written
             del x
+            if weight.ndim == 4 and not weight.is_contiguous():
+                # As cuDNN lays it, which the meta device does not know.
+                result = (result[0].to(memory_format=torch.channels_last), *result[1:])
         elif name in ("addmm", "mm", "bmm"):
             left = args[1] if name == "addmm" else args[0]
             operations = 2.0 * result.numel() * left.shape[-1]

@@ -82,7 +82,7 @@ class Poisoner:
         self.device = resolve_device(devices)
         self.backend = resolve_backend(backend, self.device)
         asked = 8 if batch_size == "auto" else _whole("batch_size", batch_size)
-        self.batch_size = asked if self.device.type == "cuda" else 1
+        self.batch_size = asked if "cuda" in (self.backend, self.device.type) else 1
         self.accuracy = accuracy
         self.perceptual = _load_perceptual(perceptual, self.budget, self.device)
         specs = encoder if isinstance(encoder, list | tuple) else [encoder]

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from shade_fast.errors import ShadeFastError
@@ -56,7 +57,7 @@ def complaints(run: Callable[[], None], device: torch.device) -> list[str]:
     for _ in range(2):
         watch = _Watch(device)
         try:
-            with watch:
+            with watch, _Makers(watch.found):
                 run()
         except Exception as error:  # what reads values has none on the meta device
             if not watch.found:
@@ -111,8 +112,6 @@ class _Watch(TorchDispatchMode):
             indices = [one for one in args[1] if one is not None]
             if any(one.dtype in (torch.bool, torch.uint8) for one in indices):
                 return f"{name} by a mask finds on the host how many values are chosen"
-        if name == "lift_fresh":
-            return "a tensor is made of the host's values"
         if name in ("_to_copy", "copy_", "copy"):
             target = kwargs.get("device") or args[0].device
             source = args[1].device if name.startswith("copy") else args[0].device
@@ -124,6 +123,21 @@ class _Watch(TorchDispatchMode):
 
     def _ours(self, tensor: Tensor) -> bool:
         return tensor.device.type == self.device.type
+
+
+class _Makers(TorchFunctionMode):
+    """Finds tensors that are made of the host's values, which dispatch does not show."""
+
+    def __init__(self, found: list[str]) -> None:
+        super().__init__()
+        self.found = found
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if function in (torch.tensor, torch.as_tensor, torch.asarray, torch.from_numpy, Tensor.new_tensor):
+            given = [one for one in args if not isinstance(one, Tensor)]
+            if len(given) == len(args) or function is Tensor.new_tensor:
+                self.found.append(f"{function.__name__} makes a tensor of the host's values")
+        return function(*args, **(kwargs or {}))
 
 
 def _tensors(structure: Any) -> Iterator[Tensor]:

@@ -73,7 +73,7 @@ class Slots:
                     results[image] = step.result(place)
                     places[place] = None
         delta, history, steps = (torch.stack(parts) for parts in zip(*(results[i] for i in range(total)), strict=True))
-        met = int(torch.isfinite(history).any(dim=1).sum())
+        met = int(torch.isfinite(history).any(dim=0).sum())
         return Optimized(delta, history.T[: max(met, 1)], steps)
 
     def _prepared(self, problem: Problem, recipe: Recipe) -> tuple[Step, Callable[[], None]]:

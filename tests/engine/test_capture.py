@@ -78,7 +78,7 @@ PLANTS: dict[str, tuple[Callable[[Tensor, Tensor], Any], str]] = {
     ),
     "a tensor of the host's numbers": (
         lambda gradient, distance: distance + torch.tensor([1.0, 2.0], device=META),
-        "a tensor is made of the host's values",
+        "tensor makes a tensor of the host's values",
     ),
     "a tensor that stays": (lambda gradient, distance: kept.append(gradient * 2), "mul leaves a new tensor behind"),
     "something else each time": (every_other_time, "a second run does something else than the first"),

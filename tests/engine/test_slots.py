@@ -13,22 +13,22 @@ from shade_fast.engine.step import Recipe
 from shade_fast.runtime import freeze
 
 MakeProblem = Callable[..., Problem]
-BUDGET, STEPS = Budget(linf=0.05, lpips=0.1), 14
+BUDGET, STEPS = Budget(linf=0.05, lpips=0.1), 10
 
 
 @pytest.fixture
 def problem(make_problem: MakeProblem) -> Problem:
-    """Five images under networks frozen for a GPU."""
-    return frozen(make_problem(5, 48, 40, lpips=True))
+    """Four images under networks whose results for an image are the same bits in any place of a batch."""
+    return frozen(make_problem(4, 32, 40), "native")
 
 
-def frozen(problem: Problem) -> Problem:
-    def freeze_for_gpu(module: torch.nn.Module) -> torch.nn.Module:
-        return freeze(module, "cuda", accuracy="fp32")
+def frozen(problem: Problem, backend: str) -> Problem:
+    def freeze_for(module: torch.nn.Module) -> torch.nn.Module:
+        return freeze(module, backend, accuracy="exact")
 
-    encoders = [encoder.frozen(freeze_for_gpu) for encoder in problem.encoders]
-    perceptual = None if problem.perceptual is None else problem.perceptual.frozen(freeze_for_gpu)
-    return Problem(problem.clean, problem.plan, encoders, problem.anchor_latents, perceptual, "cuda")
+    encoders = [encoder.frozen(freeze_for) for encoder in problem.encoders]
+    perceptual = None if problem.perceptual is None else problem.perceptual.frozen(freeze_for)
+    return Problem(problem.clean, problem.plan, encoders, problem.anchor_latents, perceptual, backend)
 
 
 def one(problem: Problem, index: int) -> Problem:
@@ -40,7 +40,7 @@ def one(problem: Problem, index: int) -> Problem:
 def leaving_at_different_steps(problem: Problem) -> Stopping:
     """A target that some reach early, some late and one perhaps not."""
     whole = optimize(problem, "momentum", BUDGET, STEPS)
-    return Stopping(ratio=1.01 * float((whole.history[5] / problem.start).median()))
+    return Stopping(ratio=1.01 * float((whole.history[4] / problem.start).median()))
 
 
 def test_each_images_result_is_what_it_has_alone(problem: Problem, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -50,13 +50,13 @@ def test_each_images_result_is_what_it_has_alone(problem: Problem, monkeypatch: 
     made = slots.run(problem, Recipe(BUDGET, STEPS, stopping))
     together = len(plays)
     assert len(set(made.steps.tolist())) > 2
-    for index in range(5):
+    for index in range(4):
         alone = slots.run(one(problem, index), Recipe(BUDGET, STEPS, stopping))
         assert int(alone.steps) == int(made.steps[index])
         assert torch.equal(alone.delta[0], made.delta[index])
         taken = int(alone.steps)
         assert torch.equal(alone.history[:taken, 0], made.history[:taken, index])
-    # A slot is never empty while an image waits: in turns, five images share two slots.
+    # A slot is never empty while an image waits: in turns, four images share two slots.
     assert together == shared_plays([min(int(steps) + 1, STEPS) for steps in made.steps], 2)
     assert together < len(plays) - together
 
@@ -85,11 +85,12 @@ def count_plays(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return plays
 
 
-def test_slots_give_what_a_batch_gives(problem: Problem) -> None:
+def test_slots_give_what_a_batch_gives_under_networks_frozen_for_a_gpu(make_problem: MakeProblem) -> None:
+    problem = frozen(make_problem(4, 32, 40), "cuda")
     by_slots, by_batch = (
         optimize(problem, "momentum", BUDGET, 6, slots=slots) for slots in (Slots(2), None)
     )
-    assert by_slots.steps.tolist() == by_batch.steps.tolist() == [6] * 5
+    assert by_slots.steps.tolist() == by_batch.steps.tolist() == [6] * 4
     # Products of other batch sizes round otherwise, and the sign of what is near 0 may turn.
     assert float(((by_slots.delta - by_batch.delta).abs() > 1e-6).float().mean()) < 1e-3
 
@@ -121,6 +122,6 @@ def test_a_bucket_is_recorded_once_and_its_tensors_stay(problem: Problem, monkey
 def test_a_start_goes_with_its_image(problem: Problem) -> None:
     start = torch.rand(problem.clean.shape, generator=torch.Generator().manual_seed(0)) * 2 - 1
     made = Slots(2).run(problem, Recipe(BUDGET, 2), start)
-    for index in range(5):
+    for index in range(4):
         alone = Slots(2).run(one(problem, index), Recipe(BUDGET, 2), start[index : index + 1])
         assert torch.equal(alone.delta[0], made.delta[index])
