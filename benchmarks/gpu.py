@@ -29,7 +29,7 @@ from benchmarks import networks
 from benchmarks.gpu_model import TABLE
 from benchmarks.rows import csv_file, read_rows
 from benchmarks.tables import markdown
-from shade_fast import Budget, View, load_encoder
+from shade_fast import Budget, View, load_encoder, load_perceptual
 from shade_fast.encoders import Encoder
 from shade_fast.engine import Problem, Slots, resolve_backend
 from shade_fast.engine.capture import captured
@@ -46,23 +46,23 @@ from shade_fast.runtime import PRECISIONS, freeze
 ROUNDING = 1e-2
 #: Runs in one recording.
 RECORDED = 5
-#: The engine's step on an untrained encoder.
-STEPS = 20
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """What is run: channels and side of a feature map, side of an image, batches, repetitions."""
+    """What is run: channels and side of a feature map, side of an image, batches, repetitions, steps, LPIPS network."""
 
     channels: int
     side: int
     image: int
     batches: tuple[int, ...]
     repeats: int
+    steps: int
+    perceptual: str
 
 
-FULL = Sizes(channels=128, side=512, image=512, batches=(1, 8), repeats=30)
-SMOKE = Sizes(channels=32, side=16, image=32, batches=(1, 2), repeats=2)
+FULL = Sizes(channels=128, side=512, image=512, batches=(1, 8), repeats=30, steps=20, perceptual="auto")
+SMOKE = Sizes(channels=32, side=16, image=24, batches=(1,), repeats=1, steps=2, perceptual="st-alex")
 
 
 @dataclass(frozen=True)
@@ -250,18 +250,20 @@ def step_rows(sizes: Sizes, encoder: Encoder, device: torch.device) -> Iterator[
             runs = {}
             for name in ("bf16", "fp32"):
                 problem = step_problem(sizes, encoder, device, batch, lpips, name)
-                recipe = Recipe(Budget(16 / 255, 0.07 if lpips else None), STEPS)
+                recipe = Recipe(Budget(16 / 255, 0.07 if lpips else None), sizes.steps)
                 slots = Slots(batch)
                 slots.run(problem, recipe)  # recorded
                 started = time.perf_counter()
                 made = slots.run(problem, recipe)
                 wait(device)
                 moved = float((made.history[-1] / made.history[0]).mean())
-                runs[name] = ((time.perf_counter() - started) / STEPS, moved)
+                runs[name] = ((time.perf_counter() - started) / sizes.steps, moved)
             (fast, moved), (exact, right) = runs["bf16"], runs["fp32"]
             case = f"kl.{sizes.image}" + (".lpips" if lpips else "")
             predicted = predicted_ms(case, batch, device)
-            yield Row("step", f"{case}, batch {batch}", abs(moved - right), 0.05, 1e3 * fast, 1e3 * exact, 0.0, predicted)
+            yield Row(
+                "step", f"{case}, batch {batch}", abs(moved - right), 0.05, 1e3 * fast, 1e3 * exact, 0.0, predicted
+            )
 
 
 def step_problem(
@@ -277,7 +279,7 @@ def step_problem(
     plan = View(None).plan(sizes.image, sizes.image, encoder.factor)
     side = sizes.image // encoder.factor
     latents = torch.randn(batch, encoder.channels, side, side, generator=generator).to(device)
-    perceptual = networks.perceptual().to(device).frozen(frozen) if lpips else None
+    perceptual = load_perceptual(sizes.perceptual, device).frozen(frozen) if lpips else None
     return Problem(clean.to(device), plan, [encoder.frozen(frozen)], [latents], perceptual, "cuda")
 
 
@@ -307,7 +309,7 @@ def seconds(run: Callable[[], Any], device: torch.device, repeats: int) -> float
         for _ in range(RECORDED):
             run()
 
-    several()
+    run()
     play, count = (captured(several, device), RECORDED) if device.type == "cuda" else (run, 1)
     times = []
     for _ in range(repeats):
@@ -337,7 +339,9 @@ def small_encoder() -> nn.Module:
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        network: nn.Module = AutoencoderKL(**{**networks.KL, "block_out_channels": (32, 32, 32, 32)})
+        network: nn.Module = AutoencoderKL(
+            **{**networks.KL, "block_out_channels": (32, 32, 32, 32), "layers_per_block": 1}
+        )
         return network
 
 

@@ -10,9 +10,8 @@ from __future__ import annotations
 
 import triton
 import triton.language as tl
-from torch import Tensor
-
 from shade_fast.kernels.group_norm_silu import tile_sides
+from torch import Tensor
 
 WARPS = 8
 

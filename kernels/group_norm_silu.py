@@ -6,8 +6,8 @@
 
 with mean and variance over each group of C / groups channels of each image. x, addend, gradient, residual and out:
 float32, float16 or bfloat16 [B, C, h, w], in memory [B, h, w, C]; bias, gamma and beta float32 [C]; statistics float32
-[B, groups, 2], mean and inverse. Sums and everything between a load and a store are float32. activation: 0 none, 1 ReLU,
-2 SiLU.
+[B, groups, 2], mean and inverse. Sums and everything between a load and a store are float32. activation: 0 none, 1
+ReLU, 2 SiLU.
 
 Per value of size s, forward: 2s bytes read, s written; with an addend 3s read, 2s written, as the pass for the
 statistics writes the sum; backward: 4s read, s written, and s read with a residual. A bias alone costs nothing: it is

@@ -62,7 +62,8 @@ def poison_batch(
     optimizer: `momentum`, or the published loops `release` and `paper`. preset: `fast`, `balanced` or `strong`, how
         many steps it takes (`PRESETS`; measured in docs/strength.md). steps: as many instead, at least 1.
     backend, devices: what executes, and where; `auto` chooses, and the result's `.backend` and `.device` say what.
-    accuracy: of the `native` networks' input gradient, against float64: `fast` within 1e-4 relative, `exact` 1e-5.
+    accuracy: of the `native` networks' input gradient, against float64: `fast` within 1e-4 relative, `exact` 1e-5;
+        of `cuda`'s, `fast` is bf16 and `exact` fp32, and `fp16` and `tf32` lie between (docs/gpu.md).
     batch_size: neighbouring images of one size that are optimised together on a GPU; `auto` is 8. On a CPU, where
         batches gain nothing, images are taken one by one whatever is asked: a result cannot depend on its neighbours.
     seed: what each image's draws of the view's transforms follow from, with the image's own pixels.

@@ -30,7 +30,7 @@ def captured(run: Callable[[], None], device: torch.device) -> Callable[[], None
     if found:
         raise ShadeFastError(f"the step cannot be recorded: {'; '.join(found)}")
     with torch.cuda.device(device):
-        stream = torch.cuda.Stream()
+        stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
             for _ in range(2):
@@ -70,13 +70,13 @@ def complaints(run: Callable[[], None], device: torch.device) -> list[str]:
     return list(dict.fromkeys(found))
 
 
-class _Watch(TorchDispatchMode):
+class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __init__(self, device: torch.device) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.device = device
         self.names: list[str] = []
         self.found: list[str] = []
-        self._made: dict[int, tuple[str, StorageWeakRef]] = {}
+        self._made: dict[int, tuple[str, Any]] = {}
         self._known: set[int] = set()
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -94,7 +94,8 @@ class _Watch(TorchDispatchMode):
         for tensor in _tensors(result):
             key = _key(tensor)
             if key not in self._known and key not in {_key(one) for one in inputs}:
-                self._made[key] = (name, StorageWeakRef(tensor.untyped_storage()))
+                storage: Any = tensor.untyped_storage()
+                self._made[key] = (name, StorageWeakRef(storage))  # type: ignore[no-untyped-call]
         return result
 
     def alive(self) -> Iterator[str]:

@@ -13,7 +13,9 @@ from shade_fast.ops.layout import channels_last
 
 
 def epilogue(x: Tensor, bias: Tensor | None = None, residual: Tensor | None = None, *, relu: bool = False) -> Tensor:
-    """Add a bias to each channel and another tensor to that, and cut off what is below 0: max(x + bias[c] + residual, 0).
+    """Add a bias to each channel and another tensor to that, and cut off what is below 0.
+
+        y = max(x + bias[c] + residual, 0)
 
     Args:
         x: float [B, C, h, w], channels-last; other layouts are copied.

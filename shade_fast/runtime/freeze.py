@@ -34,8 +34,8 @@ def freeze(module: nn.Module, backend: str = "native", *, accuracy: str = "fast"
     module: from images float32 [B, 3, h, w] (and further tensors, which get no gradient) to a tensor or a tuple of
         tensors; in eval mode, on the CPU for `native`. Its weights are read, not copied, while it is frozen: those of
         convolutions are packed anew at the first use.
-    backend: `reference` gives the module itself; `native` a `Frozen`; `cuda` a `CudaNetwork`; `onnxruntime:cpu`, `:cuda`
-        and `:tensorrt` an `OnnxNetwork`. A module that is frozen already stays as it is.
+    backend: `reference` gives the module itself; `native` a `Frozen`; `cuda` a `CudaNetwork`; `onnxruntime:cpu`,
+        `:cuda` and `:tensorrt` an `OnnxNetwork`. A module that is frozen already stays as it is.
     accuracy: of `native`. `fast`: the input gradient within 1e-4 relative root-mean-square of float64 arithmetic, with
         Winograd's algorithms. `exact`: within 1e-5, direct sums alone. Of `cuda`: one of its `PRECISIONS`, each with
         its own error; `fast` is bf16, `exact` fp32.

@@ -87,9 +87,7 @@ def count_plays(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 def test_slots_give_what_a_batch_gives_under_networks_frozen_for_a_gpu(make_problem: MakeProblem) -> None:
     problem = frozen(make_problem(4, 32, 40), "cuda")
-    by_slots, by_batch = (
-        optimize(problem, "momentum", BUDGET, 6, slots=slots) for slots in (Slots(2), None)
-    )
+    by_slots, by_batch = (optimize(problem, "momentum", BUDGET, 6, slots=slots) for slots in (Slots(2), None))
     assert by_slots.steps.tolist() == by_batch.steps.tolist() == [6] * 4
     # Products of other batch sizes round otherwise, and the sign of what is near 0 may turn.
     assert float(((by_slots.delta - by_batch.delta).abs() > 1e-6).float().mean()) < 1e-3

@@ -96,8 +96,8 @@ def max_pool(
 
 def attention(query: Tensor, key: Tensor, value: Tensor, dtype: torch.dtype, *rest: Any, **named: Any) -> Tensor:
     """torch's scaled dot-product attention, which takes the fused kernel that fits."""
-    parts = (part.to(dtype) for part in (query, key, value))
-    return functional.scaled_dot_product_attention(*parts, *rest, **named)
+    query, key, value = (part.to(dtype) for part in (query, key, value))
+    return functional.scaled_dot_product_attention(query, key, value, *rest, **named)
 
 
 def lpips_layer(activations: Tensor, clean: Tensor, head: Tensor) -> Tensor:
@@ -138,9 +138,9 @@ class _Convolution(torch.autograd.Function):
         gradient = channels_last(gradient.to(weight.dtype))
         size_alone = gradient.new_empty(1).expand(ctx.shape)
         with _products(ctx.tf32):
-            made = aten.convolution_backward(
-                gradient, size_alone, weight, None, *ctx.parameters, [True, False, False]
-            )[0]
+            made = aten.convolution_backward(gradient, size_alone, weight, None, *ctx.parameters, [True, False, False])[
+                0
+            ]
         return made, *[None] * 7
 
 

@@ -72,7 +72,8 @@ class _Rewriting:
                 self.layer = _name(node)
                 self.environment[node] = self._call(node)
             elif node.op == "output":
-                self.graph.output(tuple(self._node(self.environment[one]) for one in node.args[0]))
+                results: Any = node.args[0]
+                self.graph.output(tuple(self._node(self.environment[one]) for one in results))
             else:
                 raise NotImplementedError(f"{node.op} in a traced graph")
         self.graph.eliminate_dead_code()
@@ -169,10 +170,14 @@ class _Rewriting:
         if _shape(traced[0]) != _shape(traced[1]) or len(_shape(traced[0])) != 4:
             return NotImplemented
         # Convolutions that nobody else looks at leave their biases to the sum.
-        free, others = [], []
+        free: list[_Pending] = []
+        others: list[fx.Node | _Pending] = []
         for one, before in zip((a, b), traced, strict=True):
             unmade = isinstance(one, _Pending) and one.made is None and one.addend is None
-            (free if unmade and len(before.users) == 1 else others).append(one)
+            if unmade and len(before.users) == 1:
+                free.append(one)
+            else:
+                others.append(one)
         biases = [one.bias for one in free if one.bias is not None]
         terms = [*(one.x for one in free), *(self._node(one) for one in others)]
         return _Pending(terms[0], torch.stack(biases).sum(0) if biases else None, terms[1])
