@@ -66,13 +66,15 @@ class _Recorder(TorchDispatchMode):
         if name == "convolution":
             operations = 2.0 * result.numel() * math.prod(args[1].shape[1:])
             moved -= _size(args[2]) if args[2] is not None else 0
+            if not args[1].is_contiguous():
+                # As cuDNN lays it, which the meta device does not know.
+                result = result.to(memory_format=torch.channels_last)
         elif name == "convolution_backward":
             gradient, x, weight = args[:3]
             operations = 2.0 * gradient.numel() * math.prod(weight.shape[1:])
             moved = _size(gradient) + _size(weight) + written
             del x
             if weight.ndim == 4 and not weight.is_contiguous():
-                # As cuDNN lays it, which the meta device does not know.
                 result = (result[0].to(memory_format=torch.channels_last), *result[1:])
         elif name in ("addmm", "mm", "bmm"):
             left = args[1] if name == "addmm" else args[0]
