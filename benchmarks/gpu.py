@@ -40,7 +40,7 @@ from shade_fast.ops.bisect_scale import start as first_interval
 from shade_fast.ops.epilogue import epilogue
 from shade_fast.ops.lpips_layer import lpips_layer
 from shade_fast.ops.residual_group_norm import residual_group_norm
-from shade_fast.runtime import PRECISIONS, freeze
+from shade_fast.runtime import CUDA_PRECISIONS, freeze
 
 #: Relative root-mean-square error of a kernel's result in bfloat16 and in float32, or whole uint8 values.
 ROUNDING = 1e-2
@@ -236,7 +236,7 @@ def network_rows(sizes: Sizes, encoder: Encoder, device: torch.device) -> Iterat
     with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
         right = gradient(encoder.module)()
     eager_ms = 1e3 * seconds(gradient(encoder.module), device, sizes.repeats)
-    for name, precision in PRECISIONS.items():
+    for name, precision in CUDA_PRECISIONS.items():
         run = gradient(freeze(encoder.module, "cuda", accuracy=name))
         error = relative(run(), right)
         ms = 1e3 * seconds(run, device, sizes.repeats)

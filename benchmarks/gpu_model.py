@@ -1,8 +1,8 @@
 """What a step costs on a GPU, counted from the real modules' shapes: `python -m benchmarks.gpu_model [--write]`.
 
 Two paths through one step (encoder forward, latent distance, gradient in the image; with LPIPS also the distance to the
-clean image): `fused`, the engine's own step as it is recorded, and `published`, the same modules in plain torch. Both are
-counted op by op as torch dispatches them on the meta device. Nothing is computed, and nothing was measured.
+clean image): `fused`, the engine's own step as it is recorded, and `published`, the same modules in plain torch. Both
+are counted op by op as torch dispatches them on the meta device. Nothing is computed, and nothing was measured.
 
 Assumptions, their constants in gpu_count.py:
 - Features have 2 bytes, float16 or bfloat16, and an op reads and writes each of its tensors once; a group norm reads

@@ -4,6 +4,7 @@ python -m benchmarks.quality PHOTOGRAPHS --encoder ENCODER --target IMAGE --run 
 python -m benchmarks.quality PHOTOGRAPHS --fit OTHERS --run momentum+start:30        (a warm start fitted on OTHERS)
 python -m benchmarks.quality PHOTOGRAPHS --survival --run momentum:60 --run momentum+robust:60
 python -m benchmarks.quality PHOTOGRAPHS --encoder A --encoder B --run momentum:60
+python -m benchmarks.quality PHOTOGRAPHS --backend onnxruntime --run momentum:60
 
 Every run protects the same centre squares inside the same budget; the published loops know none or one of its bounds,
 and what they make is scaled into it (`shade_fast.engine.project`).
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import itertools
 import sys
 import time
 from dataclasses import dataclass
@@ -25,6 +27,7 @@ from benchmarks.photographs import squares
 from shade_fast import Anchor, Budget, PoisonResult, View, WarmStart, fit_start
 from shade_fast.archive import find_images
 from shade_fast.cli import bound
+from shade_fast.engine import BACKENDS
 from shade_fast.images import UInt8Array
 from shade_fast.poison import protect_images
 from shade_fast.poisoner import Poisoner
@@ -61,8 +64,9 @@ def main() -> int:
     parser.add_argument("--size", type=int, default=256, help="side of the centre squares that are protected")
     parser.add_argument("--pool", type=int, help="only the first so many images of the target's folder as anchors")
     parser.add_argument("--count", type=int, help="only the first so many photographs")
-    parser.add_argument("--linf", type=bound, default=0.05)
-    parser.add_argument("--lpips", type=bound, default=None)
+    parser.add_argument("--linf", type=bound, action="append", help="again for several budgets (default: 0.05)")
+    parser.add_argument("--lpips", type=bound, action="append", help="the same (default: none)")
+    parser.add_argument("--backend", choices=BACKENDS, default="auto")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--fit", type=Path, help="photographs that the warm start is fitted to")
     parser.add_argument("--fit-count", type=int, default=32)
@@ -72,16 +76,15 @@ def main() -> int:
         "--run", action="append", type=Run.read, metavar="OPTIMIZER[+start][+robust]:STEPS", required=True
     )
     options = parser.parse_args()
-    if not options.run:
-        parser.error("give at least one --run")
     if options.pool:
         options.target = Anchor("pool", [source.path for source in find_images([options.target])[: options.pool]])
     images = squares(options.photographs, options.size, options.count)
-    start = _fitted(options) if any(run.start for run in options.run) else None
+    budgets = [Budget(linf, lpips) for linf in options.linf or [0.05] for lpips in options.lpips or [None]]
+    starts = {budget: _fitted(options, budget) for budget in budgets if any(run.start for run in options.run)}
     rows = csv.writer(sys.stdout, lineterminator="\n")
     rows.writerow([*COLUMNS, *(TREATMENTS if options.survival else ())])
-    for run in options.run:
-        poisoner = _poisoner(options, run, start if run.start else None)
+    for budget, run in itertools.product(budgets, options.run):
+        poisoner = _poisoner(options, budget, run, starts[budget] if run.start else None)
         poisoner.steps = 1
         protect_images(poisoner, images[:1], options.target)  # traced and packed before anything is timed
         poisoner.steps = run.steps
@@ -92,7 +95,7 @@ def main() -> int:
         rows.writerow(
             [
                 *(run.optimizer, int(run.start), int(run.robust), run.steps, len(result), result.encoder),
-                *(options.linf, options.lpips, f"{clean:.3f}", f"{distance:.3f}", f"{distance / clean:.4f}"),
+                *(budget.linf, budget.lpips, f"{clean:.3f}", f"{distance:.3f}", f"{distance / clean:.4f}"),
                 max(round(255 * (image.linf or 0)) for image in result),
                 *((f"{max(lpips):.4f}", f"{fmean(lpips):.4f}") if lpips else ("", "")),
                 " ".join(f"{share:.4f}" for share in left_by_encoder(result)),
@@ -125,27 +128,31 @@ def _measured(result: PoisonResult) -> list[str]:
     return list(result[0].survival or ())
 
 
-def _poisoner(options: argparse.Namespace, run: Run, start: WarmStart | None) -> Poisoner:
+def _poisoner(options: argparse.Namespace, budget: Budget, run: Run, start: WarmStart | None) -> Poisoner:
     return Poisoner(
         encoder=options.encoder or ["embedded"],
-        budget=Budget(linf=options.linf, lpips=options.lpips),
+        budget=budget,
         view=View.robust(None) if run.robust else View(None),
-        perceptual="auto" if options.lpips else None,
+        perceptual="auto" if budget.lpips else None,
         optimizer=run.optimizer,
         steps=run.steps,
+        backend=options.backend,
         seed=options.seed,
         survival=options.survival,
         start=start,
     )
 
 
-def _fitted(options: argparse.Namespace) -> WarmStart:
+def _fitted(options: argparse.Namespace, budget: Budget) -> WarmStart:
     if options.fit is None:
         raise SystemExit("a run +start needs --fit PHOTOGRAPHS, other ones than those protected")
     sample = squares([options.fit], options.size, options.fit_count)
     began = time.perf_counter()
     start = fit_start(
-        sample, options.target, _poisoner(options, Run("momentum", 1, True, False), None), steps=options.fit_steps
+        sample,
+        options.target,
+        _poisoner(options, budget, Run("momentum", 1, True, False), None),
+        steps=options.fit_steps,
     )
     print(f"warm start: {len(sample)} images, {time.perf_counter() - began:.1f} s", file=sys.stderr)
     return start

@@ -1,6 +1,6 @@
 """The optimisation: tensors in, tensors out, no files."""
 
-from shade_fast.engine.devices import BACKENDS, kernels, resolve_backend, resolve_device
+from shade_fast.engine.devices import BACKENDS, kernels, resolve_backend, resolve_device, resolve_devices
 from shade_fast.engine.optimizers import OPTIMIZERS, check_optimizer, optimize
 from shade_fast.engine.problem import Problem
 from shade_fast.engine.projection import Codec, Projected, project, project_to_files
@@ -26,4 +26,5 @@ __all__ = [
     "project_to_files",
     "resolve_backend",
     "resolve_device",
+    "resolve_devices",
 ]

@@ -53,7 +53,7 @@ class Slots:
             step = Step(problem, recipe)
             play: Callable[[], None] = step
         else:
-            step, play = self._prepared(problem, recipe)
+            step, play = self._prepared(problem, recipe, min(self.count, total))
         count = len(step.delta)
         waiting = iter(range(total))
         places: list[int | None] = [None] * count
@@ -76,13 +76,17 @@ class Slots:
         met = int(torch.isfinite(history).any(dim=0).sum())
         return Optimized(delta, history.T[: max(met, 1)], steps)
 
-    def _prepared(self, problem: Problem, recipe: Recipe) -> tuple[Step, Callable[[], None]]:
-        """The step for problems like this one, in buffers of its own."""
-        key = (problem.alike, recipe)
+    def release(self) -> None:
+        """Give back the memory of the recorded steps."""
+        self._recorded.clear()
+
+    def _prepared(self, problem: Problem, recipe: Recipe, count: int) -> tuple[Step, Callable[[], None]]:
+        """The step for problems like this one, in buffers of its own for so many images."""
+        key = (problem.alike, recipe, count)
         if key not in self._recorded:
             while len(self._recorded) >= MOST_RECORDED:
                 self._recorded.popitem(last=False)
-            step = Step(problem.room(self.count or 1), recipe)
+            step = Step(problem.room(count), recipe)
             self._recorded[key] = (step, captured(step, problem.clean.device))
         self._recorded.move_to_end(key)
         return self._recorded[key]

@@ -13,8 +13,9 @@ from shade_fast.engine.problem import Problem
 from shade_fast.engine.stopping import NEVER, Progress, Stopping
 from shade_fast.ops import optimizer_update
 
-#: Length of the first step, in units of linf, and the share of the momentum that is kept from step to step.
-STEP_SIZE, DECAY = 0.6, 0.8
+#: Length of the first step, in units of linf: with L∞ alone, and with an LPIPS bound, which keeps most pixels well
+#: inside the box; and the share of the momentum that is kept from step to step.
+STEP_SIZE, BOUNDED_STEP_SIZE, DECAY = 0.6, 0.4, 0.8
 #: Steps are sized as for this linf where none is given.
 DEFAULT_UNIT = 16 / 255
 
@@ -41,8 +42,9 @@ class Recipe:
 class Step:
     """Sign-momentum with a step that falls linearly; an LPIPS bound is held by `LpipsControl`.
 
-    m <- 0.8·m + g/mean|g|,   delta <- clamp(k·delta - a_i·s·sign(m), -linf, linf),   a_i = 0.6·linf·(1 - i/steps)
+    m <- 0.8·m + g/mean|g|,   delta <- clamp(k·delta - a_i·s·sign(m), -linf, linf),   a_i = a·linf·(1 - i/steps)
     g = ∇objective/mean|∇objective| + weight·∇LPIPS/mean|∇LPIPS|,   s the control's length, k the share it keeps
+    a = 0.6, with an LPIPS bound 0.4
 
     i counts each image's own steps. A call is one step of all images that still move, in place.
 
@@ -84,7 +86,7 @@ class Step:
         self.history.scatter_(0, row, torch.where(progress.unfinished(), distance, had))
         share = 1 - progress.meetings / recipe.steps
         progress.met(self.delta, distance, self._held if control is None else control.held)
-        length = STEP_SIZE * recipe.unit * share
+        length = (STEP_SIZE if control is None else BOUNDED_STEP_SIZE) * recipe.unit * share
         if control is not None:
             length = length * control.length
             self.delta.mul_(torch.where(progress.moving, control.kept, 1)[:, None, None, None])

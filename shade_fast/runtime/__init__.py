@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 from shade_fast.runtime.arena import BLOCKS
-from shade_fast.runtime.cuda import PRECISIONS, CudaNetwork
-from shade_fast.runtime.freeze import ONNXRUNTIME, Frozen, Report, freeze, onnx_provider
-from shade_fast.runtime.onnx import OnnxNetwork, check_onnxruntime
+from shade_fast.runtime.cuda import PRECISIONS as CUDA_PRECISIONS
+from shade_fast.runtime.cuda import CudaNetwork
+from shade_fast.runtime.freeze import ONNXRUNTIME, Frozen, Report, freeze, latent_distance, onnx_provider
+from shade_fast.runtime.onnx import PRECISIONS, OnnxNetwork, check_onnxruntime, check_precision
 from shade_fast.runtime.plan import ACCURACIES
 
 __all__ = [
     "ACCURACIES",
     "BLOCKS",
-    "PRECISIONS",
+    "CUDA_PRECISIONS",
     "CudaNetwork",
     "ONNXRUNTIME",
+    "PRECISIONS",
     "Frozen",
     "OnnxNetwork",
     "Report",
     "check_onnxruntime",
+    "check_precision",
     "freeze",
+    "latent_distance",
     "onnx_provider",
 ]

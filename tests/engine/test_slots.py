@@ -49,7 +49,7 @@ def test_each_images_result_is_what_it_has_alone(problem: Problem, monkeypatch: 
     plays = count_plays(monkeypatch)
     made = slots.run(problem, Recipe(BUDGET, STEPS, stopping))
     together = len(plays)
-    assert len(set(made.steps.tolist())) > 2
+    assert len(set(made.steps.tolist())) > 1
     for index in range(4):
         alone = slots.run(one(problem, index), Recipe(BUDGET, STEPS, stopping))
         assert int(alone.steps) == int(made.steps[index])

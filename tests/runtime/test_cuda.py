@@ -16,7 +16,7 @@ from shade_fast import load_encoder
 from shade_fast.encoders.taesd import taesd_encoder
 from shade_fast.errors import ShadeFastError
 from shade_fast.perceptual.trunks import TRUNKS
-from shade_fast.runtime import PRECISIONS, CudaNetwork, freeze
+from shade_fast.runtime import CUDA_PRECISIONS, CudaNetwork, freeze
 from tests.perceptual.random_weights import random_perceptual
 from tests.runtime.networks import NETS, flat, gradients, made, photograph, relative, small_kl, smooth_taesd
 
@@ -90,12 +90,12 @@ def with_batch_norm() -> nn.Module:
 
 #: Every kind of encoder, and the error that bf16 leaves in its gradient.
 ENCODERS: dict[str, tuple[Callable[[], nn.Module], float]] = {
-    "kl": (small_kl, PRECISIONS["bf16"].error),
-    "taesd, smooth": (smooth, PRECISIONS["bf16"].error),
+    "kl": (small_kl, CUDA_PRECISIONS["bf16"].error),
+    "taesd, smooth": (smooth, CUDA_PRECISIONS["bf16"].error),
     "taesd": (random_taesd, 0.5),
     "tiny": (tiny_autoencoder, 0.5),
     "embedded": (lambda: load_encoder("embedded").module, 0.5),
-    "module": (with_batch_norm, PRECISIONS["bf16"].error),
+    "module": (with_batch_norm, CUDA_PRECISIONS["bf16"].error),
     "callable": (lambda: load_encoder(lambda images: nn.functional.avg_pool2d(images, 4)).module, 1e-2),
 }
 
@@ -220,8 +220,8 @@ def test_what_cannot_be_traced_runs_through_torch_and_says_so() -> None:
 
 
 def test_precisions_by_name() -> None:
-    assert freeze(made("one convolution"), "cuda").precision is PRECISIONS["bf16"]
-    assert freeze(made("one convolution"), "cuda", accuracy="exact").precision is PRECISIONS["fp32"]
+    assert freeze(made("one convolution"), "cuda").precision is CUDA_PRECISIONS["bf16"]
+    assert freeze(made("one convolution"), "cuda", accuracy="exact").precision is CUDA_PRECISIONS["fp32"]
     with pytest.raises(ShadeFastError, match="accuracy 'bf16' of backend 'native': give one of fast, exact"):
         freeze(made("one convolution"), "native", accuracy="bf16")
     with pytest.raises(ShadeFastError, match="accuracy 'int8' of backend 'cuda': give one of bf16, fp16, tf32, fp32"):

@@ -243,7 +243,7 @@ class _Rewriting:
         if one.addend is None:
             # A convolution adds its own bias, unless something has taken it without.
             x, weight, _, *rest = one.x.args
-            one.x.args = (x, weight, self._before(one.x, self._weight(one.bias)), *rest)  # type: ignore[assignment]
+            one.x.args = (x, weight, self._before(one.x, self._weight(one.bias)), *rest)
             return one.x
         if one.bias is None:
             return self._emit(aten.add.Tensor, one.x, one.addend)
