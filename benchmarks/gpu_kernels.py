@@ -14,7 +14,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from shade_fast.kernels import group_norm_silu, latent_distance, lpips_layer
+from shade_fast.kernels import epilogue, group_norm_silu, latent_distance, lpips_layer
 from shade_fast.ops.group_norm import ACTIVATIONS
 
 DTYPES = ("fp32", "fp16", "bf16")
@@ -22,7 +22,7 @@ DTYPES = ("fp32", "fp16", "bf16")
 GROUP_NORM_CHANNELS, LPIPS_CHANNELS = 512, (64, 128, 256, 512)
 MULTIPLES_OF_16 = ("channels", "elements")
 #: Pointers that hold float32, whatever the features are.
-FLOAT32 = ("partial", "distance", "upstream", "statistics", "means", "gamma", "beta", "head")
+FLOAT32 = ("partial", "distance", "upstream", "statistics", "means", "gamma", "beta", "bias", "head")
 
 
 @dataclass(frozen=True)
@@ -52,23 +52,32 @@ def configurations(dtype: str, complete: bool = True) -> Iterator[Configuration]
     tile, most = group_norm_silu.tile_sides(GROUP_NORM_CHANNELS), {"most_splits": group_norm_silu.MOST_SPLITS}
     kernels = group_norm_silu
     warps = kernels.WARPS
-    yield _configuration("group_norm", kernels.moments_kernel, dtype, ("x",), tile, warps=warps)
+    sums = ((False, False, ""), (True, False, "bias"), (True, True, "bias, addend"), (False, True, "addend"))
+    for shift, add, note in sums if complete else sums[:1] + sums[2:3]:
+        constants = {"shift": shift, "add": add, "keep": add, **tile}
+        pointers = ("x", "addend", "total")
+        yield _configuration("group_norm", kernels.moments_kernel, dtype, pointers, constants, note, warps)
+    for relu, add in ((True, False), (True, True), (False, True)) if complete else ((True, False),):
+        constants = {"shift": True, "add": add, "relu": relu, **tile}
+        note = ", ".join(["bias", *["residual"] * add, *["relu"] * relu])
+        pointers = ("x", "residual", "out")
+        yield _configuration("epilogue", epilogue.epilogue_kernel, dtype, pointers, constants, note, epilogue.WARPS)
     yield _configuration("group_norm", kernels.statistics_kernel, dtype, (), most)
     yield _configuration("group_norm", kernels.means_kernel, dtype, (), most)
     for number, activation in enumerate(ACTIVATIONS):
         if activation != "silu" and not complete:
             continue
-        constants = {"activation": number, **tile}
-        yield _configuration("group_norm", kernels.apply_kernel, dtype, ("x", "out"), constants, activation, warps)
-        yield _configuration(
-            "group_norm", kernels.slopes_kernel, dtype, ("gradient", "x"), constants, activation, warps
-        )
-        for add in (False, True) if complete else (True,):
+        for shift in (False, True) if complete else (False,):
+            constants = {"activation": number, "shift": shift, **tile}
+            note = f"{activation}, bias" if shift else activation
+            yield _configuration("group_norm", kernels.apply_kernel, dtype, ("x", "out"), constants, note, warps)
+            pointers = ("gradient", "x")
+            yield _configuration("group_norm", kernels.slopes_kernel, dtype, pointers, constants, note, warps)
+        for add, shift in ((False, False), (True, False), (False, True)) if complete else ((True, False),):
             pointers = ("gradient", "x", "residual", "out")
-            note = f"{activation}, residual" if add else activation
-            yield _configuration(
-                "group_norm", kernels.gradient_kernel, dtype, pointers, {**constants, "add": add}, note, warps
-            )
+            note = ", ".join([activation, *["residual"] * add, *["bias"] * shift])
+            constants = {"activation": number, "shift": shift, "add": add, **tile}
+            yield _configuration("group_norm", kernels.gradient_kernel, dtype, pointers, constants, note, warps)
 
     most = {"most_splits": lpips_layer.MOST_SPLITS}
     yield _configuration("lpips_layer", lpips_layer.mean_kernel, dtype, (), most)

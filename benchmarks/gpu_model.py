@@ -1,9 +1,8 @@
 """What a step costs on a GPU, counted from the real modules' shapes: `python -m benchmarks.gpu_model [--write]`.
 
 Two paths through one step (encoder forward, latent distance, gradient in the image; with LPIPS also the distance to the
-clean image): `fused`, the engine's kernels around cuDNN's convolutions in one CUDA graph, counted from the layers that
-`shade_fast.runtime` finds in the module; and `published`, the same modules in plain torch, counted op by op as torch
-dispatches them on the meta device, forward and autograd's backward. Nothing is computed, and nothing was measured.
+clean image): `fused`, the engine's own step as it is recorded, and `published`, the same modules in plain torch. Both
+are counted op by op as torch dispatches them on the meta device. Nothing is computed, and nothing was measured.
 
 Assumptions, their constants in gpu_count.py:
 - Features have 2 bytes, float16 or bfloat16, and an op reads and writes each of its tensors once; a group norm reads
@@ -13,10 +12,8 @@ Assumptions, their constants in gpu_count.py:
 - Plain torch adds a convolution's bias in a pass of its own, as its cuDNN path does, and its attention is the fused
   one. Transposes that cuDNN makes for NCHW tensors are not counted. The host needs `HOST` a launched op, and the step
   is no shorter than that; a graph's replay needs `REPLAY` a kernel.
-- Fused: a convolution's bias, and the residual where there is one, are one pass after it; with a ReLU they are in it.
-- Kept for the backward: on the published path what autograd saves (a convolution's input also where its weight
-  requires no gradient); on the fused path the group norms' and SiLUs' inputs, the attention's four tensors, ReLU masks
-  as bytes, pooling's indices, LPIPS' features and the clean image's.
+- Kept for the backward: what autograd saves, on the published path a convolution's input also where its weight
+  requires no gradient.
 - Memory an image: what is kept, and three times the largest feature map to work in. Weights and `RESERVED` are there
   once.
 """

@@ -1,14 +1,18 @@
 """Group normalisation with an activation after it, channels-last, and the gradient in its input alone.
 
-    y = activation(gamma[c] · x̂ + beta[c]),  x̂ = (x - mean) · inverse,  inverse = 1 / √(variance + epsilon)
-    dx = (d - mean(d) - x̂ · mean(d · x̂)) · inverse (+ residual),  d = gradient · activation'(gamma · x̂ + beta) · gamma
+    t = x (+ bias[c]) (+ addend)
+    y = activation(gamma[c] · t̂ + beta[c]),  t̂ = (t - mean) · inverse,  inverse = 1 / √(variance + epsilon)
+    dt = (d - mean(d) - t̂ · mean(d · t̂)) · inverse (+ residual),  d = gradient · activation'(gamma · t̂ + beta) · gamma
 
-with mean and variance over each group of C / groups channels of each image. x, gradient, residual and out: float32,
-float16 or bfloat16 [B, C, h, w], in memory [B, h, w, C]; gamma and beta float32 [C]; statistics float32 [B, groups, 2],
-mean and inverse. Sums and everything between a load and a store are float32. activation: 0 none, 1 ReLU, 2 SiLU.
+with mean and variance over each group of C / groups channels of each image. x, addend, gradient, residual and out:
+float32, float16 or bfloat16 [B, C, h, w], in memory [B, h, w, C]; bias, gamma and beta float32 [C]; statistics float32
+[B, groups, 2], mean and inverse. Sums and everything between a load and a store are float32. activation: 0 none, 1
+ReLU, 2 SiLU.
 
-Per value of size s, forward: 2s bytes read, s written; backward: 4s read, s written, and s read with a residual.
-Neither x̂ nor the activation is kept for the backward, which makes them again from x and the statistics.
+Per value of size s, forward: 2s bytes read, s written; with an addend 3s read, 2s written, as the pass for the
+statistics writes the sum; backward: 4s read, s written, and s read with a residual. A bias alone costs nothing: it is
+added wherever x is read. Neither t̂ nor the activation is kept for the backward, which makes them again from the sum and
+the statistics.
 
 The statistics are split: up to 1024 programs for each image and each 128 channels, so that one image fills the chip,
 and each leaves every channel's moments over its pixels; a second kernel combines them in a fixed order, without
@@ -45,15 +49,30 @@ def forward(
     groups: int,
     epsilon: float,
     activation: int,
+    bias: Tensor | None = None,
+    addend: Tensor | None = None,
+    total: Tensor | None = None,
 ) -> None:
-    """out = activation(normalised x), and the statistics that the backward takes. out may be x."""
+    """out = activation(normalised t), the statistics that the backward takes, and t into total.
+
+    out may be x; total, which is there wherever an addend is, may be neither.
+    """
     images, channels, pixels = _sizes(x)
     if not x.numel():
         return
     splits, blocks = split(pixels, channels)
     tile = tile_sides(channels)
     grid = (splits, triton.cdiv(channels, tile["channel_block"]), images)
-    moments_kernel[grid](x, scratch, pixels, channels, blocks, **tile, num_warps=WARPS)
+    moments_kernel[grid](
+        *(x, gamma if bias is None else bias, x if addend is None else addend, x if total is None else total, scratch),
+        *(pixels, channels, blocks),
+        shift=bias is not None,
+        add=addend is not None,
+        keep=total is not None,
+        **tile,
+        num_warps=WARPS,
+    )
+    shift = bias is not None and total is None
     statistics_kernel[(groups, images)](
         scratch,
         statistics,
@@ -66,16 +85,10 @@ def forward(
         MOST_SPLITS,
     )
     apply_kernel[grid](
-        x,
-        gamma,
-        beta,
-        statistics,
-        out,
-        pixels,
-        channels,
-        channels // groups,
-        blocks,
+        *(x if total is None else total, bias if shift else gamma, gamma, beta, statistics, out),
+        *(pixels, channels, channels // groups, blocks),
         activation=activation,
+        shift=shift,
         **tile,
         num_warps=WARPS,
     )
@@ -92,8 +105,9 @@ def backward(
     groups: int,
     activation: int,
     residual: Tensor | None = None,
+    bias: Tensor | None = None,
 ) -> None:
-    """out = gradient in x (+ residual). out may be any of the inputs."""
+    """out = gradient in t (+ residual), x being t, or t without its bias. out may be any of the inputs."""
     images, channels, pixels = _sizes(x)
     if not x.numel():
         return
@@ -102,27 +116,21 @@ def backward(
     grid = (splits, triton.cdiv(channels, tile["channel_block"]), images)
     size = channels // groups
     means = scratch[2 * images * splits * channels :]
+    factors = (gamma if bias is None else bias, gamma, beta, statistics)
     slopes_kernel[grid](
-        gradient,
-        x,
-        gamma,
-        beta,
-        statistics,
-        scratch,
-        pixels,
-        channels,
-        size,
-        blocks,
+        *(gradient, x, *factors, scratch, pixels, channels, size, blocks),
         activation=activation,
+        shift=bias is not None,
         **tile,
         num_warps=WARPS,
     )
     means_kernel[(groups, images)](scratch, means, pixels, channels, size, splits, MOST_SPLITS)
     gradient_kernel[grid](
-        *(gradient, x, gamma, beta, statistics, means, out if residual is None else residual, out),
+        *(gradient, x, *factors, means, out if residual is None else residual, out),
         *(pixels, channels, size, blocks),
         activation=activation,
         add=residual is not None,
+        shift=bias is not None,
         **tile,
         num_warps=WARPS,
     )
@@ -147,30 +155,61 @@ def _sizes(x: Tensor) -> tuple[int, int, int]:
 
 
 @triton.jit
-def moments_kernel(x, partial, pixels, channels, blocks, pixel_block: tl.constexpr, channel_block: tl.constexpr):
-    """Mean and sum of squared deviations of each channel over this program's pixels: partial [B, splits, 2, C]."""
+def moments_kernel(
+    x,
+    bias,
+    addend,
+    total,
+    partial,
+    pixels,
+    channels,
+    blocks,
+    shift: tl.constexpr,
+    add: tl.constexpr,
+    keep: tl.constexpr,
+    pixel_block: tl.constexpr,
+    channel_block: tl.constexpr,
+):
+    """Mean and sum of squared deviations of each channel over this program's pixels: partial [B, splits, 2, C].
+
+    Of x, with `shift` its bias and with `add` its addend on it; with `keep` that sum goes into total, and is rounded.
+    """
     part = tl.program_id(0)
     image = tl.program_id(2).to(tl.int64)
     channel = tl.program_id(1) * channel_block + tl.arange(0, channel_block)
     known = channel < channels
     first = part * blocks * pixel_block
-    origin = x + (image * pixels + first) * channels
+    origin = (image * pixels + first) * channels
     # Sums of deviations from a value that is there: a mean far above the deviation does no harm.
-    base = tl.load(origin + channel, mask=known, other=0.0).to(tl.float32)
-    total = tl.zeros([pixel_block, channel_block], dtype=tl.float32)
+    base = tl.load(x + origin + channel, mask=known, other=0.0).to(tl.float32)
+    if shift:
+        offset = tl.load(bias + channel, mask=known, other=0.0)
+        base += offset
+    if add:
+        base += tl.load(addend + origin + channel, mask=known, other=0.0).to(tl.float32)
+    sums = tl.zeros([pixel_block, channel_block], dtype=tl.float32)
     squares = tl.zeros([pixel_block, channel_block], dtype=tl.float32)
     for block in range(blocks):
         pixel = block * pixel_block + tl.arange(0, pixel_block)
         inside = (first + pixel < pixels)[:, None] & known[None, :]
-        value = tl.load(origin + pixel[:, None] * channels + channel[None, :], mask=inside, other=0.0).to(tl.float32)
+        place = origin + pixel[:, None] * channels + channel[None, :]
+        value = tl.load(x + place, mask=inside, other=0.0).to(tl.float32)
+        if shift:
+            value += offset[None, :]
+        if add:
+            value += tl.load(addend + place, mask=inside, other=0.0).to(tl.float32)
+        if keep:
+            kept = value.to(total.dtype.element_ty)
+            tl.store(total + place, kept, mask=inside)
+            value = kept.to(tl.float32)
         deviation = tl.where(inside, value - base[None, :], 0.0)
-        total += deviation
+        sums += deviation
         squares += deviation * deviation
     count = 1.0 * tl.minimum(pixels - first, blocks * pixel_block)
-    sums = tl.sum(total, axis=0)
-    deviations = tl.sum(squares, axis=0) - sums * (sums / count)
+    above = tl.sum(sums, axis=0)
+    deviations = tl.sum(squares, axis=0) - above * (above / count)
     slot = partial + (image * tl.num_programs(0) + part) * 2 * channels + channel
-    tl.store(slot, base + sums / count, mask=known)
+    tl.store(slot, base + above / count, mask=known)
     tl.store(slot + channels, tl.where(deviations < 0.0, 0.0, deviations), mask=known)
 
 
@@ -206,6 +245,7 @@ def statistics_kernel(partial, statistics, pixels, channels, size, splits, span,
 @triton.jit
 def apply_kernel(
     x,
+    bias,
     gamma,
     beta,
     statistics,
@@ -215,17 +255,20 @@ def apply_kernel(
     size,
     blocks,
     activation: tl.constexpr,
+    shift: tl.constexpr,
     pixel_block: tl.constexpr,
     channel_block: tl.constexpr,
 ):
-    """out = activation(gamma · x̂ + beta)."""
+    """out = activation(gamma · t̂ + beta)."""
     image = tl.program_id(2).to(tl.int64)
     channel = tl.program_id(1) * channel_block + tl.arange(0, channel_block)
     known = channel < channels
     slot = statistics + (image * (channels // size) + channel // size) * 2
     mean = tl.load(slot, mask=known, other=0.0)
+    if shift:
+        mean -= tl.load(bias + channel, mask=known, other=0.0)
     factor = tl.load(gamma + channel, mask=known, other=0.0) * tl.load(slot + 1, mask=known, other=0.0)
-    shift = tl.load(beta + channel, mask=known, other=0.0)
+    base = tl.load(beta + channel, mask=known, other=0.0)
     first = tl.program_id(0) * blocks * pixel_block
     origin = (image * pixels + first) * channels
     for block in range(blocks):
@@ -233,7 +276,7 @@ def apply_kernel(
         inside = (first + pixel < pixels)[:, None] & known[None, :]
         offset = pixel[:, None] * channels + channel[None, :]
         value = tl.load(x + origin + offset, mask=inside, other=0.0).to(tl.float32)
-        y = (value - mean[None, :]) * factor[None, :] + shift[None, :]
+        y = (value - mean[None, :]) * factor[None, :] + base[None, :]
         tl.store(out + origin + offset, activated(y, activation).to(out.dtype.element_ty), mask=inside)
 
 
@@ -241,6 +284,7 @@ def apply_kernel(
 def slopes_kernel(
     gradient,
     x,
+    bias,
     gamma,
     beta,
     statistics,
@@ -250,19 +294,22 @@ def slopes_kernel(
     size,
     blocks,
     activation: tl.constexpr,
+    shift: tl.constexpr,
     pixel_block: tl.constexpr,
     channel_block: tl.constexpr,
 ):
-    """Sums of d and of d · x̂ of each channel over this program's pixels: partial [B, splits, 2, C]."""
+    """Sums of d and of d · t̂ of each channel over this program's pixels: partial [B, splits, 2, C]."""
     part = tl.program_id(0)
     image = tl.program_id(2).to(tl.int64)
     channel = tl.program_id(1) * channel_block + tl.arange(0, channel_block)
     known = channel < channels
     slot = statistics + (image * (channels // size) + channel // size) * 2
     mean = tl.load(slot, mask=known, other=0.0)
+    if shift:
+        mean -= tl.load(bias + channel, mask=known, other=0.0)
     inverse = tl.load(slot + 1, mask=known, other=0.0)
     scale = tl.load(gamma + channel, mask=known, other=0.0)
-    shift = tl.load(beta + channel, mask=known, other=0.0)
+    base = tl.load(beta + channel, mask=known, other=0.0)
     first = part * blocks * pixel_block
     origin = (image * pixels + first) * channels
     total = tl.zeros([pixel_block, channel_block], dtype=tl.float32)
@@ -271,11 +318,11 @@ def slopes_kernel(
         pixel = block * pixel_block + tl.arange(0, pixel_block)
         inside = (first + pixel < pixels)[:, None] & known[None, :]
         offset = pixel[:, None] * channels + channel[None, :]
-        xhat, d = terms(
-            x + origin + offset, gradient + origin + offset, inside, mean, inverse, scale, shift, activation
+        normalised, d = terms(
+            x + origin + offset, gradient + origin + offset, inside, mean, inverse, scale, base, activation
         )
         total += tl.where(inside, d, 0.0)
-        products += tl.where(inside, d * xhat, 0.0)
+        products += tl.where(inside, d * normalised, 0.0)
     slot = partial + (image * tl.num_programs(0) + part) * 2 * channels + channel
     tl.store(slot, tl.sum(total, axis=0), mask=known)
     tl.store(slot + channels, tl.sum(products, axis=0), mask=known)
@@ -283,7 +330,7 @@ def slopes_kernel(
 
 @triton.jit
 def means_kernel(partial, means, pixels, channels, size, splits, most_splits: tl.constexpr):
-    """A group's mean(d) and mean(d · x̂): means [B, groups, 2]."""
+    """A group's mean(d) and mean(d · t̂): means [B, groups, 2]."""
     group = tl.program_id(0)
     image = tl.program_id(1).to(tl.int64)
     part = tl.arange(0, most_splits)
@@ -304,6 +351,7 @@ def means_kernel(partial, means, pixels, channels, size, splits, most_splits: tl
 def gradient_kernel(
     gradient,
     x,
+    bias,
     gamma,
     beta,
     statistics,
@@ -316,43 +364,46 @@ def gradient_kernel(
     blocks,
     activation: tl.constexpr,
     add: tl.constexpr,
+    shift: tl.constexpr,
     pixel_block: tl.constexpr,
     channel_block: tl.constexpr,
 ):
-    """out = (d - mean(d) - x̂ · mean(d · x̂)) · inverse, and with `add` the residual on it."""
+    """out = (d - mean(d) - t̂ · mean(d · t̂)) · inverse, and with `add` the residual on it."""
     image = tl.program_id(2).to(tl.int64)
     channel = tl.program_id(1) * channel_block + tl.arange(0, channel_block)
     known = channel < channels
     group = (image * (channels // size) + channel // size) * 2
     mean = tl.load(statistics + group, mask=known, other=0.0)
+    if shift:
+        mean -= tl.load(bias + channel, mask=known, other=0.0)
     inverse = tl.load(statistics + group + 1, mask=known, other=0.0)
     mean_d = tl.load(means + group, mask=known, other=0.0)
     mean_product = tl.load(means + group + 1, mask=known, other=0.0)
     scale = tl.load(gamma + channel, mask=known, other=0.0)
-    shift = tl.load(beta + channel, mask=known, other=0.0)
+    base = tl.load(beta + channel, mask=known, other=0.0)
     first = tl.program_id(0) * blocks * pixel_block
     origin = (image * pixels + first) * channels
     for block in range(blocks):
         pixel = block * pixel_block + tl.arange(0, pixel_block)
         inside = (first + pixel < pixels)[:, None] & known[None, :]
         offset = pixel[:, None] * channels + channel[None, :]
-        xhat, d = terms(
-            x + origin + offset, gradient + origin + offset, inside, mean, inverse, scale, shift, activation
+        normalised, d = terms(
+            x + origin + offset, gradient + origin + offset, inside, mean, inverse, scale, base, activation
         )
-        dx = (d - mean_d[None, :] - xhat * mean_product[None, :]) * inverse[None, :]
+        dx = (d - mean_d[None, :] - normalised * mean_product[None, :]) * inverse[None, :]
         if add:
             dx += tl.load(residual + origin + offset, mask=inside, other=0.0).to(tl.float32)
         tl.store(out + origin + offset, dx.to(out.dtype.element_ty), mask=inside)
 
 
 @triton.jit
-def terms(x, gradient, inside, mean, inverse, scale, shift, activation: tl.constexpr):
-    """x̂ and d of a tile; x, gradient: its values' addresses, the rest its channels' factors."""
+def terms(x, gradient, inside, mean, inverse, scale, base, activation: tl.constexpr):
+    """t̂ and d of a tile; x, gradient: its values' addresses, the rest its channels' factors."""
     value = tl.load(x, mask=inside, other=0.0).to(tl.float32)
     upstream = tl.load(gradient, mask=inside, other=0.0).to(tl.float32)
-    xhat = (value - mean[None, :]) * inverse[None, :]
-    d = upstream * slope(xhat * scale[None, :] + shift[None, :], activation) * scale[None, :]
-    return xhat, d
+    normalised = (value - mean[None, :]) * inverse[None, :]
+    d = upstream * slope(normalised * scale[None, :] + base[None, :], activation) * scale[None, :]
+    return normalised, d
 
 
 @triton.jit

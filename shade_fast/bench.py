@@ -127,8 +127,9 @@ def _step(poisoner: Poisoner, size: int) -> Callable[[], torch.Tensor]:
     clean = torch.randint(0, 256, (1, 3, size, size), generator=generator, dtype=torch.uint8).to(poisoner.device)
     delta = ((torch.rand(clean.shape, generator=generator) * 2 - 1) / 64).to(poisoner.device)
     latents = [_noise(encoder, clean, plan.crop) for encoder in poisoner.encoders]
-    problem = Problem(clean, plan, poisoner.encoders, latents, poisoner.perceptual, poisoner.backend)
-    return lambda: problem.gradient(delta, None if poisoner.perceptual is None else torch.ones_like)[0]
+    encoders, perceptual = poisoner.moving
+    problem = Problem(clean, plan, encoders, latents, perceptual, poisoner.backend)
+    return lambda: problem.gradient(delta, None if perceptual is None else torch.ones_like)[0]
 
 
 def _noise(encoder: Encoder, clean: torch.Tensor, crop: tuple[int, int]) -> torch.Tensor:

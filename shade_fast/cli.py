@@ -27,7 +27,7 @@ from shade_fast.fit import fit_start
 from shade_fast.info import describe_machine, info_lines
 from shade_fast.poisoner import PRESETS, Poisoner
 from shade_fast.report import write_report
-from shade_fast.runtime import ACCURACIES, PRECISIONS
+from shade_fast.runtime import ACCURACIES, CUDA_PRECISIONS, PRECISIONS
 from shade_fast.survival import survival_of_pairs
 from shade_fast.version import __version__
 from shade_fast.view import View
@@ -313,7 +313,12 @@ def _add_engine(add: Callable[..., Any]) -> None:
     add("--encoder", action="append", metavar="NAME|PATH|ID", help="encoder; again for an ensemble (default: embedded)")
     add("--lpips", type=bound, default="0.07", help="largest LPIPS distance, or 'none'")
     add("--backend", default="auto", choices=BACKENDS, help="what executes the networks and the optimiser")
-    add("--accuracy", default="fast", choices=ACCURACIES, help="of the native backend's gradients: 1e-4, or exact 1e-5")
+    add(
+        "--accuracy",
+        default="fast",
+        choices=(*ACCURACIES, *CUDA_PRECISIONS),
+        help="of gradients: native's fast (1e-4) or exact (1e-5); cuda's fast is bf16, exact fp32",
+    )
     add("--devices", default="auto", help="auto, cpu, cuda:0, or several, a process each: cuda:0,cuda:1")
 
 

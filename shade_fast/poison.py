@@ -65,7 +65,8 @@ def poison_batch(
     devices: where: `cpu`, `cuda:0`, or several, `["cuda:0", "cuda:1"]` or `["cpu", "cpu"]` (or with commas between
         them), each with a process of its own; `auto` is every CUDA device, or the CPU. Results do not depend on it; a
         process that dies is replaced, and its images are done again. `.device` says what it was.
-    accuracy: of the `native` networks' input gradient, against float64: `fast` within 1e-4 relative, `exact` 1e-5.
+    accuracy: of the `native` networks' input gradient, against float64: `fast` within 1e-4 relative, `exact` 1e-5;
+        of `cuda`'s, `fast` is bf16 and `exact` fp32, and `fp16` and `tf32` lie between (docs/gpu.md).
     batch_size: images of one size that are optimised together on a GPU; `auto` is 8; where its memory does not
         suffice, halves of it. On a CPU, where batches gain nothing, images are taken one by one whatever is asked: a
         result cannot depend on its neighbours.

@@ -18,9 +18,11 @@ import torch
 from shade_fast import runtime
 from shade_fast.anchors import Anchor, AnchorLibrary, ImageLike, Target, resolve_anchor
 from shade_fast.budget import Budget
-from shade_fast.encoders import load_encoder
+from shade_fast.encoders import Encoder, load_encoder
 from shade_fast.engine import (
+    NEVER,
     Problem,
+    Slots,
     Stopping,
     check_optimizer,
     kernels,
@@ -94,7 +96,7 @@ class Poisoner:
         self.backend = _one_backend(backend, found)
         self.uploader = Uploader(self.device)
         asked = 8 if batch_size == "auto" else _whole("batch_size", batch_size)
-        self.batch_size = asked if self.device.type == "cuda" else 1
+        self.batch_size = asked if "cuda" in (self.backend, self.device.type) else 1
         self.accuracy = accuracy
         self.perceptual = _load_perceptual(perceptual, self.budget, self.device)
         specs = encoder if isinstance(encoder, list | tuple) else [encoder]
@@ -102,10 +104,14 @@ class Poisoner:
             raise ShadeFastError("encoder: an empty list; give at least one")
         self.encoders = tuple(load_encoder(spec, self.device).to(self.device) for spec in specs)
         self.weights = _checked_weights(weights, len(self.encoders))
-        if self.backend not in ("reference", "cuda"):
-            freeze = functools.partial(runtime.freeze, backend=self.backend, accuracy=accuracy)
-            self.encoders = tuple(encoder.frozen(freeze) for encoder in self.encoders)
-            self.perceptual = None if self.perceptual is None else self.perceptual.frozen(freeze)
+        #: what images are moved by; on a GPU figures are measured by exact networks, whatever moves the images
+        self.moving = (self.encoders, self.perceptual)
+        self._slots: Slots | None = None
+        if self.backend != "reference":
+            self.moving = self._frozen(accuracy)
+            self.encoders, self.perceptual = self._frozen("exact") if self.backend == "cuda" else self.moving
+        if self.backend == "cuda":
+            self._slots = Slots(self.batch_size)
         check_optimizer(optimizer, budget, len(self.encoders), view)
         self.survival = survival
         if start is not None and optimizer != "momentum":
@@ -135,6 +141,17 @@ class Poisoner:
         """Pixels that the view's sides are multiples of: what every encoder's latents divide."""
         return math.lcm(*(encoder.factor for encoder in self.encoders))
 
+    def _frozen(self, accuracy: str) -> tuple[tuple[Encoder, ...], Perceptual | None]:
+        """The networks as the backend runs them."""
+        freeze = functools.partial(runtime.freeze, backend=self.backend, accuracy=accuracy)
+        encoders = tuple(encoder.frozen(freeze) for encoder in self.encoders)
+        return encoders, None if self.perceptual is None else self.perceptual.frozen(freeze)
+
+    @property
+    def window(self) -> int:
+        """How many images of one size are held: more than a batch where an image may leave it for another to enter."""
+        return self.batch_size * (4 if self._slots is not None and self.stopping != NEVER else 1)
+
     @property
     def encoder_name(self) -> str:
         return " + ".join(encoder.name for encoder in self.encoders)
@@ -160,8 +177,8 @@ class Poisoner:
 
         Raises DevicesLostError where no device can begin; images for which none is left later fail with that reason.
         """
-        most = WAITING_BATCHES * self.batch_size * len(self.devices)
-        return in_order(images, output, self.submit, self.batch_size, most)
+        most = WAITING_BATCHES * self.window * len(self.devices)
+        return in_order(images, output, self.submit, self.window, most)
 
     def submit(self, batch: Sequence[Work], output: Output | None) -> Future[list[Protected]]:
         """Protect images of one size on whichever device is free: here and now, where there is but one.
@@ -225,6 +242,8 @@ class Poisoner:
                 return [Protected(image, failed(error, image))]
             if out_of_memory:
                 self._fitting[image.pixels.shape] = len(batch) // 2
+                if self._slots is not None:
+                    self._slots.release()
             return self._fitting[image.pixels.shape] if out_of_memory else 1
 
     @torch.no_grad()
@@ -253,25 +272,30 @@ class Poisoner:
             [codec(work.image, output, jpeg) for jpeg in settings if output is not None and jpeg is not None]
             for work, settings in zip(batch, attempts, strict=True)
         ]
-        problem = Problem(
-            clean,
-            plan,
-            self.encoders,
-            [torch.cat(latents) for latents in zip(*anchor_latents, strict=True)],
-            self.perceptual,
-            self.backend,
-            randoms=[self._random(work.image) for work in batch] if plan.transforms else (),
-            weights=self.weights,
-            visible=visible_pixels(batch, self.device),
-            through=through_files(clean, [one[0] if one else None for one in codecs]),
-        )
+
+        def problem_of(encoders: Sequence[Encoder], perceptual: Perceptual | None) -> Problem:
+            return Problem(
+                clean,
+                plan,
+                encoders,
+                [torch.cat(latents) for latents in zip(*anchor_latents, strict=True)],
+                perceptual,
+                self.backend,
+                randoms=[self._random(work.image) for work in batch] if plan.transforms else (),
+                weights=self.weights,
+                visible=visible_pixels(batch, self.device),
+                through=through_files(clean, [one[0] if one else None for one in codecs]),
+            )
+
+        problem = problem_of(self.encoders, self.perceptual)
         if not bool(torch.isfinite(problem.start).all()):
             raise ShadeFastError(f"the latent is not finite under encoder {self.encoder_name}; check its weights")
         start = None
         if self.start is not None:
             size = (clean.shape[2], clean.shape[3])
             start = torch.cat([self.start.perturbation(pick, plan.crop, size) for pick in picks]).to(self.device)
-        made = optimize(problem, self.optimizer, self.budget, self.steps, start, self.stopping)
+        moved = problem_of(*self.moving) if self.backend == "cuda" else problem
+        made = optimize(moved, self.optimizer, self.budget, self.steps, start, self.stopping, self._slots)
         delta = made.delta if problem.visible is None else made.delta * problem.visible
         projected, places = project_to_files(problem, delta, self.budget, codecs)
         seconds = (time.perf_counter() - started) / len(batch)

@@ -1,19 +1,22 @@
 """The optimisation: tensors in, tensors out, no files."""
 
 from shade_fast.engine.devices import BACKENDS, kernels, resolve_backend, resolve_device, resolve_devices
-from shade_fast.engine.optimizers import OPTIMIZERS, Optimized, check_optimizer, optimize
+from shade_fast.engine.optimizers import OPTIMIZERS, check_optimizer, optimize
 from shade_fast.engine.problem import Problem
 from shade_fast.engine.projection import Codec, Projected, project, project_to_files
-from shade_fast.engine.stopping import Stopping
+from shade_fast.engine.slots import Optimized, Slots
+from shade_fast.engine.stopping import NEVER, Stopping
 from shade_fast.engine.together import optimize_together
 
 __all__ = [
     "BACKENDS",
+    "NEVER",
     "OPTIMIZERS",
     "Codec",
     "Optimized",
     "Problem",
     "Projected",
+    "Slots",
     "Stopping",
     "kernels",
     "optimize",

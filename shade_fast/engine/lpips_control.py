@@ -15,7 +15,7 @@ class LpipsControl:
 
     The response exp(2·v) damps what the accumulated w alone would swing through. Length and share are for images with
     wide flat areas: signed steps of full length are noise there that breaks the bound by itself, which no weight mends,
-    and which goes away only when the perturbation shrinks.
+    and which goes away only when the perturbation shrinks. Everything is kept in tensors that stay where they are.
     """
 
     FIRST, ACCUMULATION, RANGE, RESPONSE = 0.3, 0.1, (0.01, 50.0), 2.0
@@ -30,12 +30,19 @@ class LpipsControl:
         self.held = torch.ones(count, dtype=torch.bool, device=device)
         self._accumulated = torch.full((count,), self.FIRST, device=device)
 
+    def begin(self, image: int) -> None:
+        """Another image takes the place of one."""
+        self.length[image] = 1
+        self.kept[image] = 1
+        self.held[image] = True
+        self._accumulated[image] = self.FIRST
+
     def __call__(self, lpips: torch.Tensor) -> torch.Tensor:
         """The weights [count] for the LPIPS distances [count] that a step has met; all else is then that step's."""
         violation = (lpips / self.bound - 1).clamp(-1, 1)
-        self.held = violation <= 0
-        self._accumulated = (self._accumulated * torch.exp(self.ACCUMULATION * violation)).clamp(*self.RANGE)
+        self.held.copy_(violation <= 0)
+        self._accumulated.mul_(torch.exp(self.ACCUMULATION * violation)).clamp_(*self.RANGE)
         shorter = (self.SHORTEN * self.length).clamp(min=self.SHORTEST)
-        self.length = torch.where(self.held, (self.LENGTHEN * self.length).clamp(max=1), shorter)
-        self.kept = (self.bound / lpips.clamp_min(torch.finfo(lpips.dtype).tiny)).clamp(self.LEAST_KEPT, 1)
+        self.length.copy_(torch.where(self.held, (self.LENGTHEN * self.length).clamp(max=1), shorter))
+        self.kept.copy_((self.bound / lpips.clamp_min(torch.finfo(lpips.dtype).tiny)).clamp(self.LEAST_KEPT, 1))
         return self._accumulated * torch.exp(self.RESPONSE * violation)

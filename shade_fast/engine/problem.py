@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,6 +13,7 @@ from shade_fast import runtime
 from shade_fast.encoders import Encoder
 from shade_fast.engine.devices import kernels
 from shade_fast.ops import latent_distance
+from shade_fast.ops.layout import memory_order
 from shade_fast.perceptual import Perceptual
 from shade_fast.transforms import Draw
 from shade_fast.view import ViewPlan
@@ -58,10 +61,45 @@ class Problem:
         with torch.no_grad():
             self._clean_view = view = self.see(clean / 255)
             #: each encoder's distance at the clean images, [B]
-            self.starts = self.distances(view)
+            self.starts = tuple(self.distances(view))
             #: objective there, [B]
             self.start = self.objective(self.starts)
             self._clean_features = None if perceptual is None else perceptual.features(view)
+
+    @property
+    def alike(self) -> tuple[object, ...]:
+        """What problems have in common whose images may take each other's place."""
+        networks = (*(id(encoder.module) for encoder in self.encoders), id(self.perceptual))
+        return (tuple(self.clean.shape[1:]), self.plan, networks, tuple(self.weights), self.backend)
+
+    @property
+    def fixed(self) -> bool:
+        """Whether each step does the same with other values: nothing is drawn anew, and no file's codec is asked."""
+        return not self._randoms and self.through is None and self.visible is None
+
+    def room(self, count: int) -> Problem:
+        """A problem of as many images that are to be put in; until then they are this one's first."""
+        made = copy.copy(self)
+        for name, value in self._of_images().items():
+            several = isinstance(value, tuple)
+            rooms = tuple(_room(tensor, count) for tensor in (value if several else (value,)))
+            setattr(made, name, rooms if several else rooms[0])
+        return made
+
+    def put(self, place: int, other: Problem, image: int) -> None:
+        """One image takes the place of another, in the tensors that are there."""
+        theirs = other._of_images()
+        for name, value in self._of_images().items():
+            if isinstance(value, tuple):
+                for mine, one in zip(value, theirs[name], strict=True):
+                    mine[place].copy_(one[image])
+            else:
+                value[place].copy_(theirs[name][image])
+
+    def _of_images(self) -> dict[str, Any]:
+        """All that is known of the images, by the attribute: tensors and tuples of tensors, images first."""
+        names = ("clean", "anchor_latents", "_clean_view", "starts", "start", "_clean_features")
+        return {name: vars(self)[name] for name in names if vars(self)[name] is not None}
 
     def see(self, images: torch.Tensor) -> torch.Tensor:
         """The view of images or perturbations, [B, 3, H, W] -> [B, 3, h, w]; linear and differentiable."""
@@ -160,6 +198,13 @@ def _drawn(latents: torch.Tensor, draws: Sequence[Draw]) -> torch.Tensor:
     moved = [latents[index : index + 1] for index in range(len(latents))]
     moved = [one if draw.latent is None else draw.latent(one) for draw, one in zip(draws, moved, strict=True)]
     return torch.cat(moved)
+
+
+def _room(tensor: torch.Tensor, count: int) -> torch.Tensor:
+    """A tensor for as many images as asked for, filled with the first, in its memory order."""
+    order = memory_order(tensor) if tensor.ndim == 4 else torch.contiguous_format
+    made = torch.empty((count, *tensor.shape[1:]), dtype=tensor.dtype, device=tensor.device, memory_format=order)
+    return made.copy_(tensor[:1])
 
 
 def _normalized(gradient: torch.Tensor) -> torch.Tensor:

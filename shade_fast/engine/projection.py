@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch.nn import functional
@@ -11,7 +12,8 @@ from torch.nn import functional
 from shade_fast.budget import Budget
 from shade_fast.engine.devices import kernels
 from shade_fast.engine.problem import Problem
-from shade_fast.ops import quantize
+from shade_fast.ops import bisect_scale, quantize
+from shade_fast.ops.bisect_scale import start as first_interval
 
 #: What a file's codec makes of an image: uint8 [3, H, W] -> uint8 [3, H, W], decoded again.
 Codec = Callable[[torch.Tensor], torch.Tensor]
@@ -82,16 +84,20 @@ def project(
     best = attempt(torch.ones(len(delta), device=delta.device))
     if bool(best.held.all()):
         return best
+    if codecs is None and problem.backend == "cuda" and budget.lpips is not None and best.lpips is not None:
+        best = _choose(best.held, best, attempt(_largest_scale(problem, delta, budget, best.lpips)))
+        if bool(best.held.all()):
+            return best
     if codecs is not None:
         # What is inside the box already stays there when it is shrunk, but for a few pixels.
         fitted_delta = (best.stored.float() - problem.clean) / 255
         coded = torch.tensor([codec is not None for codec in codecs], device=delta.device)
         delta = torch.where(coded.view(-1, 1, 1, 1), fitted_delta, delta)
-    low, high = torch.zeros_like(best.scale), torch.ones_like(best.scale)
+    low, high = torch.zeros_like(best.scale), best.scale
     # LPIPS grows at least in proportion to the scale near its bound: a scale of bound/LPIPS starts close below it.
-    guess = torch.full_like(low, 0.5)
+    guess = 0.5 * high
     if budget.lpips is not None and best.lpips is not None:
-        guess = torch.where(best.lpips > budget.lpips, budget.lpips / best.lpips, guess)
+        guess = torch.where(best.lpips > budget.lpips, high * (budget.lpips / best.lpips), guess)
     done = best.held
     best = _choose(done, best, attempt(torch.where(done, 1.0, low)))
     for _ in range(BISECTIONS + 1):
@@ -130,6 +136,27 @@ def project_to_files(
         places = [place if taken else before for taken, before in zip(better.tolist(), places, strict=True)]
         pending = pending & ~(best.held & (best.distance <= wanted))
     return best, places
+
+
+def _largest_scale(problem: Problem, delta: torch.Tensor, budget: Budget, lpips: torch.Tensor) -> torch.Tensor:
+    """The largest scales [B] found to hold the LPIPS bound, by LPIPS alone and without a decision on the host.
+
+    lpips: at scale 1. The images between are bfloat16, up to a quarter of a level from those of a file: what is found
+    has yet to be judged.
+    """
+    bound = cast(float, budget.lpips) * LPIPS_MARGIN
+    interval, distance = first_interval(len(delta), delta.device), lpips.float()
+    for number in range(BISECTIONS + 1):
+        interval, images = bisect_scale(
+            *(problem.clean, delta, distance, interval),
+            bound=bound,
+            levels=budget.levels,
+            guess=number == 0,
+            backend=kernels(problem.backend),
+        )
+        distance = cast(torch.Tensor, problem.lpips(problem.see((images.float() + 1) / 2))).float()
+    low, _, scale = interval.unbind(1)
+    return torch.where(distance <= bound, scale, low)
 
 
 def _fit(stored: torch.Tensor, clean: torch.Tensor, codec: Codec, levels: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -33,46 +33,67 @@ NEVER = Stopping()
 
 
 class Progress:
-    """Follows a batch: which images still move, how many steps each took, and the best iterate of each."""
+    """Follows a batch: which images still move, how many steps each took, and the best iterate of each.
+
+    Everything is kept in tensors that stay where they are, and nothing is decided on the host: a step that is recorded
+    once may be played again.
+    """
 
     #: what counts as nearer
     NEARER = 1 - 1e-3
 
-    def __init__(self, stopping: Stopping, start: torch.Tensor, steps: int, keep_best: bool) -> None:
+    def __init__(self, stopping: Stopping, delta: torch.Tensor, steps: int, keep_best: bool) -> None:
+        """delta: the perturbations [B, 3, H, W] that are followed. keep_best: whether the best of each is."""
         self.stopping = stopping
-        self.moving = torch.ones_like(start, dtype=torch.bool)
-        self.steps = torch.zeros_like(start, dtype=torch.int64)
-        self._target = None if stopping.ratio is None else stopping.ratio * start
         self._total = steps
-        self._keep_best = keep_best
-        self._best = torch.full_like(start, torch.inf)
-        self._best_delta: torch.Tensor | None = None
-        self._last = torch.full_like(start, torch.inf)
-        self._nearest = torch.full_like(start, torch.inf)
+        count, device = len(delta), delta.device
+        self.moving = torch.zeros(count, dtype=torch.bool, device=device)
+        #: steps that each image took, and how often it was met
+        self.steps = torch.zeros(count, dtype=torch.int64, device=device)
+        self.meetings = torch.zeros_like(self.steps)
+        self._target = torch.zeros(count, device=device)
+        self._last = torch.zeros(count, device=device)
+        self._best = torch.zeros(count, device=device)
+        self._nearest = torch.zeros(count, device=device)
         self._idle = torch.zeros_like(self.steps)
+        self._best_delta = torch.zeros_like(delta) if keep_best else None
 
-    def met(self, step: int, delta: torch.Tensor, distance: torch.Tensor, held: torch.Tensor) -> bool:
-        """Told what `delta` was found to reach before a step; whether any image takes it."""
+    def begin(self, image: int, start: torch.Tensor) -> None:
+        """Another image takes the place of one; start: its objective without a perturbation."""
+        self.moving[image] = True
+        for counts in (self.steps, self.meetings, self._idle):
+            counts[image] = 0
+        for distances in (self._last, self._best, self._nearest):
+            distances[image] = torch.inf
+        if self.stopping.ratio is not None:
+            self._target[image] = self.stopping.ratio * start
+
+    def met(self, delta: torch.Tensor, distance: torch.Tensor, held: torch.Tensor) -> None:
+        """Told what `delta` was found to reach before a step; `moving` then says which images take it."""
         # Those that have stopped stand where they stood: they are not judged again.
-        moving = self.moving
-        self._last = torch.where(moving, torch.where(held, distance, torch.inf), self._last)
-        if self._keep_best and (self.stopping != NEVER or step >= self._total // 2):
-            better = moving & held & (distance < self._best)
-            self._best = torch.where(better, distance, self._best)
-            if self._best_delta is None:
-                self._best_delta = delta.clone()
-            elif bool(better.any()):
-                self._best_delta[better] = delta[better]
-        if self._target is not None:
-            self.moving = self.moving & ~(held & (distance <= self._target))
+        judged = self.moving & (self.meetings < self._total)
+        self._last.copy_(torch.where(judged, torch.where(held, distance, torch.inf), self._last))
+        if self._best_delta is not None:
+            late = judged if self.stopping != NEVER else judged & (self.meetings >= self._total // 2)
+            better = late & held & (distance < self._best)
+            self._best.copy_(torch.where(better, distance, self._best))
+            self._best_delta.copy_(torch.where(better[:, None, None, None], delta, self._best_delta))
+        moving = judged
+        if self.stopping.ratio is not None:
+            moving = moving & ~(held & (distance <= self._target))
         if self.stopping.patience is not None:
             nearer = held & (distance < self.NEARER * self._nearest)
-            self._nearest = torch.where(nearer, distance, self._nearest)
+            self._nearest.copy_(torch.where(nearer, distance, self._nearest))
             # Outside its bound an image is on its way back, not idle.
-            self._idle = torch.where(nearer | ~held, 0, self._idle + 1)
-            self.moving = self.moving & (self._idle < self.stopping.patience)
-        self.steps += self.moving
-        return bool(self.moving.any())
+            self._idle.copy_(torch.where(nearer | ~held, 0, self._idle + 1))
+            moving = moving & (self._idle < self.stopping.patience)
+        self.moving.copy_(moving)
+        self.steps.add_(moving)
+        self.meetings.add_(judged)
+
+    def unfinished(self) -> torch.Tensor:
+        """Which images have a further step to take, bool [B]."""
+        return self.moving & (self.meetings < self._total)
 
     def result(self, delta: torch.Tensor) -> torch.Tensor:
         """The last iterates, or the best ones where those were better by more than a thousandth."""

@@ -10,8 +10,8 @@ import torch
 from shade_fast.budget import Budget
 from shade_fast.engine.devices import kernels
 from shade_fast.engine.lpips_control import LpipsControl
-from shade_fast.engine.optimizers import DECAY, DEFAULT_UNIT, STEP_SIZE, inside
 from shade_fast.engine.problem import Problem
+from shade_fast.engine.step import DECAY, DEFAULT_UNIT, STEP_SIZE, inside
 from shade_fast.ops import optimizer_update
 
 

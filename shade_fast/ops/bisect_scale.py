@@ -70,7 +70,7 @@ def bisect_scale(
     with torch.no_grad():
         if backend == "reference":
             return reference(clean, delta, distance, interval, bound, levels, guess, gain, offset)
-        if backend != "native" or clean.device.type not in ("cpu", "cuda"):
+        if backend != "native" or clean.device.type not in native.DEVICES:
             raise native.missing_backend(backend, clean.device)
         result: tuple[Tensor, Tensor] = _operator(
             clean, delta, distance, interval, bound, levels, guess, list(gain), list(offset)

@@ -54,7 +54,7 @@ def denormalize(
     with torch.no_grad():
         if backend == "reference":
             return reference(values, clean, levels, gain, offset)
-        if backend != "native" or clean.device.type not in ("cpu", "cuda"):
+        if backend != "native" or clean.device.type not in native.DEVICES:
             raise native.missing_backend(backend, clean.device)
         result: Tensor = _operator(values, clean, levels, list(gain), list(offset))
         return result

@@ -9,23 +9,21 @@ d = gradient · activation'(gamma · x̂ + beta) · gamma and means over the gro
 
 Tensors x, gradient, out are [B, C, h, w], gamma and beta [C], statistics [B, groups, 2]: mean and
 1 / √(variance + epsilon). activation: "none", "relu" or "silu". `reference...` take any float dtype and memory format.
-`bind...` take dense channels-last tensors, float32 on the CPU, where the compiled kernels run; float32, float16 or
-bfloat16 on a GPU, where Triton's do (`kernels/group_norm_silu.py`); gamma, beta, statistics and scratch stay float32.
-They return the call on those very buffers, which allocates nothing; `out` may be an input. On a GPU a gradient's finish
-is a residual at most, and `threads` is not looked at. All raise ShadeFastError where an argument does not fit.
+`bind...` take dense channels-last float32 tensors on the CPU and return the call of the compiled kernel on those very
+buffers, which allocates nothing; `out` may be an input. All raise ShadeFastError where an argument does not fit.
+`residual_group_norm` is the op on a GPU.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from types import ModuleType
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from shade_fast.errors import ShadeFastError
-from shade_fast.ops import gpu, native
+from shade_fast.ops import native
 from shade_fast.ops.binding import bound, check_array, check_images, check_scratch, extent
 from shade_fast.ops.finish import Call, Finish
 
@@ -85,13 +83,10 @@ def statistics_shape(shape: Sequence[int], groups: int) -> tuple[int, int, int]:
     return shape[0], groups, 2
 
 
-def scratch_size(shape: Sequence[int], groups: int, threads: int, device: str = "cpu") -> int:
+def scratch_size(shape: Sequence[int], groups: int, threads: int) -> int:
     """How many float32 values of scratch memory the forward, or the gradient, of a tensor [B, C, h, w] needs."""
     images, channels, height, width = shape
-    if device == "cuda":
-        size: int = _kernels().scratch_size(images, height * width, channels, groups)
-    else:
-        size = native.cpu().group_norm_scratch((images, height * width, channels), groups, threads)
+    size: int = native.cpu().group_norm_scratch((images, height * width, channels), groups, threads)
     return size
 
 
@@ -108,13 +103,11 @@ def bind(
     threads: int,
 ) -> Call:
     """out = activation(normalised x); `statistics` are written for the gradient."""
-    check_images(out, or_gpu=True, x=x)
+    check_images(out, x=x)
     _check(out, gamma, beta, statistics, groups, scratch, threads)
     if not epsilon >= 0:
         raise ShadeFastError(f"epsilon={epsilon}: it is 0 or more")
-    arrays, parameters = (x, gamma, beta, statistics, out), (groups, epsilon, _number(activation))
-    if gpu.on_gpu(out):
-        return gpu.launched(_kernels().forward, out, *arrays, scratch, *parameters)
+    arrays, parameters = (x, gamma, beta, statistics, out), (groups, epsilon, number(activation))
     return bound(native.cpu().group_norm, *arrays, extent(out), *parameters, scratch, threads)
 
 
@@ -132,14 +125,10 @@ def bind_gradient(
     threads: int,
 ) -> Call:
     """out = finish(gradient in x), x being what the forward was given and `statistics` what it wrote."""
-    check_images(out, or_gpu=True, gradient=gradient, x=x)
+    check_images(out, gradient=gradient, x=x)
     _check(out, gamma, beta, statistics, groups, scratch, threads)
     finish.check(out)
-    arrays, parameters = (gradient, x, gamma, beta, statistics, out), (groups, _number(activation))
-    if gpu.on_gpu(out):
-        if finish.relu or any(part is not None for part in (finish.bias, finish.positive, finish.gate)):
-            raise ShadeFastError("on a GPU a group norm's gradient takes a residual, and no other part of a finish")
-        return gpu.launched(_kernels().backward, out, *arrays, scratch, *parameters, finish.residual)
+    arrays, parameters = (gradient, x, gamma, beta, statistics, out), (groups, number(activation))
     return bound(native.cpu().group_norm_gradient, *arrays, extent(out), *parameters, finish, scratch, threads)
 
 
@@ -149,18 +138,14 @@ def _check(
     channels = out.shape[1]
     if groups < 1 or channels % groups:
         raise ShadeFastError(f"groups={groups} does not divide {channels} channels")
-    device = "cuda" if gpu.on_gpu(out) else "cpu"
-    check_array("gamma", gamma, (channels,), device=out.device)
-    check_array("beta", beta, (channels,), device=out.device)
-    check_array("statistics", statistics, statistics_shape(out.shape, groups), device=out.device)
-    check_scratch(scratch, scratch_size(out.shape, groups, threads, device), out.device)
+    check_array("gamma", gamma, (channels,))
+    check_array("beta", beta, (channels,))
+    check_array("statistics", statistics, statistics_shape(out.shape, groups))
+    check_scratch(scratch, scratch_size(out.shape, groups, threads))
 
 
-def _kernels() -> ModuleType:
-    return gpu.triton("group_norm_silu")
-
-
-def _number(activation: str) -> int:
+def number(activation: str) -> int:
+    """The compiled modules' number for an activation. Raises ShadeFastError for a name that is none."""
     if activation not in ACTIVATIONS:
         raise ShadeFastError(f"activation={activation!r}: it is one of {', '.join(ACTIVATIONS)}")
     return ACTIVATIONS.index(activation)

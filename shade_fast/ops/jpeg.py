@@ -58,9 +58,9 @@ def jpeg(images: Tensor, quality: int, *, backend: str = "native") -> Tensor:
         raise ShadeFastError(f"quality={quality}: give a whole number from 1 to 100")
     if backend == "reference":
         return reference(images, quality)
-    if backend != "native" or images.device.type not in ("cpu", "cuda"):
+    if backend != "native" or images.device.type not in native.DEVICES:
         raise native.missing_backend(backend, images.device)
-    if images.device.type == "cuda" or images.dtype != torch.float32:
+    if images.device.type != "cpu" or images.dtype != torch.float32:
         return reference(images, quality)
     result: Tensor = _NativeJpeg.apply(images, quality)  # type: ignore[no-untyped-call]
     return result

@@ -43,7 +43,7 @@ def latent_distance(latents: Tensor, anchor: Tensor, *, backend: str = "native")
         )
     if backend == "reference":
         return reference(latents, anchor)
-    if backend != "native" or latents.device.type not in ("cpu", "cuda"):
+    if backend != "native" or latents.device.type not in native.DEVICES:
         raise native.missing_backend(backend, latents.device)
     distance: Tensor = _operator(latents, anchor)
     return distance

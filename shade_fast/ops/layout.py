@@ -20,6 +20,11 @@ def in_order(order: torch.memory_format, *tensors: Tensor) -> tuple[Tensor, ...]
     return tuple(tensor.contiguous(memory_format=order) for tensor in tensors)
 
 
+def channels_last(tensor: Tensor) -> Tensor:
+    """A [B, C, H, W] tensor in the channels-last memory format; one that lies so is returned as it is."""
+    return tensor.contiguous(memory_format=torch.channels_last)
+
+
 def per_image(tensor: Tensor) -> tuple[int, int]:
     """How many images a [B, C, H, W] tensor holds, and how many values each has."""
     images, channels, height, width = tensor.shape

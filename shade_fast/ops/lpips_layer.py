@@ -13,6 +13,7 @@ from shade_fast.errors import ShadeFastError
 from shade_fast.ops import gpu, native
 from shade_fast.ops.binding import bound, check_array, check_images, check_scratch, extent
 from shade_fast.ops.finish import Call, Finish
+from shade_fast.ops.layout import channels_last
 
 EPSILON = 1e-10
 
@@ -43,7 +44,7 @@ def lpips_layer(activations: Tensor, clean: Tensor, head: Tensor, *, backend: st
     _check(activations, clean, head)
     if backend == "reference":
         return reference(activations, clean, head)
-    if backend != "native" or activations.device.type not in ("cpu", "cuda"):
+    if backend != "native" or activations.device.type not in native.DEVICES:
         raise native.missing_backend(backend, activations.device)
     distance: Tensor = _operator(activations, clean, head)
     return distance
@@ -58,7 +59,7 @@ def unit_length(activations: Tensor, *, backend: str = "native") -> Tensor:
         raise ShadeFastError(f"activations are {activations.dtype} {list(activations.shape)}: give float [B, C, h, w]")
     if backend == "reference":
         return reference_unit(activations)
-    if backend != "native" or activations.device.type not in ("cpu", "cuda"):
+    if backend != "native" or activations.device.type not in native.DEVICES:
         raise native.missing_backend(backend, activations.device)
     unit: Tensor = _unit_operator(activations)
     return unit
@@ -82,16 +83,16 @@ def lpips_layer_with_gradient(
         if backend == "reference":
             return (
                 reference(activations, clean, head),
-                _channels_last(reference_gradient(upstream, activations, clean, head)),
+                channels_last(reference_gradient(upstream, activations, clean, head)),
             )
-        if backend != "native" or activations.device.type not in ("cpu", "cuda"):
+        if backend != "native" or activations.device.type not in native.DEVICES:
             raise native.missing_backend(backend, activations.device)
         if not (gpu.on_gpu(activations) and _has_kernels(activations)):
             return (
                 _operator(activations, clean, head),
                 _gradient_operator(upstream, activations, clean, head),
             )
-        activations, clean = _channels_last(activations), _channels_last(clean)
+        activations, clean = channels_last(activations), channels_last(clean)
         distance, out = _new_distance(activations), torch.empty_like(activations)
         buffers = (head.contiguous(), upstream.contiguous(), distance, out, _new_scratch(activations))
         _run(gpu.launched(_kernels().forward_backward, activations, activations, clean, *buffers))
@@ -206,7 +207,7 @@ def scratch_size(shape: Sequence[int], device: str = "cpu") -> int:
 def _operator(activations: Tensor, clean: Tensor, head: Tensor) -> Tensor:
     if not _has_kernels(activations):
         return reference(activations, clean, head)
-    activations, clean = _channels_last(activations), _channels_last(clean)
+    activations, clean = channels_last(activations), channels_last(clean)
     distance, scratch = _new_distance(activations), _new_scratch(activations)
     _run(bind(activations, clean, head.contiguous(), distance, scratch, torch.get_num_threads()))
     return distance
@@ -220,8 +221,8 @@ def _(activations: Tensor, clean: Tensor, head: Tensor) -> Tensor:
 @torch.library.custom_op("shade_fast::lpips_layer_gradient", mutates_args=())
 def _gradient_operator(upstream: Tensor, activations: Tensor, clean: Tensor, head: Tensor) -> Tensor:
     if not _has_kernels(activations):
-        return _channels_last(reference_gradient(upstream, activations, clean, head))
-    activations, clean = _channels_last(activations), _channels_last(clean)
+        return channels_last(reference_gradient(upstream, activations, clean, head))
+    activations, clean = channels_last(activations), channels_last(clean)
     out = torch.empty_like(activations, memory_format=torch.channels_last)
     arguments = (activations, clean, head.contiguous(), upstream.contiguous(), out)
     _run(bind_gradient(*arguments, Finish(), torch.get_num_threads()))
@@ -236,8 +237,8 @@ def _(upstream: Tensor, activations: Tensor, clean: Tensor, head: Tensor) -> Ten
 @torch.library.custom_op("shade_fast::unit_length", mutates_args=())
 def _unit_operator(activations: Tensor) -> Tensor:
     if gpu.on_gpu(activations) or not _has_kernels(activations):
-        return _channels_last(reference_unit(activations))
-    activations = _channels_last(activations)
+        return channels_last(reference_unit(activations))
+    activations = channels_last(activations)
     out = torch.empty_like(activations, memory_format=torch.channels_last)
     _run(bind_unit(activations, out, torch.get_num_threads()))
     return out
@@ -276,10 +277,6 @@ def _new_distance(activations: Tensor) -> Tensor:
 def _new_scratch(activations: Tensor) -> Tensor:
     device = "cuda" if gpu.on_gpu(activations) else "cpu"
     return activations.new_empty(scratch_size(activations.shape, device), dtype=torch.float32)
-
-
-def _channels_last(tensor: Tensor) -> Tensor:
-    return tensor.contiguous(memory_format=torch.channels_last)
 
 
 def _run(call: Call) -> None:

@@ -11,6 +11,8 @@ import torch
 
 from shade_fast.errors import ShadeFastError
 
+#: Where ops run; `meta` has shapes alone, for what is counted and checked without values.
+DEVICES = ("cpu", "cuda", "meta")
 BUILD_HINT = "build it with `pip install .` (or `pip install -e .`) in the source folder"
 
 

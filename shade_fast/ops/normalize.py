@@ -47,7 +47,7 @@ def normalize(
     with torch.no_grad():
         if backend == "reference":
             return reference(clean, delta, gain, offset)
-        if backend != "native" or clean.device.type not in ("cpu", "cuda"):
+        if backend != "native" or clean.device.type not in native.DEVICES:
             raise native.missing_backend(backend, clean.device)
         result: Tensor = _operator(clean, delta, list(gain), list(offset))
         return result

@@ -57,7 +57,7 @@ def optimizer_update(
         steps = step if isinstance(step, Tensor) else delta.new_full((delta.shape[0],), step)
         if backend == "reference":
             return reference(delta, momentum, gradient, clean, steps, decay, linf)
-        if backend != "native" or delta.device.type not in ("cpu", "cuda"):
+        if backend != "native" or delta.device.type not in native.DEVICES:
             raise native.missing_backend(backend, delta.device)
         mean: Tensor = _operator(delta, momentum, gradient, clean, steps, decay, linf)
         return mean

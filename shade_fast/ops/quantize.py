@@ -37,7 +37,7 @@ def quantize(clean: Tensor, delta: Tensor, scale: Tensor, *, levels: int, backen
     with torch.no_grad():
         if backend == "reference":
             return reference(clean, delta, scale, levels)
-        if backend != "native" or clean.device.type not in ("cpu", "cuda"):
+        if backend != "native" or clean.device.type not in native.DEVICES:
             raise native.missing_backend(backend, clean.device)
         result: Tensor = _operator(clean, delta, scale, levels)
         return result

@@ -41,9 +41,9 @@ def resize(images: Tensor, size: tuple[int, int], *, backend: str = "native") ->
         raise ShadeFastError(f"size={size}: height and width are at least 1")
     if backend == "reference":
         return reference(images, size)
-    if backend != "native" or images.device.type not in ("cpu", "cuda"):
+    if backend != "native" or images.device.type not in native.DEVICES:
         raise native.missing_backend(backend, images.device)
-    if images.device.type == "cuda" or images.dtype != torch.float32:
+    if images.device.type != "cpu" or images.dtype != torch.float32:
         return reference(images, size)
     result: Tensor = _operator(images, *size)
     return result

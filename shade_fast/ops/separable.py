@@ -61,9 +61,9 @@ def separable(images: Tensor, vertical: Axis, horizontal: Axis, *, backend: str 
         )
     if backend == "reference":
         return reference(images, vertical, horizontal)
-    if backend != "native" or images.device.type not in ("cpu", "cuda"):
+    if backend != "native" or images.device.type not in native.DEVICES:
         raise native.missing_backend(backend, images.device)
-    if images.device.type == "cuda" or images.dtype != torch.float32:
+    if images.device.type != "cpu" or images.dtype != torch.float32:
         return reference(images, vertical, horizontal)
     result: Tensor = _Separable.apply(images, vertical, horizontal)  # type: ignore[no-untyped-call]
     return result

@@ -15,12 +15,16 @@ from shade_fast.errors import ShadeFastError, reason
 from shade_fast.ops import native
 from shade_fast.runtime import plan
 from shade_fast.runtime.arena import BLOCKS, Block
+from shade_fast.runtime.cuda import PRECISIONS as CUDA_PRECISIONS
+from shade_fast.runtime.cuda import CudaNetwork
 from shade_fast.runtime.onnx import CUDA, FLOAT32, PRECISIONS, PROVIDERS, OnnxNetwork
 from shade_fast.runtime.program import Program
 from shade_fast.runtime.trace import Graph, Packs, lower
 
 #: Image sizes whose programs are kept; a program takes little memory without its block.
 MOST_SIZES = 32
+#: Of backend `cuda`, what the accuracies that backends share stand for.
+PRECISION_OF = {"fast": "bf16", "exact": "fp32"}
 #: Backend that is ONNX Runtime -> its provider, and the precision of a step.
 ONNXRUNTIME = {f"onnxruntime:{provider}": (provider, FLOAT32) for provider in PROVIDERS} | {
     f"onnxruntime:{CUDA}:{precision}": (CUDA, precision) for precision in PRECISIONS if precision != FLOAT32
@@ -33,24 +37,28 @@ def freeze(module: nn.Module, backend: str = "native", *, accuracy: str = "fast"
     module: from images float32 [B, 3, h, w] (and further tensors, which get no gradient) to a tensor or a tuple of
         tensors; in eval mode, on the CPU for `native`. Its weights are read, not copied, while it is frozen: those of
         convolutions are packed anew at the first use.
-    backend: `reference` gives the module itself; `native` a `Frozen`; those in `ONNXRUNTIME` an `OnnxNetwork`. A module
-        that is frozen already stays as it is.
+    backend: `reference` gives the module itself; `native` a `Frozen`; `cuda` a `CudaNetwork`; those in `ONNXRUNTIME` an
+        `OnnxNetwork`. A module that is frozen already stays as it is.
     accuracy: of `native`. `fast`: the input gradient within 1e-4 relative root-mean-square of float64 arithmetic, with
-        Winograd's algorithms. `exact`: within 1e-5, direct sums alone.
+        Winograd's algorithms. `exact`: within 1e-5, direct sums alone. Of `cuda`: one of `CUDA_PRECISIONS`, each with
+        its own error; `fast` is bf16, `exact` fp32.
 
     Raises ShadeFastError for an unknown backend or accuracy, and where what executes it is not there.
     """
-    if backend == "reference" or isinstance(module, Frozen | OnnxNetwork):
+    if backend == "reference" or isinstance(module, Frozen | CudaNetwork | OnnxNetwork):
         return module
     if backend in ONNXRUNTIME:
         return OnnxNetwork(module, *ONNXRUNTIME[backend])
-    if backend != "native":
+    if backend not in ("native", "cuda"):
         raise ShadeFastError(
-            f"backend {backend!r}: networks are frozen for one of native, {', '.join(ONNXRUNTIME)}, or 'reference' as "
-            "they are"
+            f"backend {backend!r}: networks are frozen for one of native, cuda, {', '.join(ONNXRUNTIME)}, or "
+            "'reference' as they are"
         )
-    if accuracy not in plan.ACCURACIES:
-        raise ShadeFastError(f"accuracy {accuracy!r}: give one of {', '.join(plan.ACCURACIES)}")
+    known = plan.ACCURACIES if backend == "native" else (*CUDA_PRECISIONS, *PRECISION_OF)
+    if accuracy not in known:
+        raise ShadeFastError(f"accuracy {accuracy!r} of backend {backend!r}: give one of {', '.join(known)}")
+    if backend == "cuda":
+        return CudaNetwork(module, PRECISION_OF.get(accuracy, accuracy))
     native.cpu()
     return Frozen(module, accuracy)
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from shade_fast.perceptual.lpips import Perceptual
-from shade_fast.perceptual.trunks import TRUNKS
+from tests.perceptual.random_weights import random_perceptual, randomise
 
 HUB_FILES = {
     "vgg": "vgg16-397923af.pth",
@@ -65,16 +65,6 @@ def _torchvision_squeeze() -> nn.Sequential:
     )
 
 
-@torch.no_grad()
-def _randomise(module: nn.Module) -> None:
-    generator = torch.Generator().manual_seed(7)
-    for layer in module.modules():
-        if isinstance(layer, nn.Conv2d) and layer.bias is not None:
-            fan = layer.weight[0].numel()
-            layer.weight.normal_(0.0, (2.0 / fan) ** 0.5, generator=generator)
-            layer.bias.normal_(0.0, 0.1, generator=generator)
-
-
 @pytest.fixture(autouse=True)
 def _one_thread() -> Iterator[None]:
     threads = torch.get_num_threads()
@@ -88,7 +78,7 @@ def torchvision_features() -> dict[str, nn.Sequential]:
     """The `.features` of torchvision's vgg16, alexnet and squeezenet1_1, with random weights."""
     features = {"vgg": _torchvision_vgg(), "alex": _torchvision_alex(), "squeeze": _torchvision_squeeze()}
     for module in features.values():
-        _randomise(module)
+        randomise(module)
     return features
 
 
@@ -145,19 +135,10 @@ def published_shift_tolerant() -> Callable[[str], nn.Module]:
     return networks.__getitem__
 
 
-@pytest.fixture(scope="session")
-def random_perceptual() -> Callable[[str], Perceptual]:
+@pytest.fixture(scope="session", name="random_perceptual")
+def _random_perceptual() -> Callable[[str], Perceptual]:
     """`random_perceptual(name)`: a network of that architecture with random weights and heads, from no file."""
-
-    def build(name: str) -> Perceptual:
-        trunk = TRUNKS[name]
-        stages = trunk.build()
-        _randomise(stages)
-        generator = torch.Generator().manual_seed(8)
-        heads = [torch.rand(channels, generator=generator) for channels in trunk.channels]
-        return Perceptual(name, stages, heads, minimum_side=trunk.minimum_side)
-
-    return build
+    return random_perceptual
 
 
 @pytest.fixture(scope="session")

@@ -13,12 +13,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from shade_fast import load_encoder
-from shade_fast.encoders.taesd import taesd_encoder
 from shade_fast.errors import ShadeFastError
 from shade_fast.runtime import OnnxNetwork, freeze
 from shade_fast.runtime.onnx import export, libraries, model_of
-from tests.runtime.test_freeze import Attention, Net, conv, gradients, photograph, relative
+from tests.runtime.networks import (
+    Attention,
+    Net,
+    conv,
+    gradients,
+    photograph,
+    relative,
+    small_kl,
+    smooth_taesd,
+)
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxscript")
@@ -32,33 +39,6 @@ TOLERANCE = 1e-4
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("SHADE_FAST_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache" / "onnx"
-
-
-def small_kl() -> nn.Module:
-    """Random weights, but the layers and the attention of Stable Diffusion's."""
-    from diffusers import AutoencoderKL
-
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        autoencoder = AutoencoderKL(
-            block_out_channels=(8, 16),
-            down_block_types=("DownEncoderBlock2D",) * 2,
-            up_block_types=("UpDecoderBlock2D",) * 2,
-            layers_per_block=1,
-            norm_num_groups=4,
-            latent_channels=4,
-        )
-    return load_encoder(autoencoder).module
-
-
-def smooth_taesd() -> nn.Module:
-    """TAESD's layers with a smooth activation: rounding decides no jumps of the gradient."""
-    network = taesd_encoder(16, midblock_norm=True)
-    for module in network.modules():
-        for name, child in module.named_children():
-            if isinstance(child, nn.ReLU):
-                setattr(module, name, nn.SiLU())
-    return network
 
 
 NETS: dict[str, Callable[[], nn.Module]] = {

@@ -11,7 +11,7 @@ from torch import Tensor
 from shade_fast.errors import ShadeFastError
 from shade_fast.kernels import group_norm_silu as kernels
 from shade_fast.ops import gpu, group_norm
-from shade_fast.ops.finish import Finish
+from shade_fast.ops.residual_group_norm import residual_group_norm
 
 EPSILON = 1e-6
 # ([B, C, h, w], groups): 32 groups of 4, 8 and 16 channels, one pixel to more than one tile a program; then channels
@@ -185,24 +185,61 @@ def test_nothing_in_nothing_out(shape: tuple[int, ...]) -> None:
 
 
 @every_dtype
-def test_the_op_runs_them(relative_rms, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The op's own call, from its checks to the kernels, on tensors that it takes for a GPU's."""
+@pytest.mark.parametrize("keep", [False, True], ids=["norm alone", "sum too"])
+@pytest.mark.parametrize("parts", ["", "bias", "addend", "bias addend"])
+def test_the_op_takes_sums_in(
+    relative_rms, dtype: torch.dtype, parts: str, keep: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The op, from its checks through the kernels to autograd, on tensors that it takes for a GPU's."""
     monkeypatch.setattr(gpu, "on_gpu", lambda tensor: True)
-    given, groups = inputs((2, 32, 7, 9), dtype), 8
-    out, dx = torch.empty_like(given.x), torch.empty_like(given.x)
-    statistics = torch.full(group_norm.statistics_shape(out.shape, groups), torch.nan)
-    buffer = torch.full((group_norm.scratch_size(out.shape, groups, 1, "cuda"),), torch.nan)
-    arrays = (given.x, given.gamma, given.beta, statistics)
-    assert group_norm.bind(*arrays, out, groups, EPSILON, "silu", buffer, 1)() == 0
-    finish = Finish(residual=given.x)
-    assert group_norm.bind_gradient(given.gradient, *arrays, dx, groups, "silu", finish, buffer, 1)() == 0
-    true_out, true_gradient = truth(given, groups)
-    assert relative_rms(out, true_out) < TOLERANCE[dtype]
-    assert relative_rms(dx, true_gradient + given.x.double()) < TOLERANCE[dtype]
+    given, groups = inputs((2, 40, 7, 9), dtype), 8
+    bias = torch.randn(40, generator=torch.Generator().manual_seed(1)) if "bias" in parts else None
+    addend = inputs((2, 40, 7, 9), dtype).x.flip(0) if "addend" in parts else None
+    upstream = inputs((2, 40, 7, 9), dtype).gradient.flip(1).contiguous(memory_format=torch.channels_last)
 
-    with pytest.raises(ShadeFastError, match="takes a residual, and no other part"):
-        group_norm.bind_gradient(given.gradient, *arrays, dx, groups, "silu", Finish(relu=True), buffer, 1)
-    with pytest.raises(ShadeFastError, match=r"scratch is torch.float32 \[3\]"):
-        group_norm.bind(*arrays, out, groups, EPSILON, "silu", buffer[:3], 1)
-    with pytest.raises(ShadeFastError, match=r"x is torch\.float64"):
-        group_norm.bind(given.x.double(), *arrays[1:], out, groups, EPSILON, "silu", buffer, 1)
+    def run(kind: torch.dtype) -> list[Tensor]:
+        x = given.x.to(kind).requires_grad_()
+        other = None if addend is None else addend.to(kind).requires_grad_()
+        shift = None if bias is None else bias.to(torch.float64 if kind == torch.float64 else torch.float32)
+        total, y = residual_group_norm(
+            *(x, given.gamma, given.beta),
+            **{"groups": groups, "epsilon": EPSILON, "activation": "silu", "bias": shift, "addend": other},
+            keep=keep,
+        )
+        assert (total is None) != keep
+        results, gradients = [y], [given.gradient.to(kind)]
+        if total is not None:
+            results, gradients = [y, total], [*gradients, upstream.to(kind)]
+        leaves = [x] if other is None else [x, other]
+        return [one.detach() for one in results] + list(torch.autograd.grad(results, leaves, gradients))
+
+    # A sum in half precision is rounded before it is normalised, the true one is not.
+    limit = 5 * GRADIENT_TOLERANCE[dtype]
+    for made, true in zip(run(dtype), run(torch.float64), strict=True):
+        assert made.dtype == dtype
+        assert relative_rms(made, true) < limit
+
+
+def test_a_sum_is_the_same_bits_for_an_image_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu, "on_gpu", lambda tensor: True)
+    given = inputs((3, 24, 11, 13))
+    named = {"groups": 4, "epsilon": EPSILON, "activation": "silu", "bias": given.beta}
+    together = residual_group_norm(given.x, given.gamma, given.beta, addend=given.gradient, **named)
+    alone = residual_group_norm(given.x[1:2], given.gamma, given.beta, addend=given.gradient[1:2], **named)
+    assert all(torch.equal(one[0], other[1]) for one, other in zip(alone, together, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"groups": 7}, "groups=7 does not divide 40 channels"),
+        ({"epsilon": -1.0}, "epsilon=-1.0"),
+        ({"activation": "gelu"}, "activation='gelu'"),
+        ({"bias": torch.zeros(3)}, r"bias is torch.float32 \[3\]: give float32 \[40\]"),
+        ({"addend": torch.zeros(1, 40, 2, 2)}, r"addend is \[1, 40, 2, 2\]"),
+    ],
+)
+def test_what_does_not_fit_is_named(changed: dict[str, object], message: str) -> None:
+    given = inputs((2, 40, 3, 3))
+    with pytest.raises(ShadeFastError, match=message):
+        residual_group_norm(given.x, given.gamma, given.beta, **({"groups": 8, "epsilon": EPSILON} | changed))  # type: ignore[arg-type]

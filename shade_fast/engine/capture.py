@@ -1,0 +1,157 @@
+"""Recording a step as a CUDA graph, and the check that it can be: nothing in it waits for the host."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from shade_fast.errors import ShadeFastError
+
+#: Ops whose result the host reads, or whose result's size depends on values.
+_READ = {"_local_scalar_dense", "is_nonzero", "equal", "item"}
+_SIZED = {"nonzero", "nonzero_numpy", "masked_select", "unique_dim", "_unique2", "unique_consecutive", "argwhere"}
+
+
+def captured(run: Callable[[], None], device: torch.device) -> Callable[[], None]:
+    """What does the same as `run` on tensors that stay where they are: on a GPU a recorded graph that is played again.
+
+    It runs a few times before. Raises ShadeFastError, naming the ops, where it cannot be recorded.
+    """
+    if device.type != "cuda":
+        return run
+    found = complaints(run, device)
+    if found:
+        raise ShadeFastError(f"the step cannot be recorded: {'; '.join(found)}")
+    with torch.cuda.device(device):
+        stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(2):
+                run()
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            run()
+    replay: Callable[[], None] = graph.replay
+    return replay
+
+
+def complaints(run: Callable[[], None], device: torch.device) -> list[str]:
+    """Why `run`, on tensors of a device, cannot be recorded and played again; empty where it can.
+
+    Found are: what the host reads or copies from the device, what is copied to it, results whose size depends on
+    values, tensors that outlive the run without being there before, and a second run that does something else than the
+    first. On the `meta` device nothing is computed, so that a step for a GPU is checked without one.
+    """
+    lists = []
+    found: list[str] = []
+    with contextlib.suppress(Exception):  # what it raises is met again below
+        run()  # what is made at the first use is not part of a step
+    for _ in range(2):
+        watch = _Watch(device)
+        try:
+            with watch, _Makers(watch.found):
+                run()
+        except Exception as error:  # what reads values has none on the meta device
+            if not watch.found:
+                found.append(f"it fails ({type(error).__name__}: {error})")
+        found += watch.found
+        found += [f"{name} leaves a new tensor behind" for name in watch.alive()]
+        lists.append(watch.names)
+    if lists[0] != lists[1] and not found:
+        found.append("a second run does something else than the first")
+    return list(dict.fromkeys(found))
+
+
+class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    def __init__(self, device: torch.device) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.device = device
+        self.names: list[str] = []
+        self.found: list[str] = []
+        self._made: dict[int, tuple[str, Any]] = {}
+        self._known: set[int] = set()
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        name = function._schema.name.removeprefix("aten::")
+        self.names.append(name)
+        inputs = list(_tensors((args, kwargs)))
+        for tensor in inputs:
+            if _key(tensor) not in self._made:
+                self._known.add(_key(tensor))
+        problem = self._problem(name, args, kwargs, inputs)
+        if problem is not None:
+            self.found.append(problem)
+        result = function(*args, **kwargs)
+        for tensor in _tensors(result):
+            key = _key(tensor)
+            if key not in self._known and key not in {_key(one) for one in inputs}:
+                storage: Any = tensor.untyped_storage()
+                self._made[key] = (name, StorageWeakRef(storage))  # type: ignore[no-untyped-call]
+        return result
+
+    def alive(self) -> Iterator[str]:
+        """Names of what made tensors that are still there."""
+        for name, storage in self._made.values():
+            if not storage.expired():
+                yield name
+
+    def _problem(self, name: str, args: Any, kwargs: Any, inputs: list[Tensor]) -> str | None:
+        if name in _READ and any(self._ours(tensor) for tensor in inputs):
+            return f"{name} makes the host wait for a value"
+        if name in _SIZED:
+            return f"{name} gives a tensor whose size depends on values"
+        if name in ("index", "index_put", "index_put_", "_index_put_impl_"):
+            indices = [one for one in args[1] if one is not None]
+            if any(one.dtype in (torch.bool, torch.uint8) for one in indices):
+                return f"{name} by a mask finds on the host how many values are chosen"
+        if name in ("_to_copy", "copy_", "copy"):
+            target = kwargs.get("device") or args[0].device
+            source = args[1].device if name.startswith("copy") else args[0].device
+            if torch.device(target).type != source.type:
+                return f"{name} moves a tensor from {source.type} to {torch.device(target).type}"
+        if name == "repeat_interleave" and "output_size" not in kwargs and inputs:
+            return f"{name} gives a tensor whose size depends on values"
+        return None
+
+    def _ours(self, tensor: Tensor) -> bool:
+        return tensor.device.type == self.device.type
+
+
+class _Makers(TorchFunctionMode):
+    """Finds tensors that are made of the host's values, which dispatch does not show."""
+
+    def __init__(self, found: list[str]) -> None:
+        super().__init__()
+        self.found = found
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if function in (torch.tensor, torch.as_tensor, torch.asarray, torch.from_numpy, Tensor.new_tensor):
+            given = [one for one in args if not isinstance(one, Tensor)]
+            if len(given) == len(args) or function is Tensor.new_tensor:
+                self.found.append(f"{function.__name__} makes a tensor of the host's values")
+        return function(*args, **(kwargs or {}))
+
+
+def _tensors(structure: Any) -> Iterator[Tensor]:
+    if isinstance(structure, Tensor):
+        yield structure
+    elif isinstance(structure, list | tuple):
+        for one in structure:
+            yield from _tensors(one)
+    elif isinstance(structure, dict):
+        for one in structure.values():
+            yield from _tensors(one)
+
+
+def _key(tensor: Tensor) -> int:
+    key: int = tensor.untyped_storage()._cdata
+    return key

@@ -1,0 +1,205 @@
+"""The layers of a network frozen for a GPU, as functions of tensors with the gradient in the data alone.
+
+What autograd would keep of a product for its weight's gradient is not kept: a convolution keeps the size of its input,
+pooling its input, which a ReLU before it keeps anyway. Features are channels-last, in the dtype of the weights.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from shade_fast.ops.epilogue import epilogue
+from shade_fast.ops.layout import channels_last
+from shade_fast.ops.lpips_layer import lpips_layer as layer_distance
+from shade_fast.ops.residual_group_norm import residual_group_norm
+
+aten = torch.ops.aten
+
+__all__ = ["attention", "convolution", "epilogue", "linear", "lpips_layer", "max_pool", "norm", "pointwise", "scaled"]
+
+
+def convolution(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    tf32: bool,
+) -> Tensor:
+    """torch's convolution of [B, C, h, w], with algorithms that give the same bits each time."""
+    x = channels_last(x.to(weight.dtype))
+    made: Tensor = _Convolution.apply(  # type: ignore[no-untyped-call]
+        x, weight, bias, list(stride), list(padding), list(dilation), groups, tf32
+    )
+    return made
+
+
+def pointwise(x: Tensor, weight: Tensor, bias: Tensor | None, tf32: bool) -> Tensor:
+    """A convolution of 1x1 pixels as a product of matrices: weight [K, C]."""
+    return linear(channels_last(x).permute(0, 2, 3, 1), weight, bias, tf32).permute(0, 3, 1, 2)
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None, tf32: bool) -> Tensor:
+    """x · weightᵀ + bias, over the last axis."""
+    made: Tensor = _Linear.apply(x.to(weight.dtype), weight, bias, tf32)  # type: ignore[no-untyped-call]
+    return made
+
+
+def norm(
+    x: Tensor,
+    bias: Tensor | None,
+    addend: Tensor | None,
+    gamma: Tensor,
+    beta: Tensor,
+    groups: int,
+    epsilon: float,
+    activation: str,
+    keep: bool,
+    dtype: torch.dtype,
+) -> tuple[Tensor | None, Tensor]:
+    """`residual_group_norm` of [B, C, ...]."""
+    shape = x.shape
+    x = x.to(dtype).reshape(*shape[:2], -1, shape[-1] if x.ndim == 4 else 1)
+    total, y = residual_group_norm(
+        *(x, gamma, beta),
+        groups=groups,
+        epsilon=epsilon,
+        activation=activation,
+        bias=bias,
+        addend=addend,
+        keep=keep,
+    )
+    return (None if total is None else total.reshape(shape)), y.reshape(shape)
+
+
+def max_pool(
+    x: Tensor,
+    kernel: Sequence[int],
+    stride: Sequence[int] = (),
+    padding: Sequence[int] = (0, 0),
+    dilation: Sequence[int] = (1, 1),
+    ceil: bool = False,
+) -> Tensor:
+    """torch's max pooling."""
+    window = (list(kernel), list(stride) or list(kernel), list(padding), list(dilation), ceil)
+    made: Tensor = _MaxPool.apply(x, window)  # type: ignore[no-untyped-call]
+    return made
+
+
+def attention(query: Tensor, key: Tensor, value: Tensor, dtype: torch.dtype, *rest: Any, **named: Any) -> Tensor:
+    """torch's scaled dot-product attention, which takes the fused kernel that fits."""
+    query, key, value = (part.to(dtype) for part in (query, key, value))
+    return functional.scaled_dot_product_attention(query, key, value, *rest, **named)
+
+
+def lpips_layer(activations: Tensor, clean: Tensor, head: Tensor) -> Tensor:
+    """One layer's share of the LPIPS distance, [B]."""
+    return layer_distance(activations, clean.to(activations.dtype), head)
+
+
+def scaled(x: Tensor, scale: float) -> Tensor:
+    """x, whose gradient is multiplied by a constant."""
+    made: Tensor = x if scale == 1 else _Scaled.apply(x, scale)  # type: ignore[no-untyped-call]
+    return made
+
+
+class _Convolution(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        stride: list[int],
+        padding: list[int],
+        dilation: list[int],
+        groups: int,
+        tf32: bool,
+    ) -> Tensor:
+        ctx.save_for_backward(weight)
+        ctx.shape, ctx.tf32 = x.shape, tf32
+        ctx.parameters = stride, padding, dilation, False, [0, 0], groups
+        with _products(tf32):
+            made: Tensor = aten.convolution(x, weight, bias, *ctx.parameters)
+        return made
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        (weight,) = ctx.saved_tensors
+        gradient = channels_last(gradient.to(weight.dtype))
+        size_alone = gradient.new_empty(1).expand(ctx.shape)
+        with _products(ctx.tf32):
+            made = aten.convolution_backward(gradient, size_alone, weight, None, *ctx.parameters, [True, False, False])[
+                0
+            ]
+        return made, *[None] * 7
+
+
+class _Linear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, tf32: bool) -> Tensor:
+        ctx.save_for_backward(weight)
+        ctx.tf32 = tf32
+        with _products(tf32):
+            return functional.linear(x, weight, bias)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        (weight,) = ctx.saved_tensors
+        with _products(ctx.tf32):
+            return gradient.to(weight.dtype) @ weight, None, None, None
+
+
+class _MaxPool(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, window: tuple[Any, ...]) -> Tensor:
+        ctx.save_for_backward(x)
+        ctx.window = window
+        made: Tensor = aten.max_pool2d_with_indices(x, *window)[0]
+        return made
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        (x,) = ctx.saved_tensors
+        # Eight bytes for each result are found again rather than kept.
+        indices = aten.max_pool2d_with_indices(x, *ctx.window)[1]
+        gradient = gradient.to(x.dtype)
+        if x.ndim == 4:
+            gradient = channels_last(gradient)
+        return aten.max_pool2d_with_indices_backward(gradient, x, *ctx.window, indices), None
+
+
+class _Scaled(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, scale: float) -> Tensor:
+        ctx.scale = scale
+        return x.view_as(x)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        return gradient * ctx.scale, None
+
+
+@contextlib.contextmanager
+def _products(tf32: bool) -> Iterator[None]:
+    """cuDNN's and cuBLAS' switches, as the network asks for them and afterwards as they were."""
+    convolutions, matrices = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = convolutions.allow_tf32, convolutions.deterministic, matrices.allow_tf32
+    convolutions.allow_tf32 = matrices.allow_tf32 = tf32
+    convolutions.deterministic = True
+    try:
+        yield
+    finally:
+        convolutions.allow_tf32, convolutions.deterministic, matrices.allow_tf32 = before

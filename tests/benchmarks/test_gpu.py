@@ -1,0 +1,35 @@
+"""The command for a machine with a GPU, tried on the CPU."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks import gpu
+from benchmarks.rows import read_rows
+
+
+def test_it_runs_through(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert gpu.main(["--smoke", "--csv", str(tmp_path / "gpu.csv")]) == 0
+    assert "all results are right" in capsys.readouterr().out
+    rows = read_rows(tmp_path / "gpu.csv")
+    kinds = [row["what"] for row in rows]
+    assert {kind: kinds.count(kind) for kind in kinds} == {"kernel": 11, "encoder's gradient": 4, "step": 2}
+    assert all(float(row["ms"]) > 0 and float(row["eager_ms"]) > 0 for row in rows)
+
+
+def test_a_wrong_kernel_is_seen(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    right = gpu.epilogue
+    monkeypatch.setattr(gpu, "epilogue", lambda *args, **named: right(*args, **named) * 1.1)
+    monkeypatch.setattr(gpu, "network_rows", lambda *_: [])
+    monkeypatch.setattr(gpu, "step_rows", lambda *_: [])
+    assert gpu.main(["--smoke"]) == 1
+    assert "kernel, bias, residual, ReLU: error 0.1, allowed 0.01" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_without_a_gpu_it_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+    assert gpu.main([]) == 1
+    assert "`--smoke` tries the command without a GPU" in capsys.readouterr().err

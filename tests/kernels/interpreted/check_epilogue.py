@@ -1,0 +1,52 @@
+"""The epilogue's kernel against the op's plain-torch body, in Triton's interpreter."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from shade_fast.errors import ShadeFastError
+from shade_fast.ops import gpu
+from shade_fast.ops.epilogue import epilogue, reference
+
+SHAPES = [(1, 1, 1, 1), (2, 16, 5, 7), (1, 130, 9, 4), (3, 64, 17, 16), (1, 31, 23, 29)]
+
+
+def values(shape: tuple[int, ...], dtype: torch.dtype, seed: int) -> Tensor:
+    made = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+    return made.to(dtype).to(memory_format=torch.channels_last)
+
+
+@pytest.fixture(autouse=True)
+def on_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu, "on_gpu", lambda tensor: True)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=["float32", "float16"])
+@pytest.mark.parametrize("relu", [False, True], ids=["plain", "relu"])
+@pytest.mark.parametrize("parts", ["", "bias", "residual", "bias residual"])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_agrees_with_the_reference_to_the_bit(
+    shape: tuple[int, ...], parts: str, relu: bool, dtype: torch.dtype
+) -> None:
+    x = values(shape, dtype, 0).requires_grad_()
+    bias = torch.randn(shape[1], generator=torch.Generator().manual_seed(1)) if "bias" in parts else None
+    residual = values(shape, dtype, 2).requires_grad_() if "residual" in parts else None
+    made = epilogue(x, bias, residual, relu=relu)
+    right = reference(x, bias, residual, relu)
+    assert torch.equal(made, right)
+    upstream = values(shape, dtype, 3)
+    leaves = [x] if residual is None else [x, residual]
+    for gradient in torch.autograd.grad(made, leaves, upstream):
+        assert torch.equal(gradient, torch.where(right > 0, upstream, 0) if relu else upstream)
+
+
+def test_nan_stays_and_what_does_not_fit_is_named() -> None:
+    x = values((1, 4, 3, 3), torch.float32, 0)
+    x[0, 1, 2, 2] = torch.nan
+    assert epilogue(x, relu=True).isnan().sum() == 1
+    with pytest.raises(ShadeFastError, match=r"bias is \[3\]: x has 4 channels"):
+        epilogue(x, torch.zeros(3))
+    with pytest.raises(ShadeFastError, match=r"residual is \[1, 4, 3, 2\]"):
+        epilogue(x, None, x[..., :2])

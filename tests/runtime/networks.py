@@ -1,0 +1,173 @@
+"""Small networks with what a frozen one has to get right, and how its results are compared."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from shade_fast import load_encoder
+from shade_fast.encoders.taesd import taesd_encoder
+
+
+class Net(nn.Module):
+    """A network from a function of its layers and the images."""
+
+    def __init__(self, run: Callable[..., object], **layers: nn.Module) -> None:
+        super().__init__()
+        self.run = run
+        self.layers = nn.ModuleDict(layers)
+
+    def forward(self, images: Tensor) -> object:
+        return self.run(images, **self.layers)
+
+
+class Attention(nn.Module):
+    """Self-attention over the pixels, as autoencoders have it."""
+
+    def __init__(self, channels: int, heads: int) -> None:
+        super().__init__()
+        self.norm = nn.GroupNorm(4, channels)
+        self.query, self.key, self.value, self.out = (nn.Linear(channels, channels) for _ in range(4))
+        self.heads = heads
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, channels, height, width = x.shape
+        tokens = self.norm(x).view(batch, channels, height * width).transpose(1, 2)
+        parts = [
+            layer(tokens).view(batch, -1, self.heads, channels // self.heads).transpose(1, 2)
+            for layer in (self.query, self.key, self.value)
+        ]
+        made = F.scaled_dot_product_attention(*parts).transpose(1, 2).reshape(batch, -1, channels)
+        return x + self.out(made).transpose(1, 2).view(batch, channels, height, width)
+
+
+def conv(inputs: int, outputs: int, side: int = 3, stride: int = 1, **options: int | bool) -> nn.Conv2d:
+    return nn.Conv2d(inputs, outputs, side, stride, padding=side // 2, **options)  # type: ignore[arg-type]
+
+
+def blurred(x: Tensor) -> Tensor:
+    row = torch.tensor([0.25, 0.5, 0.25], dtype=x.dtype)
+    kernel = (row[:, None] * row).expand(x.shape[1], 1, 3, 3)
+    return F.conv2d(F.pad(x, (2, 2, 2, 2), mode="reflect"), kernel, stride=2, groups=x.shape[1])
+
+
+def shared(x: Tensor, a: nn.Module, b: nn.Module, c: nn.Module) -> Tensor:
+    """A value that a ReLU makes and four layers take."""
+    y = torch.relu(a(x))
+    return torch.relu(y + b(y)) + c(y) + y
+
+
+NETS: dict[str, Callable[[], nn.Module]] = {
+    "one convolution": lambda: nn.Sequential(conv(3, 20)),
+    "no bias, odd channels": lambda: nn.Sequential(
+        conv(3, 17, bias=False), nn.ReLU(), conv(17, 33), nn.ReLU(), conv(33, 5)
+    ),
+    "kernels and strides": lambda: nn.Sequential(
+        conv(3, 16, 7, 2), nn.ReLU(), conv(16, 24, 1), conv(24, 16, 3, 2), conv(16, 8, 5)
+    ),
+    "padding on two sides": lambda: Net(
+        lambda x, a, b: b(F.pad(a(x), (0, 1, 0, 1))), a=conv(3, 16), b=nn.Conv2d(16, 12, 3, 2)
+    ),
+    "padding that torch makes": lambda: Net(
+        lambda x, a, b: b(F.pad(a(x), (1, 1, 1, 1), mode="replicate")), a=conv(3, 16), b=nn.Conv2d(16, 12, 3)
+    ),
+    "shared value": lambda: Net(shared, a=conv(3, 16), b=conv(16, 16), c=conv(16, 16, 1)),
+    "value added to itself": lambda: Net(lambda x, a: (y := a(x)) + y, a=conv(3, 8)),
+    "sum of two convolutions": lambda: Net(lambda x, a, b: a(x) + b(x), a=conv(3, 16), b=conv(3, 16, 1)),
+    "group norms": lambda: nn.Sequential(
+        conv(3, 32),
+        nn.GroupNorm(8, 32),
+        nn.SiLU(),
+        conv(32, 32),
+        nn.GroupNorm(4, 32),
+        nn.ReLU(),
+        conv(32, 32),
+        nn.GroupNorm(32, 32),
+        conv(32, 4),
+        nn.SiLU(),
+    ),
+    "lone activations": lambda: Net(lambda x, a, b: torch.relu(F.silu(a(x))) * 2 + b(x), a=conv(3, 8), b=conv(3, 8)),
+    "pools": lambda: Net(
+        lambda x, a, b: b(blurred(F.max_pool2d(torch.relu(a(F.max_pool2d(x, 2))), 2, 1))), a=conv(3, 16), b=conv(16, 16)
+    ),
+    "overlapping pool, rounded up": lambda: Net(
+        lambda x, a, b: b(F.max_pool2d(torch.relu(a(x)), 3, 2, ceil_mode=True)), a=conv(3, 16), b=conv(16, 16)
+    ),
+    "attention, one head": lambda: nn.Sequential(conv(3, 16, 3, 2), Attention(16, 1), conv(16, 4)),
+    "attention, four heads": lambda: nn.Sequential(conv(3, 16, 3, 2), Attention(16, 4), conv(16, 4)),
+    "ops that torch runs": lambda: Net(
+        lambda x, a, b, c: c(torch.cat([torch.tanh(a(x)), F.avg_pool2d(b(x), 3, 1, 1)], dim=1)),
+        a=conv(3, 8),
+        b=conv(3, 8, groups=1),
+        c=conv(16, 4),
+    ),
+    "grouped and dilated": lambda: nn.Sequential(
+        conv(3, 16), nn.Conv2d(16, 16, 3, padding=1, groups=4), nn.Conv2d(16, 8, 3, padding=2, dilation=2)
+    ),
+    "scaled images and latents": lambda: Net(
+        lambda x, a: (a(x * 2 - 1)[:, :3] - torch.tensor([0.1, 0.2, 0.3], dtype=x.dtype)[None, :, None, None]) * 0.5,
+        a=conv(3, 8),
+    ),
+    "images taken in twice": lambda: Net(lambda x, a, b: a(x - 0.5) + b(x), a=conv(3, 8), b=conv(3, 8)),
+    "images at the end": lambda: Net(lambda x, a: a(x) + x, a=conv(3, 3)),
+}
+
+
+def relative(made: Tensor, right: Tensor) -> float:
+    return float((made.double() - right).norm() / right.norm())
+
+
+def flat(result: object) -> list[Tensor]:
+    return [result] if isinstance(result, Tensor) else list(result)  # type: ignore[call-overload]
+
+
+def gradients(module: nn.Module, images: Tensor, seed: int = 0) -> tuple[list[Tensor], Tensor]:
+    """A module's results, and the gradient of a random sum of them."""
+    images = images.clone().requires_grad_(True)
+    outputs = flat(module(images))
+    generator = torch.Generator().manual_seed(seed)
+    total = sum(
+        (output * torch.randn(output.shape, generator=generator, dtype=torch.float64).to(output.dtype)).sum()
+        for output in outputs
+    )
+    (gradient,) = torch.autograd.grad(total, images)  # type: ignore[arg-type]
+    return [output.detach() for output in outputs], gradient
+
+
+def photograph(height: int, width: int, batch: int = 1) -> Tensor:
+    return torch.rand(batch, 3, height, width, generator=torch.Generator().manual_seed(0))
+
+
+def made(name: str) -> nn.Module:
+    torch.manual_seed(0)
+    return NETS[name]().eval().requires_grad_(False)
+
+
+def small_kl() -> nn.Module:
+    """Random weights, but the layers and the attention of Stable Diffusion's."""
+    from diffusers import AutoencoderKL
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        autoencoder = AutoencoderKL(
+            block_out_channels=(8, 16),
+            down_block_types=("DownEncoderBlock2D",) * 2,
+            up_block_types=("UpDecoderBlock2D",) * 2,
+            layers_per_block=1,
+            norm_num_groups=4,
+            latent_channels=4,
+        )
+    return load_encoder(autoencoder).module
+
+
+def smooth_taesd() -> nn.Module:
+    """TAESD's layers with a smooth activation: rounding decides no jumps of the gradient."""
+    network = taesd_encoder(16, midblock_norm=True)
+    for module in network.modules():
+        for name, child in module.named_children():
+            if isinstance(child, nn.ReLU):
+                setattr(module, name, nn.SiLU())
+    return network

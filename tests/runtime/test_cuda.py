@@ -1,0 +1,252 @@
+"""Networks frozen for a GPU against the modules that they came from, in float64; here with the ops' plain bodies.
+
+`tests/kernels/interpreted/check_cuda_network.py` runs the same programs through the Triton kernels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from shade_fast import load_encoder
+from shade_fast.encoders.taesd import taesd_encoder
+from shade_fast.errors import ShadeFastError
+from shade_fast.perceptual.trunks import TRUNKS
+from shade_fast.runtime import CUDA_PRECISIONS, CudaNetwork, freeze
+from tests.perceptual.random_weights import random_perceptual
+from tests.runtime.networks import NETS, flat, gradients, made, photograph, relative, small_kl, smooth_taesd
+
+#: Relative root-mean-square of the input gradient against float64. Half precision rounds every feature; what a ReLU or
+#: a pool decides otherwise for that is a jump of the gradient, and half of these small untrained nets' error.
+TOLERANCE = {"fp32": 1e-5, "fp16": 5e-2, "bf16": 0.15}
+RESULTS = {"fp32": 1e-5, "fp16": 3e-3, "bf16": 2e-2}
+
+
+@pytest.mark.parametrize("precision", TOLERANCE)
+@pytest.mark.parametrize("name", NETS)
+def test_results_and_input_gradient_are_the_modules(name: str, precision: str) -> None:
+    network = freeze(made(name), "cuda", accuracy=precision)
+    images = photograph(21, 34, 2)
+    right, right_gradient = gradients(made(name).double(), images.double())
+    outputs, gradient = gradients(network, images)
+    for output, one in zip(outputs, right, strict=True):
+        assert output.shape == one.shape
+        assert relative(output, one) < RESULTS[precision]
+    assert (gradient.shape, gradient.dtype) == (images.shape, torch.float32)
+    assert relative(gradient, right_gradient) < TOLERANCE[precision]
+    assert isinstance(network, CudaNetwork)
+    assert not network.reasons
+    with torch.no_grad():
+        assert all(torch.equal(one, other) for one, other in zip(flat(network(images)), outputs, strict=True))
+
+
+def tiny_autoencoder() -> nn.Module:
+    from diffusers import AutoencoderTiny
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        autoencoder = AutoencoderTiny(encoder_block_out_channels=(8, 8, 8), num_encoder_blocks=(1, 2, 1))
+    return load_encoder(autoencoder).module
+
+
+def random_taesd() -> nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return taesd_encoder(16, midblock_norm=True)
+
+
+def smooth() -> nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return smooth_taesd()
+
+
+class WithBatchNorm(nn.Module):
+    """What torch runs in float32: layers that no other encoder here has."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 8, 4, 4)
+        self.norm = nn.BatchNorm2d(8)
+        self.last = nn.Linear(8, 4)
+
+    def forward(self, images: Tensor) -> Tensor:
+        features = nn.functional.softplus(self.norm(self.first(images)))
+        return self.last(features.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+def with_batch_norm() -> nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        module = WithBatchNorm()
+        module.norm.running_mean = torch.randn(8)
+        module.norm.running_var = torch.rand(8) + 0.5
+    return load_encoder(module).module
+
+
+#: Every kind of encoder, and the error that bf16 leaves in its gradient.
+ENCODERS: dict[str, tuple[Callable[[], nn.Module], float]] = {
+    "kl": (small_kl, CUDA_PRECISIONS["bf16"].error),
+    "taesd, smooth": (smooth, CUDA_PRECISIONS["bf16"].error),
+    "taesd": (random_taesd, 0.5),
+    "tiny": (tiny_autoencoder, 0.5),
+    "embedded": (lambda: load_encoder("embedded").module, 0.5),
+    "module": (with_batch_norm, CUDA_PRECISIONS["bf16"].error),
+    "callable": (lambda: load_encoder(lambda images: nn.functional.avg_pool2d(images, 4)).module, 1e-2),
+}
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+def test_every_kind_of_encoder(name: str) -> None:
+    make, bf16_error = ENCODERS[name]
+    module = make().eval().requires_grad_(False)
+    images = photograph(24, 16)
+    found = {precision: gradients(freeze(module, "cuda", accuracy=precision), images) for precision in TOLERANCE}
+    (right,), right_gradient = gradients(module.double(), images.double())
+    module.float()
+    for precision, ((latents,), gradient) in found.items():
+        assert relative(latents, right) < RESULTS[precision]
+        limit = bf16_error if precision == "bf16" else min(bf16_error, TOLERANCE[precision] * 3)
+        assert relative(gradient, right_gradient) < limit, precision
+
+
+def test_an_autoencoders_norms_take_activations_sums_and_biases_in() -> None:
+    """Of SD's layers nothing is left that only adds, normalises or activates, but for the attention's own sums."""
+    network = freeze(small_kl(), "cuda")
+    assert isinstance(network, CudaNetwork)
+    module = small_kl()
+    kinds = network.kinds(photograph(32, 32))
+    norms = sum(isinstance(one, nn.GroupNorm) for one in module.modules())
+    assert kinds["norm"] == norms
+    assert kinds["silu.default"] == kinds["group_norm.default"] == kinds["conv2d.default"] == 0
+    assert kinds["epilogue"] + kinds["add.Tensor"] <= 3
+    program = network.program([photograph(32, 32)])
+    assert program is not None
+    biased = [node for node in program.run.graph.nodes if node.name.startswith("convolution") and node.args[2]]
+    assert len(biased) <= 1  # the last convolution
+
+
+@pytest.mark.parametrize(
+    ("trunk", "precision"),
+    # A CPU's half precision is slow: the small trunks stand for it.
+    [*((trunk, "fp32") for trunk in TRUNKS), ("alex", "bf16"), ("squeeze", "bf16"), ("alex", "fp16")],
+)
+def test_lpips_trunks(trunk: str, precision: str) -> None:
+    network = random_perceptual(trunk)
+    clean = photograph(32, 33)
+    perturbed = (clean + 0.06 * torch.randn(clean.shape, generator=torch.Generator().manual_seed(1))).clamp(0, 1)
+    frozen = network.frozen(lambda module: freeze(module, "cuda", accuracy=precision))
+
+    def measured(network, images: Tensor) -> tuple[Tensor, Tensor]:
+        features = network.features(clean.to(images.dtype))
+        images = images.clone().requires_grad_(True)
+        distance = network.distance(images, features)
+        return distance.detach(), torch.autograd.grad(distance.sum(), images)[0]
+
+    distance, gradient = measured(frozen, perturbed)
+    right, right_gradient = measured(network.to(torch.float64), perturbed.double())
+    network.to(torch.float32)
+    # The distance is of two features that are nearly alike: what is rounded away counts more than in them.
+    assert relative(distance, right) < {"fp32": 1e-5, "fp16": 5e-3, "bf16": 5e-2}[precision]
+    assert relative(gradient, right_gradient) < {"fp32": 1e-4, "fp16": 0.1, "bf16": 0.3}[precision]
+
+
+def test_nothing_is_kept_that_only_a_weights_gradient_needs() -> None:
+    """What autograd keeps of a norm is its input and of a convolution nothing, where plain torch keeps both."""
+    module = small_kl()
+    images = photograph(64, 64).requires_grad_(True)
+    network = freeze(module, "cuda", accuracy="fp32")
+
+    def kept(run: nn.Module) -> int:
+        own = {one.untyped_storage()._cdata for one in [*run.parameters(), *run.buffers(), images]}
+        sizes: dict[int, int] = {}
+
+        def save(tensor: Tensor) -> Tensor:
+            storage = tensor.untyped_storage()
+            # Held, or the address would be given to another.
+            alive.append(tensor)
+            if storage._cdata not in own and tensor.ndim > 2 and tensor.shape[0] == 1:
+                sizes[storage._cdata] = storage.nbytes()
+            return tensor
+
+        alive: list[Tensor] = []
+        with torch.autograd.graph.saved_tensors_hooks(save, lambda tensor: tensor):
+            result = run(images)
+        del result
+        return sum(sizes.values())
+
+    network(images)
+    module.requires_grad_(True)  # as a pipeline loads it
+    plain = kept(module)
+    module.requires_grad_(False)
+    assert kept(network) < 0.45 * plain
+
+
+def test_gradients_in_float16_do_not_vanish() -> None:
+    """LPIPS' gradient has a mean over all pixels in it: at 512 squared, values below float16's least."""
+    network = random_perceptual("alex")
+    frozen = network.frozen(lambda module: freeze(module, "cuda", accuracy="fp16"))
+    clean = photograph(128, 128)
+    images = (clean + 0.004).requires_grad_(True)
+    (gradient,) = torch.autograd.grad(frozen.distance(images, frozen.features(clean)).sum(), images)
+    (right,) = torch.autograd.grad(network.distance(images, network.features(clean)).sum(), images)
+    assert relative(gradient, right.double()) < 0.2
+
+
+def test_an_images_results_do_not_depend_on_its_neighbours() -> None:
+    network = freeze(small_kl(), "cuda", accuracy="fp32")
+    images = photograph(32, 40, 3)
+    (together,), gradient = gradients(network, images, seed=3)
+    alone = network(images[1:2])
+    assert relative(alone[0], together[1].double()) < 1e-6
+    assert gradient.shape == images.shape
+
+
+def test_what_cannot_be_traced_runs_through_torch_and_says_so() -> None:
+    class Moody(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            return images * 2 if images.mean() > 0.5 else images
+
+    network = freeze(Moody(), "cuda")
+    images = torch.full((1, 3, 8, 8), 0.9)
+    assert torch.equal(network(images), images * 2)
+    assert isinstance(network, CudaNetwork)
+    with pytest.raises(ShadeFastError, match="it cannot be traced"):
+        network.kinds(images)
+
+
+def test_precisions_by_name() -> None:
+    assert freeze(made("one convolution"), "cuda").precision is CUDA_PRECISIONS["bf16"]
+    assert freeze(made("one convolution"), "cuda", accuracy="exact").precision is CUDA_PRECISIONS["fp32"]
+    with pytest.raises(ShadeFastError, match="accuracy 'bf16' of backend 'native': give one of fast, exact"):
+        freeze(made("one convolution"), "native", accuracy="bf16")
+    with pytest.raises(ShadeFastError, match="accuracy 'int8' of backend 'cuda': give one of bf16, fp16, tf32, fp32"):
+        freeze(made("one convolution"), "cuda", accuracy="int8")
+
+
+def test_switches_of_the_products_are_as_the_precision_says_and_then_as_they_were() -> None:
+    seen = []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            if function in (torch.ops.aten.convolution.default, torch.ops.aten.convolution_backward.default):
+                seen.append((torch.backends.cudnn.allow_tf32, torch.backends.cudnn.deterministic))
+            return function(*args, **(kwargs or {}))
+
+    before = torch.backends.cudnn.allow_tf32, torch.backends.cudnn.deterministic
+    for precision in ("tf32", "fp32"):
+        network = freeze(made("one convolution"), "cuda", accuracy=precision)
+        network(photograph(16, 16))
+        with Watch():
+            gradients(network, photograph(16, 16))
+    assert seen == [(True, True)] * 2 + [(False, True)] * 2
+    assert (torch.backends.cudnn.allow_tf32, torch.backends.cudnn.deterministic) == before
+
+
+def test_images_of_another_shape() -> None:
+    with pytest.raises(ShadeFastError, match=r"takes float images \[B, C, h, w\]; got torch.uint8"):
+        freeze(nn.Identity(), "cuda")(torch.zeros(1, 3, 8, 8, dtype=torch.uint8))
