@@ -4,6 +4,7 @@ python -m benchmarks.quality PHOTOGRAPHS --encoder ENCODER --target IMAGE --run 
 python -m benchmarks.quality PHOTOGRAPHS --fit OTHERS --run momentum+start:30        (a warm start fitted on OTHERS)
 python -m benchmarks.quality PHOTOGRAPHS --survival --run momentum:60 --run momentum+robust:60
 python -m benchmarks.quality PHOTOGRAPHS --encoder A --encoder B --run momentum:60
+python -m benchmarks.quality PHOTOGRAPHS --backend onnxruntime --run momentum:60
 
 Every run protects the same centre squares inside the same budget; the published loops know none or one of its bounds,
 and what they make is scaled into it (`shade_fast.engine.project`).
@@ -26,6 +27,7 @@ from benchmarks.photographs import squares
 from shade_fast import Anchor, Budget, PoisonResult, View, WarmStart, fit_start
 from shade_fast.archive import find_images
 from shade_fast.cli import bound
+from shade_fast.engine import BACKENDS
 from shade_fast.images import UInt8Array
 from shade_fast.poison import protect_images
 from shade_fast.poisoner import Poisoner
@@ -64,6 +66,7 @@ def main() -> int:
     parser.add_argument("--count", type=int, help="only the first so many photographs")
     parser.add_argument("--linf", type=bound, action="append", help="again for several budgets (default: 0.05)")
     parser.add_argument("--lpips", type=bound, action="append", help="the same (default: none)")
+    parser.add_argument("--backend", choices=BACKENDS, default="auto")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--fit", type=Path, help="photographs that the warm start is fitted to")
     parser.add_argument("--fit-count", type=int, default=32)
@@ -133,6 +136,7 @@ def _poisoner(options: argparse.Namespace, budget: Budget, run: Run, start: Warm
         perceptual="auto" if budget.lpips else None,
         optimizer=run.optimizer,
         steps=run.steps,
+        backend=options.backend,
         seed=options.seed,
         survival=options.survival,
         start=start,

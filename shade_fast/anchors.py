@@ -46,6 +46,10 @@ class Anchor:
     def __len__(self) -> int:
         return max(1, len(self._images))
 
+    def __getstate__(self) -> dict[str, Any]:
+        """What is pickled: not the latents, which are made again where they are needed."""
+        return self.__dict__ | {"_cache": {}}
+
     def check(self) -> Anchor:
         """This anchor, its images having been decoded once. Raises ShadeFastError for one that cannot be."""
         if not self._checked:

@@ -37,8 +37,8 @@ def bench_step(
     """Time one optimiser step of one image, size x size, in plain torch and through a backend, taking turns.
 
     A step is the encoders' forward and input gradient, with LPIPS' where the budget bounds it. encoder, budget,
-    backend, accuracy, devices: as for `poison_batch`; steps: those that images an hour are reckoned with, by the
-    median. The image and its perturbation are noise from a fixed seed.
+    backend, accuracy, devices: as for `poison_batch`, but one device, of `auto` the first; steps: those that images an
+    hour are reckoned with, by the median. The image and its perturbation are noise from a fixed seed.
 
     Returns JSON types: `version`, `torch`, `device`, `threads`, `size`, `encoder`, `perceptual`, and `backends`: for
     each its `name`, `p20_ms`, `p50_ms`, `p80_ms`, `images_per_hour`, and `error` of its result against plain torch.
@@ -59,7 +59,7 @@ def bench_step(
             perceptual="auto" if budget.lpips is not None else None,
             backend=name,
             accuracy=accuracy,
-            devices=devices,
+            devices=str(device),
         )
         for name in dict.fromkeys(("reference", chosen))
     }

@@ -25,7 +25,7 @@ from shade_fast.fit import fit_start
 from shade_fast.info import describe_machine, info_lines
 from shade_fast.poisoner import PRESETS, Poisoner
 from shade_fast.report import write_report
-from shade_fast.runtime import ACCURACIES
+from shade_fast.runtime import ACCURACIES, PRECISIONS
 from shade_fast.survival import survival_of_pairs
 from shade_fast.version import __version__
 from shade_fast.view import View
@@ -122,7 +122,14 @@ def _survive(options: argparse.Namespace) -> int:
 
 def _export(options: argparse.Namespace) -> int:
     perceptual = None if options.perceptual == "none" else options.perceptual
-    card = export_onnx(options.encoder, options.out, size=options.size, batch=options.batch, perceptual=perceptual)
+    card = export_onnx(
+        options.encoder,
+        options.out,
+        size=options.size,
+        batch=options.batch,
+        perceptual=perceptual,
+        precision=options.precision,
+    )
     print(json.dumps(card, indent=1) if options.json else "\n".join(card_lines(card)))
     return EXIT_OK
 
@@ -263,6 +270,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--size", type=_sides, default="512", metavar="SIZE", help="pixels that the encoder sees: side, or HxW")
     add("--batch", type=int, default=1, help="images of one run")
     add("--perceptual", default="auto", help="LPIPS network of the step: auto, vgg, st-vgg, ..., or 'none'")
+    add("--precision", default="float32", choices=PRECISIONS, help="of weights and activations; tensors are float32")
     add("--json", action="store_true", help="print the card as JSON")
 
     bench = commands.add_parser(
@@ -302,7 +310,7 @@ def _add_engine(add: Callable[..., Any]) -> None:
     add("--lpips", type=bound, default="0.07", help="largest LPIPS distance, or 'none'")
     add("--backend", default="auto", choices=BACKENDS, help="what executes the networks and the optimiser")
     add("--accuracy", default="fast", choices=ACCURACIES, help="of the native backend's gradients: 1e-4, or exact 1e-5")
-    add("--devices", default="auto", help="auto, cpu, cuda:0")
+    add("--devices", default="auto", help="auto, cpu, cuda:0, or several, a process each: cuda:0,cuda:1")
 
 
 def bound(text: str) -> float | None:

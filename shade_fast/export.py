@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from shade_fast.encoders import Encoder, load_encoder
 from shade_fast.errors import ShadeFastError
 from shade_fast.perceptual import Perceptual, load_perceptual
-from shade_fast.runtime.onnx import OPSET, LatentDistance, model_of
+from shade_fast.runtime.onnx import FLOAT32, PRECISIONS, LatentDistance, in_precision, model_of
 from shade_fast.version import __version__
 
 CARD = "card.json"
@@ -39,6 +40,7 @@ def export_onnx(
     size: int | tuple[int, int] = 512,
     batch: int = 1,
     perceptual: str | Perceptual | None = "auto",
+    precision: str = FLOAT32,
 ) -> dict[str, Any]:
     """Write `encoder.onnx`, `step.onnx`, with a perceptual network `features.onnx`, and `card.json` into a folder.
 
@@ -49,7 +51,8 @@ def export_onnx(
 
     encoder: what `load_encoder` takes. size: height and width in pixels of what the encoder sees, or one side of both;
     batch: images of one run; shapes are fixed. perceptual: an LPIPS network, its name, `auto`, or None for none.
-    All tensors are float32; graphs hold ONNX's own operators alone, and their weights.
+    precision: of weights and activations, `float32`, `float16` or `bfloat16` (errors: docs/onnx.md); norms' statistics,
+    distances, inputs and outputs are float32 whatever it is. Graphs hold ONNX's own operators and their weights.
 
     Returns the card. Raises ShadeFastError for sizes that the encoder does not take, for a network that ONNX has no
     form for, and for a folder that cannot be written.
@@ -58,12 +61,17 @@ def export_onnx(
     for name, value in (("size", height), ("size", width), ("batch", batch)):
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise ShadeFastError(f"{name}={value!r}: give a whole number, at least 1")
+    if precision not in PRECISIONS:
+        raise ShadeFastError(f"precision {precision!r}: give one of {', '.join(PRECISIONS)}")
     loaded = load_encoder(encoder)
     network = load_perceptual(perceptual) if isinstance(perceptual, str) else perceptual
     images = torch.zeros(batch, 3, height, width)
     loaded.check_images(images)
     latents = torch.zeros(batch, loaded.channels, height // loaded.factor, width // loaded.factor)
     clean = () if network is None else tuple(torch.zeros_like(one) for one in network.features(images))
+    if precision != FLOAT32:
+        change = functools.partial(in_precision, precision=precision)
+        loaded, network = loaded.frozen(change), None if network is None else network.frozen(change)
     features = [f"clean_features_{number}" for number in range(len(clean))]
     distances = ["latent_distance", *(["lpips"] if clean else [])]
     gradients = ["latent_gradient", *(["lpips_gradient"] if clean else [])]
@@ -85,8 +93,8 @@ def export_onnx(
             rows.append(_row(name, model))
         card = {
             "version": __version__,
-            "opset": OPSET,
-            "dtype": "float32",
+            "dtype": FLOAT32,
+            "precision": precision,
             "encoder": loaded.describe(),
             "perceptual": None if network is None else {"name": network.name, "sha256": network.sha256},
             "graphs": rows,
@@ -102,10 +110,11 @@ def card_lines(card: dict[str, Any]) -> list[str]:
     encoder, perceptual = card["encoder"], card["perceptual"]
     lines = [
         f"encoder {encoder['name']}, weights sha256 {encoder['sha256']}",
-        f"LPIPS {'none' if perceptual is None else perceptual['name']}, opset {card['opset']}, {card['dtype']}",
+        f"LPIPS {'none' if perceptual is None else perceptual['name']}, precision {card['precision']}",
     ]
     for row in card["graphs"]:
-        lines.append(f"{row['file']}  {row['bytes'] / 1e6:.1f} MB  sha256 {row['sha256']}")
+        size = f"{row['bytes'] / 1e6:.1f} MB"
+        lines.append(f"{row['file']}  {size}  opset {row['opset']}  sha256 {row['sha256']}")
         for arrow, what in (("<-", "inputs"), ("->", "outputs")):
             for one in row[what]:
                 low, high = ("unbounded" if side is None else side for side in one["range"])
@@ -139,7 +148,7 @@ def _row(name: str, model: bytes) -> dict[str, Any]:
     """A graph as the card has it, read from the graph itself."""
     import onnx
 
-    graph = onnx.load_from_string(model).graph
+    read = onnx.load_from_string(model)
 
     def described(values: Any) -> list[dict[str, Any]]:
         rows = []
@@ -152,7 +161,8 @@ def _row(name: str, model: bytes) -> dict[str, Any]:
     return {
         "file": f"{name}.onnx",
         "bytes": len(model),
+        "opset": read.opset_import[0].version,
         "sha256": hashlib.sha256(model).hexdigest(),
-        "inputs": described(graph.input),
-        "outputs": described(graph.output),
+        "inputs": described(read.graph.input),
+        "outputs": described(read.graph.output),
     }

@@ -32,7 +32,8 @@ def fit_start(
     along the sum of the images' normalised gradients. The cost is about `8·steps` gradients for each of them.
 
     images: the sample, some dozens; sizes that few images have are fitted to those few.
-    target: as for `poison_batch`. poisoner: the encoders, budget, view and seed to fit for.
+    target: as for `poison_batch`. poisoner: the encoders, budget, view and seed to fit for; the fit runs on the
+        first of its devices.
     progress: told (done, total) after each step.
 
     Raises ShadeFastError for no images, one that cannot be decoded, and an encoder without a hash to know it by.

@@ -61,10 +61,14 @@ def poison_batch(
     perceptual: the LPIPS network, by name; `auto` takes the strongest whose weights are on this machine.
     optimizer: `momentum`, or the published loops `release` and `paper`. preset: `fast`, `balanced` or `strong`, how
         many steps it takes (`PRESETS`; measured in docs/strength.md). steps: as many instead, at least 1.
-    backend, devices: what executes, and where; `auto` chooses, and the result's `.backend` and `.device` say what.
+    backend: what executes; `auto` chooses, and the result's `.backend` says what.
+    devices: where: `cpu`, `cuda:0`, or several, `["cuda:0", "cuda:1"]` or `["cpu", "cpu"]` (or with commas between
+        them), each with a process of its own; `auto` is every CUDA device, or the CPU. Results do not depend on it; a
+        process that dies is replaced, and its images are done again. `.device` says what it was.
     accuracy: of the `native` networks' input gradient, against float64: `fast` within 1e-4 relative, `exact` 1e-5.
-    batch_size: neighbouring images of one size that are optimised together on a GPU; `auto` is 8. On a CPU, where
-        batches gain nothing, images are taken one by one whatever is asked: a result cannot depend on its neighbours.
+    batch_size: images of one size that are optimised together on a GPU; `auto` is 8; where its memory does not
+        suffice, halves of it. On a CPU, where batches gain nothing, images are taken one by one whatever is asked: a
+        result cannot depend on its neighbours.
     seed: what each image's draws of the view's transforms follow from, with the image's own pixels.
     target_ratio: `ok` is a latent distance of at most this share of its start; anything above is `below_target`.
     anchors: the library that names are looked up in, default the embedded one.
@@ -78,7 +82,7 @@ def poison_batch(
     Raises ShadeFastError for what concerns the run as a whole: no images, an unknown option, a missing network.
     Source: arXiv 2310.13828.
     """
-    poisoner = Poisoner(
+    with Poisoner(
         encoder=encoder,
         weights=weights,
         budget=budget,
@@ -98,8 +102,8 @@ def poison_batch(
         anchors=anchors,
         survival=survival,
         start=start,
-    )
-    return protect_images(poisoner, images, target, progress)
+    ) as poisoner:
+        return protect_images(poisoner, images, target, progress)
 
 
 def protect_images(
@@ -138,7 +142,7 @@ def protect_images(
         backend=poisoner.backend,
         encoder=poisoner.encoder_name,
         perceptual=None if poisoner.perceptual is None else poisoner.perceptual.name,
-        device=str(poisoner.device),
+        device=", ".join(poisoner.devices),
         seconds=time.perf_counter() - started,
     )
 

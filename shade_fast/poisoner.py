@@ -6,7 +6,9 @@ import functools
 import hashlib
 import math
 import time
-from collections.abc import Iterable, Iterator, Sequence
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future
 from os import PathLike
 from typing import Any, Literal
 
@@ -25,23 +27,32 @@ from shade_fast.engine import (
     optimize,
     project_to_files,
     resolve_backend,
-    resolve_device,
+    resolve_devices,
 )
-from shade_fast.errors import ShadeFastError
-from shade_fast.images import DecodedImage, Output, UInt8Array, decode
+from shade_fast.errors import ShadeFastError, reason
+from shade_fast.images import DecodedImage, Output, UInt8Array
+from shade_fast.order import in_order
 from shade_fast.perceptual import Perceptual, available, load_perceptual
 from shade_fast.results import PoisonedImage, Status
 from shade_fast.survival import TREATMENTS, shares
+from shade_fast.upload import Uploader
 from shade_fast.view import View
 from shade_fast.warm_start import WarmStart
 from shade_fast.work import Protected, Work, codec, failed, through_files, to_array, visible_pixels
+from shade_fast.workers import Pool, Worker, packed
 
 #: Preset -> steps of momentum.
 PRESETS = {"fast": 20, "balanced": 60, "strong": 240}
+#: Images that wait for others of their shape, in units of the batch; then the one that waited longest goes.
+WAITING_BATCHES = 4
 
 
 class Poisoner:
-    """One configuration with its networks loaded, for any number of images. Options are those of `poison_batch`."""
+    """One configuration with its networks loaded, for any number of images. Options are those of `poison_batch`.
+
+    This process has the networks on the first of the devices. Where there are several, each has a process of its own
+    for what is protected, started with the first images that it gets; `close`, or the end of a `with`, ends them.
+    """
 
     def __init__(
         self,
@@ -66,6 +77,7 @@ class Poisoner:
         patience: int | None = None,
         start: WarmStart | str | PathLike[str] | None = None,
     ) -> None:
+        options = {name: value for name, value in locals().items() if name != "self"}
         self.budget = budget
         self.view = view
         self.optimizer = optimizer
@@ -77,8 +89,10 @@ class Poisoner:
         if not 0 < target_ratio <= 1:
             raise ShadeFastError(f"target_ratio={target_ratio}: give a share above 0, at most 1")
         self.target_ratio = target_ratio
-        self.device = resolve_device(devices)
-        self.backend = resolve_backend(backend, self.device)
+        found = resolve_devices(devices)
+        self.device, self.devices = found[0], tuple(map(str, found))
+        self.backend = _one_backend(backend, found)
+        self.uploader = Uploader(self.device)
         asked = 8 if batch_size == "auto" else _whole("batch_size", batch_size)
         self.batch_size = asked if self.device.type == "cuda" else 1
         self.accuracy = accuracy
@@ -98,6 +112,23 @@ class Poisoner:
             raise ShadeFastError(f"optimizer {optimizer!r}: the published loops have no warm start; leave it out")
         self.start = WarmStart.load(start) if isinstance(start, str | PathLike) else start
         self.anchors = AnchorLibrary.embedded() if anchors is None else anchors
+        #: shape of images -> how many of them the device has memory for
+        self._fitting: dict[tuple[int, ...], int] = {}
+        self._pool: Pool | None = None
+        self._end_pool: Callable[[], object] = lambda: None
+        if len(found) > 1:
+            self._packed = packed(options | {"backend": self.backend, "anchors": None})
+
+    def __enter__(self) -> Poisoner:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the devices' processes; images that are protected afterwards start new ones."""
+        self._end_pool()
+        self._pool = None
 
     @property
     def factor(self) -> int:
@@ -121,46 +152,80 @@ class Poisoner:
     def protect(
         self, images: Iterable[tuple[ImageLike | DecodedImage | ShadeFastError, Anchor]], output: Output | None = None
     ) -> Iterator[Protected]:
-        """Protect (image, anchor) pairs; yields in order, as they become ready; at most `batch_size` images are held.
+        """Protect (image, anchor) pairs; yields in order, as they become ready.
 
+        Of an image that is not ready, at most 4 batches a device are taken behind it, to go together by their shapes.
         An image that could not be had is given as the error that says why, and yielded as failed in its place.
         output: how the images will be written (`Protected.encode`); figures are those of such a file, decoded again.
-        """
-        waiting: list[Work] = []
-        for image, anchor in images:
-            decoded = None
-            try:
-                if isinstance(image, ShadeFastError):
-                    raise image
-                decoded = image if isinstance(image, DecodedImage) else decode(image)
-                if output is not None:
-                    output.check(decoded)
-            except ShadeFastError as error:
-                yield from self.protect_batch(waiting, output)
-                waiting = []
-                yield Protected(decoded, failed(error, image))
-                continue
-            if waiting and decoded.pixels.shape != waiting[0].image.pixels.shape:
-                yield from self.protect_batch(waiting, output)
-                waiting = []
-            waiting.append(Work(decoded, anchor))
-            if len(waiting) == self.batch_size:
-                yield from self.protect_batch(waiting, output)
-                waiting = []
-        yield from self.protect_batch(waiting, output)
 
-    def protect_batch(self, batch: Sequence[Work], output: Output | None) -> list[Protected]:
-        """Protect images of one size together; what fails together is tried again one by one: a bad one fails alone."""
+        Raises DevicesLostError where no device can begin; images for which none is left later fail with that reason.
+        """
+        most = WAITING_BATCHES * self.batch_size * len(self.devices)
+        return in_order(images, output, self.submit, self.batch_size, most)
+
+    def submit(self, batch: Sequence[Work], output: Output | None) -> Future[list[Protected]]:
+        """Protect images of one size on whichever device is free: here and now, where there is but one.
+
+        Waits while all are busy and as many batches wait. See `Pool.submit` for what becomes of the future.
+        """
+        if len(self.devices) == 1:
+            done: Future[list[Protected]] = Future()
+            done.set_result(self.protect_batch(batch, output))
+            return done
+        if self._pool is None:
+            threads = max(1, torch.get_num_threads() // len(self.devices))
+            self._pool = Pool(self.devices, functools.partial(Worker, options=self._packed, threads=threads))
+            self._end_pool = weakref.finalize(self, self._pool.close)
+        return self._pool.submit(batch, output)
+
+    def protect_batch(
+        self, batch: Sequence[Work], output: Output | None, pixels: torch.Tensor | None = None
+    ) -> list[Protected]:
+        """Protect images of one size together, in this process.
+
+        Where memory runs out they are tried again by halves, as are others of this size from then on. What fails
+        together otherwise is tried again one by one: a bad one fails alone.
+        pixels: uint8 [B, 3, H, W], the images on the device where they are there already.
+        """
         if not batch:
             return []
-        try:
-            return self._optimize(batch, output)
-        except Exception as error:  # whatever an encoder of the caller's raises, it ends one image, not the run
+        size = min(len(batch), self._fitting.get(batch[0].image.pixels.shape, len(batch)))
+        if size == len(batch):
+            tried = self._tried(batch, output, pixels)
+            if not isinstance(tried, int):
+                return tried
+            size = tried
             if self.device.type == "cuda":
                 torch.cuda.empty_cache()
+        return [
+            protected
+            for first in range(0, len(batch), size)
+            for protected in self.protect_batch(
+                batch[first : first + size], output, None if pixels is None else pixels[first : first + size]
+            )
+        ]
+
+    def _tried(
+        self, batch: Sequence[Work], output: Output | None, pixels: torch.Tensor | None
+    ) -> list[Protected] | int:
+        """The outcomes; or, where there are none of several images together, how many to try at a time."""
+        try:
+            if pixels is None:
+                pixels = self.uploader.upload([work.image.pixels for work in batch])()
+            return self._optimize(batch, output, pixels)
+        except Exception as error:  # whatever an encoder of the caller's raises, it ends one image, not the run
+            image = batch[0].image
+            out_of_memory = isinstance(error, torch.cuda.OutOfMemoryError | MemoryError)
             if len(batch) == 1:
-                return [Protected(batch[0].image, failed(error, batch[0].image))]
-        return [protected for work in batch for protected in self.protect_batch([work], output)]
+                if out_of_memory:
+                    error = ShadeFastError(
+                        f"{reason(error)}; not even this image alone fits into the memory of {self.device}: give a "
+                        "smaller view or another device, or end what else runs on it"
+                    )
+                return [Protected(image, failed(error, image))]
+            if out_of_memory:
+                self._fitting[image.pixels.shape] = len(batch) // 2
+            return self._fitting[image.pixels.shape] if out_of_memory else 1
 
     @torch.no_grad()
     def measure(self, clean: UInt8Array, shown: UInt8Array, anchor: Anchor) -> tuple[float, float, float | None]:
@@ -173,10 +238,8 @@ class Poisoner:
         after = problem.objective(distances)
         return float(problem.start[0]), float(after[0]), None if lpips is None else float(lpips[0])
 
-    def _optimize(self, batch: Sequence[Work], output: Output | None) -> list[Protected]:
+    def _optimize(self, batch: Sequence[Work], output: Output | None, clean: torch.Tensor) -> list[Protected]:
         started = time.perf_counter()
-        clean = torch.stack([torch.tensor(work.image.pixels).permute(2, 0, 1) for work in batch])
-        clean = clean.contiguous().to(self.device)
         plan = self.view.plan(clean.shape[2], clean.shape[3], self.factor)
         with torch.no_grad():
             view = plan.apply(clean / 255, backend=kernels(self.backend))
@@ -277,6 +340,15 @@ class Poisoner:
                 "raise the quality, or write png or webp"
             )
         return ("ok" if after <= self.target_ratio * before else "below_target"), None
+
+
+def _one_backend(backend: str, devices: Sequence[torch.device]) -> str:
+    """The backend that all devices run. Raises ShadeFastError where `auto` means another on one than on the next."""
+    found = {str(device): resolve_backend(backend, device) for device in devices}
+    if len(set(found.values())) > 1:
+        told = ", ".join(f"{name} on {device}" for device, name in found.items())
+        raise ShadeFastError(f"backend {backend!r}: would be {told}; name one, or leave devices out")
+    return next(iter(found.values()))
 
 
 def _load_perceptual(perceptual: str | Perceptual | None, budget: Budget, device: torch.device) -> Perceptual | None:

@@ -102,18 +102,27 @@ def test_names_of_backends() -> None:
         resolve_backend("onnxruntime:cpu", torch.device("cuda"))
 
 
-def test_an_export_runs_without_torch_and_its_card_says_how(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+#: Precision -> relative errors of latents, latent distance, LPIPS, and of the two gradients, in which ReLUs jump.
+ERRORS = {"float32": (1e-5, 1e-5, 1e-4, 1e-3, 2e-2), "float16": (2e-3, 2e-4, 5e-3, 5e-2, 2e-1)}
+
+
+@pytest.mark.parametrize("precision", ERRORS)
+def test_an_export_runs_without_torch_and_its_card_says_how(
+    precision: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     command = ["export", "embedded", "--out", str(tmp_path), "--size", "32x40", "--perceptual", "st-vgg"]
+    command += ["--precision", precision]
     assert cli.main(command) == cli.EXIT_OK
     assert "step.onnx" in capsys.readouterr().out
     card = json.loads((tmp_path / "card.json").read_text())
+    assert (card["dtype"], card["precision"]) == ("float32", precision)
     encoder, network = load_encoder("embedded"), load_perceptual("st-vgg")
     assert card["encoder"]["sha256"] == encoder.sha256 and card["perceptual"]["sha256"] == network.sha256
     sessions = {}
     for row in card["graphs"]:
         model = onnx.load(tmp_path / row["file"])
         onnx.checker.check_model(model, full_check=True)
-        assert [(one.domain, one.version) for one in model.opset_import] == [("", card["opset"])]
+        assert [(one.domain, one.version) for one in model.opset_import] == [("", row["opset"])]
         sessions[row["file"]] = onnxruntime.InferenceSession(tmp_path / row["file"])
     described = {row["file"]: {one["name"]: one for one in row["inputs"] + row["outputs"]} for row in card["graphs"]}
     assert described["step.onnx"]["images"]["shape"] == [1, 3, 32, 40]
@@ -136,13 +145,10 @@ def test_an_export_runs_without_torch_and_its_card_says_how(tmp_path: Path, caps
     right_latents = encoder.encode(leaf)
     distance = (right_latents - torch.from_numpy(anchors)).norm()
     lpips = network.distance(leaf, network.features(torch.from_numpy(clean)))
-    for made, right, tolerance in (
-        (latents, right_latents, 1e-5),
-        (step["latent_distance"], distance, 1e-5),
-        (step["lpips"], lpips, 1e-4),
-        (step["latent_gradient"], torch.autograd.grad(distance, leaf)[0], 1e-3),
-        (step["lpips_gradient"], torch.autograd.grad(lpips.sum(), leaf)[0], 2e-2),
-    ):
+    found = [latents, *(step[name] for name in ("latent_distance", "lpips", "latent_gradient", "lpips_gradient"))]
+    gradients = (torch.autograd.grad(distance, leaf)[0], torch.autograd.grad(lpips.sum(), leaf)[0])
+    rights = (right_latents, distance, lpips, *gradients)
+    for made, right, tolerance in zip(found, rights, ERRORS[precision], strict=True):
         right = right.detach().numpy()
         assert np.linalg.norm(made - right) <= tolerance * np.linalg.norm(right)
 
@@ -151,6 +157,7 @@ def test_an_export_runs_without_torch_and_its_card_says_how(tmp_path: Path, caps
     ("arguments", "message"),
     [
         ({"size": 30}, "multiples of 8"),
+        ({"precision": "half"}, "precision 'half': give one of float32, float16, bfloat16"),
         ({"batch": 0}, "batch=0: give a whole number, at least 1"),
         ({"size": (64, -8)}, "size=-8"),
         ({"out": "/proc/none"}, "/proc/none: cannot be written"),

@@ -279,7 +279,7 @@ def test_the_reference_backend_is_plain_torch_and_says_so(
         ({"backend": "native2"}, "backend 'native2'.*reference"),
         ({"backend": "cuda"}, "backend 'cuda'.*devices='c"),
         ({"devices": "gpu"}, "devices='gpu'"),
-        ({"devices": ["cpu", "cpu"]}, "one device"),
+        ({"devices": []}, r"devices=\[\].*'auto'"),
         ({"batch_size": 0}, "batch_size=0"),
         ({"seed": -1}, "seed=-1"),
         ({"target_ratio": 0}, "target_ratio=0"),

@@ -28,6 +28,11 @@ MAY_IMPORT = {
     "shade_fast/archive": {
         *("shade_fast.errors", "shade_fast.images", "shade_fast.anchors", "shade_fast.poisoner"),
         *("shade_fast.results", "shade_fast.version", "shade_fast.budget", "shade_fast.view", "shade_fast.work"),
+        *("shade_fast.buckets", "shade_fast.workers"),
+    },
+    "shade_fast/workers": {
+        *("shade_fast.errors", "shade_fast.anchors", "shade_fast.encoders", "shade_fast.perceptual"),
+        *("shade_fast.images", "shade_fast.work", "shade_fast.poisoner"),
     },
     "shade_fast/integrations": {"shade_fast.errors", "shade_fast.archive"},
 }

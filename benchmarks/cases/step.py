@@ -60,8 +60,9 @@ class LatentPart(Part):
         self.anchors = anchors
 
     def distance(self, images: Tensor) -> Tensor:
-        if isinstance(self.module, runtime.OnnxNetwork):
-            return self.module.distance(images, self.anchors)
+        joint = runtime.latent_distance(self.module, images, self.anchors)
+        if joint is not None:
+            return joint
         latents: Tensor = self.module(images)
         distance: Tensor = (latents - self.anchors).flatten(1).norm(dim=1)
         return distance

@@ -46,7 +46,7 @@ class Direct {
   void run_edges() {
     if (edges_ == 0) return;
     add_up(0, phase_.taps_y, edges_, [this](const Chunk& chunk) { return gather(chunk); });
-    for (std::int64_t i = 0; i < edges_; ++i) finish_pixel(i, edges_, edge_[i].target);
+    for (std::int64_t i = 0; i < edges_; ++i) finish_pixel(i, edges_, edge_[i].target, call_.finish);
     edges_ = 0;
   }
 
@@ -83,7 +83,8 @@ class Direct {
     add_up(first, end, count, [&](const Chunk& chunk) {
       return Left{call_.input + place(at, chunk.first) + chunk.begin, c_.stride * c_.channels, c_.width * c_.channels};
     });
-    for (std::int64_t i = 0; i < count; ++i) finish_pixel(i, count, at.target + i * phase_.step);
+    const Finish finish = call_.finish;
+    for (std::int64_t i = 0; i < count; ++i) finish_pixel(i, count, at.target + i * phase_.step, finish);
   }
 
   // sums: [filters / panel, pixels, panel], over the rows of taps [first, end). What `left` gives are a chunk's values.
@@ -130,14 +131,13 @@ class Direct {
   }
 
   // Pixel number i of the `pixels` whose sums there are.
-  void finish_pixel(std::int64_t i, std::int64_t pixels, std::int64_t target) const {
+  void finish_pixel(std::int64_t i, std::int64_t pixels, std::int64_t target, const Finish& finish) const {
     const std::int64_t panel = panel_width();
     for (std::int64_t filter = 0; filter < filters_; filter += panel) {
       const std::int64_t width = clamp(filters_ - filter, 0, panel);
       const float* from = sums_ + filter * pixels + i * width;
       for (std::int64_t block = 0; block < width; block += kBlock) {
-        finish_block(load_block(from + block), call_.finish, target, filter + block, c_.filters, call_.result,
-                     call_.stream);
+        finish_block(load_block(from + block), finish, target, filter + block, c_.filters, call_.result, call_.stream);
       }
     }
   }

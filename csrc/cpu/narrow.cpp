@@ -2,6 +2,8 @@
 // input values under the taps instead. Registers hold the sums of a few neighbouring pixels for every filter, one for
 // each lane, which are added up at the end; 2 * taps * channels operations for each output value, and one load for
 // each filter and pixel to filters * pixels multiply-adds.
+#include <utility>
+
 #include "convolution.h"
 #include "finish.h"
 
@@ -16,13 +18,26 @@ constexpr int kSums = 10;
 
 constexpr int pixels_at_once(int filters) { return kSums / filters < 8 ? kSums / filters : 8; }
 
-float total(Vector value) {
-  float lanes[kLanes];
-  store(lanes, value);
-  for (int half = kLanes / 2; half > 0; half /= 2) {
-    for (int i = 0; i < half; ++i) lanes[i] += lanes[i + half];
+template <int half, int... lanes>
+Vector add_lanes(Vector a, Vector b, std::integer_sequence<int, lanes...>) {
+  const Vector kept = __builtin_shufflevector(a, b, ((lanes & half) != 0 ? kLanes + lanes : lanes)...);
+  const Vector moved = __builtin_shufflevector(a, b, ((lanes & half) != 0 ? kLanes + lanes - half : lanes + half)...);
+  return kept + moved;
+}
+
+// Lane i of the result is the sum of the lanes of vectors[i].
+template <int half = 1>
+Vector totals(const Vector* vectors) {
+  if constexpr (half == kLanes) {
+    return vectors[0];
+  } else {
+    Vector sums[kLanes / (2 * half)];
+#pragma GCC unroll 16
+    for (int i = 0; i < kLanes / (2 * half); ++i) {
+      sums[i] = add_lanes<half>(vectors[2 * i], vectors[2 * i + 1], std::make_integer_sequence<int, kLanes>{});
+    }
+    return totals<2 * half>(sums);
   }
-  return lanes[0];
 }
 
 // One row of a phase's output pixels.
@@ -61,14 +76,26 @@ inline void add_products(Vector (&sum)[pixels][filters], const Block (&value)[pi
 
 template <int filters, int pixels>
 void finish_pixels(const Row& row, std::int64_t x, const Vector (&sum)[pixels][filters]) {
+  constexpr int values = pixels * filters, vectors = (values + kLanes - 1) / kLanes;
   const Convolution& c = row.call.convolution;
   const Phase& phase = row.phase;
+  float value[vectors * kLanes + kBlock] = {};
+#pragma GCC unroll 16
+  for (int i = 0; i < vectors; ++i) {
+    Vector of[kLanes] = {};
+#pragma GCC unroll 16
+    for (int lane = 0; lane < kLanes; ++lane) {
+      const int place = i * kLanes + lane;
+      if (place < values) of[lane] = sum[place / filters][place % filters];
+    }
+    store(value + i * kLanes, totals(of));
+  }
+  const std::int64_t out_y = phase.first_y + row.y * phase.step, out_x = phase.first_x + x * phase.step;
+  const std::int64_t target = (row.image * c.out_height + out_y) * c.out_width + out_x;
+  const Finish finish = row.call.finish;
   for (int pixel = 0; pixel < pixels; ++pixel) {
-    float values[kBlock] = {};
-    for (int filter = 0; filter < filters; ++filter) values[filter] = total(sum[pixel][filter]);
-    const std::int64_t out_y = phase.first_y + row.y * phase.step, out_x = phase.first_x + (x + pixel) * phase.step;
-    const std::int64_t target = (row.image * c.out_height + out_y) * c.out_width + out_x;
-    finish_block(load_block(values), row.call.finish, target, 0, filters, row.call.result);
+    finish_block(load_block(value + pixel * filters, filters), finish, target + pixel * phase.step, 0, filters,
+                 row.call.result);
   }
 }
 

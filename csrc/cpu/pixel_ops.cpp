@@ -40,7 +40,7 @@ const Kernels kKernels[kIsas] = {
 // 64 KiB of float32: a block's share of an image stays in the second-level cache. The size is part of the result of a
 // sum, so it depends on nothing.
 constexpr std::int64_t kBlock = 16384;
-// A million values: with fewer for each, starting a thread takes longer than the work it takes over.
+// A million values: with fewer for each, waking a thread takes longer than the work it takes over.
 constexpr std::int64_t kBlocksPerThread = 64;
 constexpr std::int64_t kValuesPerThread = kBlock * kBlocksPerThread;
 

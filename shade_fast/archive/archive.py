@@ -129,6 +129,7 @@ class Archive:
 
     def __enter__(self) -> Archive:
         self._end.callback(self.index.close)
+        self._end.callback(self.poisoner.close)
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -3,6 +3,7 @@ behind, with a bound on everything that waits."""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import queue
 import threading
@@ -19,13 +20,12 @@ from shade_fast.archive.layout import Sample
 from shade_fast.archive.manifest import Row, finite
 from shade_fast.archive.names import to_text
 from shade_fast.archive.storage import ArchiveStoppedError
+from shade_fast.buckets import Buckets
 from shade_fast.errors import ShadeFastError
 from shade_fast.images import DecodedImage, Output, decode
-from shade_fast.poisoner import Poisoner
+from shade_fast.poisoner import WAITING_BATCHES, Poisoner
 from shade_fast.work import Protected, Work, failed
-
-#: Images that wait for others of their shape, in units of the batch; then the one that waited longest goes.
-WAITING_BATCHES = 4
+from shade_fast.workers import DevicesLostError
 
 
 @dataclass
@@ -77,8 +77,9 @@ class Flow:
         Raises what ends a run, ArchiveStoppedError and whatever `samples` raises, after finishing what was on its way.
         """
         started = time.perf_counter()
-        self._bound = self.workers + self.poisoner.batch_size
-        self._buckets: dict[tuple[int, ...], list[Prepared]] = {}
+        self._bound = self.workers + self.poisoner.batch_size * len(self.poisoner.devices)
+        self._buckets: Buckets[Prepared] = Buckets(self.poisoner.batch_size)
+        self._running: deque[tuple[list[Prepared], Future[list[Protected]]]] = deque()
         self._finishing: deque[Future[Row]] = deque()
         self._followers: dict[str, list[Prepared]] = {}
         self._on_row = on_row
@@ -96,9 +97,19 @@ class Flow:
                         self.ended = not self.stop.is_set()
                         break
                     self._take(prepared)
-                    while len(self._finishing) > self._bound:
+                    self._gather()
+                    while self._finishing and (self._finishing[0].done() or len(self._finishing) > self._bound):
                         self._collect()
+                if not self.ended:
+                    self._cancel()
+                self._gather(wait=True)
+            except Exception:
+                self._cancel()
+                with contextlib.suppress(ArchiveStoppedError):
+                    self._gather(wait=True)
+                raise
             finally:
+                self._cancel()
                 closed.set()
                 _drain(coming)
                 feeder.join()
@@ -134,6 +145,7 @@ class Flow:
                 except queue.Empty:
                     if self.stop.is_set():
                         return None
+                    self._gather()
             if isinstance(item, BaseException):
                 raise item
             return None if item is None else item.result()
@@ -192,25 +204,46 @@ class Flow:
             self._submit(self._copy, prepared, before)
             return
         self._followers[key] = []
-        bucket = self._buckets.setdefault(prepared.image.pixels.shape, [])
-        bucket.append(prepared)
-        if len(bucket) == self.poisoner.batch_size:
-            self._optimize(prepared.image.pixels.shape)
+        full = self._buckets.add(prepared.image.pixels.shape, prepared)
+        if full is not None:
+            self._optimize(full)
         self._flush(WAITING_BATCHES * self.poisoner.batch_size)
 
     def _flush(self, most: int) -> None:
         """Run the buckets that waited longest until at most so many images wait."""
-        while sum(map(len, self._buckets.values())) > most and not self.stop.is_set():
-            self._optimize(next(iter(self._buckets)))
+        while len(self._buckets) > most and not self.stop.is_set():
+            self._optimize(self._buckets.oldest())
 
-    def _optimize(self, shape: tuple[int, ...]) -> None:
-        batch = self._buckets.pop(shape)
+    def _optimize(self, batch: list[Prepared]) -> None:
         started = time.perf_counter()
         works = [Work(one.image, one.anchor) for one in batch if one.image is not None and one.anchor is not None]
-        results = self.poisoner.protect_batch(works, self.output)
+        self._running.append((batch, self.poisoner.submit(works, self.output)))
         self.clock.engine += time.perf_counter() - started
-        for prepared, protected in zip(batch, results, strict=True):
-            self._submit(self._encode, replace(prepared, image=None), protected)
+
+    def _gather(self, wait: bool = False) -> None:
+        """Pass on the batches that are done, waiting for all of them or not. Raises once no device is left."""
+        lost = None
+        for _ in range(len(self._running)):
+            batch, running = self._running.popleft()
+            if not (wait or running.done()):
+                self._running.append((batch, running))
+                continue
+            started = time.perf_counter()
+            try:
+                results = running.result()
+            except DevicesLostError as error:
+                lost = error
+                continue
+            finally:
+                self.clock.engine += time.perf_counter() - started
+            for prepared, protected in zip(batch, results, strict=True):
+                self._submit(self._encode, replace(prepared, image=None), protected)
+        if lost is not None:
+            raise ArchiveStoppedError(f"{lost}; what is done is recorded: mend that and run this again") from lost
+
+    def _cancel(self) -> None:
+        """Take back the batches that no device has begun."""
+        self._running = deque(one for one in self._running if not one[1].cancel())
 
     def _submit(self, work: Callable[..., Row], *arguments: Any) -> None:
         self._finishing.append(self._pool.submit(work, *arguments))

@@ -1,6 +1,6 @@
 """The optimisation: tensors in, tensors out, no files."""
 
-from shade_fast.engine.devices import BACKENDS, kernels, resolve_backend, resolve_device
+from shade_fast.engine.devices import BACKENDS, kernels, resolve_backend, resolve_device, resolve_devices
 from shade_fast.engine.optimizers import OPTIMIZERS, Optimized, check_optimizer, optimize
 from shade_fast.engine.problem import Problem
 from shade_fast.engine.projection import Codec, Projected, project, project_to_files
@@ -23,4 +23,5 @@ __all__ = [
     "project_to_files",
     "resolve_backend",
     "resolve_device",
+    "resolve_devices",
 ]

@@ -8,33 +8,58 @@ import torch
 
 from shade_fast.errors import ShadeFastError
 from shade_fast.ops import gpu, native
-from shade_fast.runtime import ONNXRUNTIME, check_onnxruntime, onnx_provider
+from shade_fast.runtime import ONNXRUNTIME, check_onnxruntime, check_precision, onnx_provider
 
 #: `auto`, and what there is; it never chooses ONNX Runtime, which stands for the provider of the device where none is
 #: named.
 BACKENDS = ("auto", "reference", "native", "cuda", "onnxruntime", *ONNXRUNTIME)
 
 
-def resolve_device(devices: str | Sequence[str]) -> torch.device:
-    """The device of a run. `auto` is the first CUDA device where there is one, else the CPU.
+def resolve_devices(devices: str | Sequence[str]) -> tuple[torch.device, ...]:
+    """The devices of a run; where there are several, each has a process. `auto`: every CUDA device, else the CPU.
 
-    Raises ShadeFastError for an unknown or absent device, and for more than one.
+    devices: `auto`, or names, as a sequence or with commas between them; the CPU may be named several times.
+
+    Raises ShadeFastError for none, for an unknown or absent one, and for a CPU beside GPUs: which of them an image
+    came to would show in its result.
     """
-    names = [devices] if isinstance(devices, str) else list(devices)
-    if len(names) != 1:
-        raise ShadeFastError(f"devices={names}: give one device; several are used by one process each")
-    if names[0] == "auto":
-        return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
+    if not isinstance(devices, str | Sequence) or not all(isinstance(name, str) for name in devices):
+        raise ShadeFastError(f"devices={devices!r}: give 'auto', or names such as 'cpu' or 'cuda:0'")
+    names = [name.strip() for name in devices.split(",")] if isinstance(devices, str) else list(devices)
+    if not any(names):
+        raise ShadeFastError(f"devices={devices!r}: names no device; give 'auto', 'cpu' or 'cuda:0'")
+    if names == ["auto"]:
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        return tuple(torch.device("cuda", index) for index in range(count)) or (torch.device("cpu"),)
+    found = tuple(map(_device, names))
+    if len({device.type for device in found}) > 1:
+        raise ShadeFastError(
+            f"devices={','.join(names)!r}: a CPU beside GPUs would make other results than they do; give one kind"
+        )
+    return found
+
+
+def resolve_device(devices: str | Sequence[str]) -> torch.device:
+    """The device of what runs on one: of `auto` the first. Raises ShadeFastError as above, and for several names."""
+    found = resolve_devices(devices)
+    if len(found) > 1 and devices not in ("auto", ["auto"], ("auto",)):
+        raise ShadeFastError(f"devices={','.join(map(str, found))!r}: this runs on one; give one of them")
+    return found[0]
+
+
+def _device(name: str) -> torch.device:
     try:
-        device = torch.device(names[0])
+        device = torch.device(name)
     except RuntimeError as error:
-        raise ShadeFastError(f"devices={names[0]!r}: not a device; give 'auto', 'cpu' or 'cuda:0'") from error
+        raise ShadeFastError(f"devices={name!r}: not a device; give 'auto', 'cpu' or 'cuda:0'") from error
     if device.type not in ("cpu", "cuda"):
-        raise ShadeFastError(f"devices={names[0]!r}: give 'auto', 'cpu' or 'cuda:0'")
-    missing = gpu.missing_device(device.index or 0) if device.type == "cuda" else None
+        raise ShadeFastError(f"devices={name!r}: give 'auto', 'cpu' or 'cuda:0'")
+    if device.type == "cpu":
+        return torch.device("cpu")
+    missing = gpu.missing_device(device.index or 0)
     if missing is not None:
-        raise ShadeFastError(f"devices={names[0]!r}: {missing}")
-    return device
+        raise ShadeFastError(f"devices={name!r}: {missing}")
+    return torch.device("cuda", device.index or 0)
 
 
 def resolve_backend(backend: str, device: torch.device) -> str:
@@ -44,6 +69,9 @@ def resolve_backend(backend: str, device: torch.device) -> str:
 
     Raises ShadeFastError for an unknown backend, and for one that was asked for and is not there.
     """
+    provider, _, precision = backend.removeprefix("onnxruntime:").partition(":")
+    if backend.startswith("onnxruntime:") and precision:
+        check_precision(provider, precision)
     if backend not in BACKENDS:
         raise ShadeFastError(f"backend {backend!r}: give one of {', '.join(BACKENDS)}")
     if backend.startswith("onnxruntime"):
@@ -83,7 +111,7 @@ def _onnxruntime(backend: str, device: torch.device) -> str:
     """The backend with its provider, which is there."""
     if backend == "onnxruntime":
         backend = f"onnxruntime:{device.type}"
-    provider = backend.partition(":")[2]
+    provider, _ = ONNXRUNTIME[backend]
     if provider == "cpu" and device.type != "cpu":
         raise ShadeFastError(f"backend {backend!r}: runs on the CPU, and {device} is in use; give devices='cpu'")
     check_onnxruntime(provider)

@@ -7,11 +7,11 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 
+from shade_fast import runtime
 from shade_fast.encoders import Encoder
 from shade_fast.engine.devices import kernels
 from shade_fast.ops import latent_distance
 from shade_fast.perceptual import Perceptual
-from shade_fast.runtime import OnnxNetwork
 from shade_fast.transforms import Draw
 from shade_fast.view import ViewPlan
 
@@ -78,10 +78,9 @@ class Problem:
         ]
 
     def _latent_distance(self, encoder: Encoder, view: torch.Tensor, latents: torch.Tensor) -> torch.Tensor:
-        if isinstance(encoder.module, OnnxNetwork) and view.requires_grad and torch.is_grad_enabled():
-            encoder.check_images(view)
-            return encoder.module.distance(view, latents)
-        return latent_distance(encoder.encode(view), latents, backend=kernels(self.backend))
+        encoder.check_images(view)
+        joint = runtime.latent_distance(encoder.module, view, latents)
+        return latent_distance(encoder.encode(view), latents, backend=kernels(self.backend)) if joint is None else joint
 
     def distance(self, view: torch.Tensor) -> torch.Tensor:
         """The objective [B] of what the encoders see, [B, 3, h, w]; differentiable."""

@@ -127,10 +127,14 @@ class _Activations(nn.Module):
 class _Features(nn.Module):
     """Images to the clean side of the distance."""
 
-    def __init__(self, activations: _Activations, backend: str) -> None:
+    def __init__(self, activations: nn.Module, backend: str) -> None:
         super().__init__()
         self.activations = activations
         self.backend = backend
+
+    def over(self, change: Callable[[nn.Module], nn.Module]) -> _Features:
+        """The same sums over what `change` makes of the trunk."""
+        return _Features(change(self.activations), self.backend)
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         return tuple(unit_length(activations, backend=self.backend) for activations in self.activations(images))
@@ -139,11 +143,15 @@ class _Features(nn.Module):
 class _Distances(nn.Module):
     """Images and clean features to each layer's share of the distance, [B]."""
 
-    def __init__(self, activations: _Activations, heads: nn.ParameterList, backend: str) -> None:
+    def __init__(self, activations: nn.Module, heads: nn.ParameterList, backend: str) -> None:
         super().__init__()
         self.activations = activations
         self.heads = heads
         self.backend = backend
+
+    def over(self, change: Callable[[nn.Module], nn.Module]) -> _Distances:
+        """The same sums over what `change` makes of the trunk."""
+        return _Distances(change(self.activations), self.heads, self.backend)
 
     def forward(self, images: Tensor, *clean_features: Tensor) -> tuple[Tensor, ...]:
         layers = []

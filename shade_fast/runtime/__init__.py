@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from shade_fast.runtime.arena import BLOCKS
-from shade_fast.runtime.freeze import ONNXRUNTIME, Frozen, Report, freeze, onnx_provider
-from shade_fast.runtime.onnx import OnnxNetwork, check_onnxruntime
+from shade_fast.runtime.freeze import ONNXRUNTIME, Frozen, Report, freeze, latent_distance, onnx_provider
+from shade_fast.runtime.onnx import PRECISIONS, OnnxNetwork, check_onnxruntime, check_precision
 from shade_fast.runtime.plan import ACCURACIES
 
 __all__ = [
     "ACCURACIES",
     "BLOCKS",
     "ONNXRUNTIME",
+    "PRECISIONS",
     "Frozen",
     "OnnxNetwork",
     "Report",
     "check_onnxruntime",
+    "check_precision",
     "freeze",
+    "latent_distance",
     "onnx_provider",
 ]

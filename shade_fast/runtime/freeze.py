@@ -15,14 +15,16 @@ from shade_fast.errors import ShadeFastError, reason
 from shade_fast.ops import native
 from shade_fast.runtime import plan
 from shade_fast.runtime.arena import BLOCKS, Block
-from shade_fast.runtime.onnx import PROVIDERS, OnnxNetwork
+from shade_fast.runtime.onnx import CUDA, FLOAT32, PRECISIONS, PROVIDERS, OnnxNetwork
 from shade_fast.runtime.program import Program
 from shade_fast.runtime.trace import Graph, Packs, lower
 
 #: Image sizes whose programs are kept; a program takes little memory without its block.
 MOST_SIZES = 32
-#: Backends that are ONNX Runtime with a provider.
-ONNXRUNTIME = tuple(f"onnxruntime:{provider}" for provider in PROVIDERS)
+#: Backend that is ONNX Runtime -> its provider, and the precision of a step.
+ONNXRUNTIME = {f"onnxruntime:{provider}": (provider, FLOAT32) for provider in PROVIDERS} | {
+    f"onnxruntime:{CUDA}:{precision}": (CUDA, precision) for precision in PRECISIONS if precision != FLOAT32
+}
 
 
 def freeze(module: nn.Module, backend: str = "native", *, accuracy: str = "fast") -> nn.Module:
@@ -31,8 +33,8 @@ def freeze(module: nn.Module, backend: str = "native", *, accuracy: str = "fast"
     module: from images float32 [B, 3, h, w] (and further tensors, which get no gradient) to a tensor or a tuple of
         tensors; in eval mode, on the CPU for `native`. Its weights are read, not copied, while it is frozen: those of
         convolutions are packed anew at the first use.
-    backend: `reference` gives the module itself; `native` a `Frozen`; `onnxruntime:cpu`, `:cuda` and `:tensorrt` an
-        `OnnxNetwork`. A module that is frozen already stays as it is.
+    backend: `reference` gives the module itself; `native` a `Frozen`; those in `ONNXRUNTIME` an `OnnxNetwork`. A module
+        that is frozen already stays as it is.
     accuracy: of `native`. `fast`: the input gradient within 1e-4 relative root-mean-square of float64 arithmetic, with
         Winograd's algorithms. `exact`: within 1e-5, direct sums alone.
 
@@ -40,9 +42,8 @@ def freeze(module: nn.Module, backend: str = "native", *, accuracy: str = "fast"
     """
     if backend == "reference" or isinstance(module, Frozen | OnnxNetwork):
         return module
-    provider = onnx_provider(backend)
-    if provider is not None:
-        return OnnxNetwork(module, provider)
+    if backend in ONNXRUNTIME:
+        return OnnxNetwork(module, *ONNXRUNTIME[backend])
     if backend != "native":
         raise ShadeFastError(
             f"backend {backend!r}: networks are frozen for one of native, {', '.join(ONNXRUNTIME)}, or 'reference' as "
@@ -56,7 +57,12 @@ def freeze(module: nn.Module, backend: str = "native", *, accuracy: str = "fast"
 
 def onnx_provider(backend: str) -> str | None:
     """Which of ONNX Runtime's providers a backend stands for; None where it is another."""
-    return backend.partition(":")[2] if backend in ONNXRUNTIME else None
+    return ONNXRUNTIME[backend][0] if backend in ONNXRUNTIME else None
+
+
+def latent_distance(network: nn.Module, images: Tensor, anchor_latents: Tensor) -> Tensor | None:
+    """The latent distance [B] of images [B, 3, h, w] where a network has it and its gradient in one run, else None."""
+    return network.distance(images, anchor_latents) if isinstance(network, OnnxNetwork) else None
 
 
 class Frozen(nn.Module):

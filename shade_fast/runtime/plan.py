@@ -18,6 +18,7 @@ import platform
 import tempfile
 import threading
 import time
+import zlib
 from pathlib import Path
 
 import torch
@@ -152,8 +153,14 @@ def _file() -> Path | None:
     folder = os.environ.get("SHADE_FAST_CACHE", str(Path.home() / ".cache" / "shade_fast"))
     if not folder:
         return None
-    name = f"plan {__version__} {native.cpu().selected_isa()} {_machine()}.json"
+    name = f"plan {__version__} {_build()} {native.cpu().selected_isa()} {_machine()}.json"
     return Path(folder) / "".join(letter if letter.isalnum() or letter in " .-" else "_" for letter in name)
+
+
+@functools.cache
+def _build() -> str:
+    """The compiled kernels' checksum: other kernels are measured anew."""
+    return f"{zlib.crc32(Path(str(native.cpu().__file__)).read_bytes()):08x}"
 
 
 @functools.cache

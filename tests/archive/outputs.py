@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -45,3 +46,12 @@ def by_key(report: ArchiveReport) -> dict[str, Row]:
 def finish(process: subprocess.Popen[str], seconds: float = 120) -> tuple[int, str, str]:
     printed, errors = process.communicate(timeout=seconds)
     return process.returncode, printed, errors
+
+
+def wait_for_images(process: subprocess.Popen[str], path: Path, count: int) -> None:
+    """Until a run's events tell of so many images. Raises AssertionError where it ends before."""
+    while process.poll() is None:
+        if path.exists() and path.read_text().count('"event": "image"') >= count:
+            return
+        time.sleep(0.01)
+    raise AssertionError(f"ended before it told of {count} images: {process.communicate()}")

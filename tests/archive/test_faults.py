@@ -23,7 +23,7 @@ from PIL import Image
 
 from shade_fast.archive import Manifest, Storage, archive_status
 from shade_fast.images import decode
-from tests.archive.outputs import SMALL, Command, Run, by_key, finish, images, twelve_images
+from tests.archive.outputs import SMALL, Command, Run, by_key, finish, images, twelve_images, wait_for_images
 
 Start = Callable[..., "subprocess.Popen[str]"]
 #: Steps enough that a test can do something while a run goes on.
@@ -49,14 +49,6 @@ def whole(tmp_path_factory: pytest.TempPathFactory, draw: Any) -> dict[str, byte
     arguments = ["archive", folder / "many", "--out", folder / "out", *SMALL, *LONGER]
     subprocess.run([sys.executable, "-m", "shade_fast.cli", *map(str, arguments)], check=True, capture_output=True)
     return images(folder / "out")
-
-
-def wait_for_images(process: subprocess.Popen[str], path: Path, count: int) -> None:
-    while process.poll() is None:
-        if path.exists() and path.read_text().count('"event": "image"') >= count:
-            return
-        time.sleep(0.01)
-    raise AssertionError(f"ended before it told of {count} images: {process.communicate()}")
 
 
 def statuses(out: Path) -> dict[str, str]:

@@ -165,9 +165,9 @@ def test_duplicates_are_done_once_and_copied(
     optimized: list[str] = []
     optimize = Poisoner._optimize
 
-    def watched(self: Poisoner, batch: Any, output: Any) -> Any:
+    def watched(self: Poisoner, batch: Any, output: Any, clean: Any) -> Any:
         optimized.extend(work.image.name for work in batch)
-        return optimize(self, batch, output)
+        return optimize(self, batch, output, clean)
 
     monkeypatch.setattr(Poisoner, "_optimize", watched)
     report = run(many, shard_size=6)

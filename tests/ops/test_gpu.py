@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from shade_fast.engine.devices import resolve_backend, resolve_device
+from shade_fast.engine.devices import resolve_backend, resolve_device, resolve_devices
 from shade_fast.errors import ShadeFastError
 from shade_fast.info import describe_machine, info_lines
 from shade_fast.ops import gpu, native
@@ -94,6 +94,47 @@ def test_a_device_that_is_not_there(machine: Any) -> None:
     machine(torch_has_cuda=False)
     with pytest.raises(ShadeFastError, match=r"devices='cuda:0': torch .* is built without CUDA"):
         resolve_device("cuda:0")
+
+
+def test_auto_is_every_gpu_or_the_cpu(machine: Any) -> None:
+    machine(gpus=3)
+    assert [str(device) for device in resolve_devices("auto")] == ["cuda:0", "cuda:1", "cuda:2"]
+    assert resolve_device("auto") == torch.device("cuda:0")
+    machine(gpus=0)
+    assert resolve_devices("auto") == (CPU,)
+
+
+def test_names_of_several_devices(machine: Any) -> None:
+    machine(gpus=2)
+    both = (torch.device("cuda:0"), torch.device("cuda:1"))
+    assert resolve_devices("cuda:0, cuda:1") == resolve_devices(["cuda", "cuda:1"]) == both
+    assert resolve_devices(["cpu", "cpu"]) == (CPU, CPU)
+
+
+@pytest.mark.parametrize(
+    ("devices", "message"),
+    [
+        ([], r"devices=\[\]: names no device; give 'auto', 'cpu' or 'cuda:0'"),
+        ("", r"devices='': names no device"),
+        (["cpu", ""], r"devices='': not a device"),
+        (["cpu", "tpu"], r"devices='tpu': not a device; give 'auto', 'cpu' or 'cuda:0'"),
+        ("meta", r"devices='meta': give 'auto', 'cpu' or 'cuda:0'"),
+        (["auto", "cpu"], r"devices='auto': not a device"),
+        ("cuda:0,cuda:7", r"devices='cuda:7': the last CUDA device is cuda:1"),
+        ("cpu,cuda:0", r"devices='cpu,cuda:0': a CPU beside GPUs would make other results than they do; give one kind"),
+        (2, r"devices=2: give 'auto', or names"),
+        ([0, 1], r"devices=\[0, 1\]: give 'auto', or names"),
+    ],
+)
+def test_devices_that_are_none_are_named_with_the_mend(machine: Any, devices: Any, message: str) -> None:
+    machine(gpus=2)
+    with pytest.raises(ShadeFastError, match=message):
+        resolve_devices(devices)
+
+
+def test_what_runs_on_one_device_takes_no_more(machine: Any) -> None:
+    with pytest.raises(ShadeFastError, match="devices='cpu,cpu': this runs on one; give one of them"):
+        resolve_device(["cpu", "cpu"])
 
 
 def test_the_gpu_has_to_be_chosen(machine: Any) -> None:

@@ -227,11 +227,33 @@ def test_without_a_cache_nothing_is_written(folder: str, cache: Path, monkeypatc
     assert files(cache) == []
 
 
+def test_a_folder_that_fills_up_costs_no_second_export(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    exports, real_export, real_file = [], export.export, export._whole
+
+    def counted(*arguments: Any) -> Any:
+        exports.append(1)
+        return real_export(*arguments)
+
+    def full(path: Path) -> Any:
+        if path.suffix == ".onnx":
+            raise OSError(28, "No space left on device")
+        return real_file(path)
+
+    monkeypatch.setattr(export, "export", counted)
+    monkeypatch.setattr(export, "_whole", full)
+    module, images = made("kernels and strides"), photograph(16, 16)
+    assert relative(freeze(module, "onnxruntime:cpu")(images), module(images).double()) < TOLERANCE
+    assert [path.suffix for path in files(cache)] == [".weights"] and len(exports) == 1
+
+
 def test_writers_at_once_leave_whole_files(cache: Path) -> None:
     images = photograph(16, 16)
     data = model_of(made("kernels and strides"), [images], "forward", ["images"], ["output_0"])
     cache.mkdir(parents=True)
     path = cache / "graph.onnx"
+    model = onnx.load_from_string(data)
+    export.write(model, path)
+    assert model.SerializeToString() == data and path.stat().st_size < len(data)
     seen: list[bool] = []
 
     def write() -> None:

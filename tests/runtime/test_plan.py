@@ -65,6 +65,18 @@ def test_a_measurement_is_made_once_and_kept_on_disk(monkeypatch: pytest.MonkeyP
     assert set(json.loads(file.read_text()).values()) == {"direct"}
 
 
+def test_other_kernels_are_measured_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    times = {"winograd4": 2.0, "winograd6": 3.0, "direct": 1.0}
+    monkeypatch.setattr(plan, "_times", lambda candidates, *_: {name: times[name] for name in candidates})
+    assert plan.choose("fast", PLAIN, *SHAPES, 1) == "direct"
+    times["winograd4"] = 0.5
+    plan._known.cache_clear()
+    assert plan.choose("fast", PLAIN, *SHAPES, 1) == "direct"
+    monkeypatch.setattr(plan, "_build", lambda: "another")
+    plan._known.cache_clear()
+    assert plan.choose("fast", PLAIN, *SHAPES, 1) == "winograd4"
+
+
 def test_a_damaged_file_is_measured_anew(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(plan, "_times", lambda candidates, *_: dict.fromkeys(candidates, 2.0) | {"direct": 1.0})
     plan.choose("fast", PLAIN, *SHAPES, 1)

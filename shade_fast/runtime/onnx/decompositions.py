@@ -24,8 +24,8 @@ from shade_fast.ops import lpips_layer
 
 aten = torch.ops.aten
 
-#: Of ONNX's own operators; no others are used.
-OPSET = 18
+#: Of ONNX's own operators; no others are used. Convolutions of bfloat16 are newer.
+OPSET, OPSET_OF_BFLOAT16 = 18, 22
 
 
 def table() -> dict[Any, Callable[..., Any]]:
@@ -44,6 +44,7 @@ def table() -> dict[Any, Callable[..., Any]]:
         aten.reflection_pad2d_backward.default: reflection_pad_backward,
         aten.silu.default: silu,
         aten.silu_backward.default: silu_backward,
+        torch.ops.shade_fast.widen.default: lambda values: values.float(),
         torch.ops.shade_fast.lpips_layer.default: lpips_layer.reference,
         torch.ops.shade_fast.lpips_layer_gradient.default: lpips_layer.reference_gradient,
         torch.ops.shade_fast.unit_length.default: lpips_layer.reference_unit,
@@ -104,10 +105,11 @@ def group_norm(
     groups: int,
     epsilon: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The result, and mean and 1 / √(variance + epsilon), [B, groups]."""
-    grouped = x.reshape(batch, groups, -1)
+    """The result, and mean and 1 / √(variance + epsilon), [B, groups]; in float32 but for the result."""
+    values = x.float()
+    grouped = values.reshape(batch, groups, -1)
     mean = grouped.mean(2)
-    centred = _centred(x, mean)
+    centred = _centred(values, mean)
     # The sum of squares in two steps: one of all of a group's values in a row would lose digits.
     size = grouped.shape[2]
     lengths = torch.linalg.vector_norm(centred.reshape(batch, channels, -1), dim=2)
@@ -117,7 +119,7 @@ def group_norm(
     result = centred * scale[:, :, *[None] * (x.ndim - 2)]
     if bias is not None:
         result = result + bias.reshape(1, channels, *[1] * (x.ndim - 2))
-    return result, mean, inverse
+    return result.to(x.dtype), mean, inverse
 
 
 def group_norm_backward(
@@ -135,6 +137,8 @@ def group_norm_backward(
     """dx = a[c]·dy + p[g]·(x - mean) + q[g], with p and q from sums over each channel of dy and dy·(x - mean)."""
     if wanted[1] or wanted[2]:
         raise NotImplementedError("the gradient of weights")
+    dtype = x.dtype
+    x, gradient = x.float(), gradient.float()
     centred = _centred(x, mean)
     size = x.numel() // (batch * groups)
     gamma = 1.0 if weight is None else weight
@@ -148,7 +152,7 @@ def group_norm_backward(
     scale = _of_channels(inverse, weight, channels).reshape(batch, channels, *ones)
     slope = _of_channels(-second * inverse * inverse * inverse, None, channels).reshape(batch, channels, *ones)
     shift = _of_channels(-first * inverse, None, channels).reshape(batch, channels, *ones)
-    return gradient * scale + (centred * slope + shift), None, None
+    return (gradient * scale + (centred * slope + shift)).to(dtype), None, None
 
 
 def _centred(x: Tensor, mean: Tensor) -> Tensor:
@@ -165,17 +169,22 @@ def _of_channels(values: Tensor, weight: Tensor | None, channels: int) -> Tensor
 
 def threshold_backward(gradient: Tensor, x: Tensor, threshold: float) -> Tensor:
     """dy where x > threshold, else 0."""
-    if threshold != 0:
+    if threshold != 0 or x.dtype != torch.float32:
         return torch.where(x > threshold, gradient, 0)
-    # Comparisons and choices run on one core in ONNX Runtime, this on all: 3 ms for what takes 34.
+    # Comparisons and choices run on one of a CPU's cores in ONNX Runtime, this on all: 3 ms for what takes 34.
     return gradient * clipped_line(x, 1e30, 0.0)
 
 
 def clipped_line(x: Tensor, slope: float, shift: float) -> Tensor:
-    """clip(slope·x + shift, 0, 1), as one operator."""
+    """clip(slope·x + shift, 0, 1), as one operator; float32, since no other type holds the slopes."""
     attributes: dict[str, Any] = {"alpha": slope, "beta": shift}
     made: Tensor = torch.onnx.ops.symbolic("HardSigmoid", [x], attributes, dtype=x.dtype, shape=x.shape, version=OPSET)
     return made
+
+
+def _zero(x: Tensor) -> Tensor:
+    """1 where x is 0, else, x being positive, 0."""
+    return clipped_line(x, -1e30, 1.0) if x.dtype == torch.float32 else (x == 0).to(x.dtype)
 
 
 def silu(x: Tensor) -> Tensor:
@@ -212,7 +221,7 @@ def max_pool_backward(
     for down, across in places:
         rows = slice(down, down + stride[0] * (height - 1) + 1, stride[0])
         columns = slice(across, across + stride[1] * (width - 1) + 1, stride[1])
-        part = rest * clipped_line(pooled - x[:, :, rows, columns], -1e30, 1.0)
+        part = rest * _zero(pooled - x[:, :, rows, columns])
         rest = rest - part
         parts.append(part)
     if stride == [1, 1]:

@@ -20,7 +20,7 @@ from torch import Tensor, fx, nn
 
 from shade_fast.errors import ShadeFastError, reason
 from shade_fast.runtime.onnx import libraries
-from shade_fast.runtime.onnx.decompositions import OPSET
+from shade_fast.runtime.onnx.decompositions import OPSET, OPSET_OF_BFLOAT16
 from shade_fast.runtime.onnx.trace import TRACING, Source, read, trace
 from shade_fast.version import __version__
 
@@ -47,7 +47,7 @@ def export(graph: fx.GraphModule, inputs: Sequence[Tensor], names: tuple[Sequenc
                 graph,
                 tuple(inputs),
                 dynamo=True,
-                opset_version=OPSET,
+                opset_version=OPSET_OF_BFLOAT16 if _holds_bfloat16(graph) else OPSET,
                 input_names=list(names[0]),
                 output_names=list(names[1]),
                 verbose=False,
@@ -67,6 +67,11 @@ def export(graph: fx.GraphModule, inputs: Sequence[Tensor], names: tuple[Sequenc
     if model.ByteSize() <= LARGEST:
         onnx.checker.check_model(model, full_check=True)
     return model
+
+
+def _holds_bfloat16(graph: fx.GraphModule) -> bool:
+    values = [node.meta.get("val") for node in graph.graph.nodes]
+    return any(isinstance(value, Tensor) and value.dtype == torch.bfloat16 for value in values)
 
 
 def _strip(model: Any) -> None:
@@ -100,7 +105,7 @@ def cached(source: Source, kind: str, names: tuple[Sequence[str], Sequence[str]]
             folder.mkdir(parents=True, exist_ok=True)
             write(model, path)
         except OSError:  # a folder that cannot be written, or is full, costs time, not results
-            return _bytes(_made(source, kind, names))
+            return _bytes(model)
     return path
 
 
@@ -172,6 +177,7 @@ def is_whole(path: Path) -> bool:
 
 
 def write(model: Any, path: Path) -> None:
+    """Write a model, which stays as it is, and beside it the file of its weights. Raises OSError."""
     large = [
         (tensor, hashlib.sha256(tensor.raw_data).digest())
         for tensor in model.graph.initializer
@@ -188,18 +194,21 @@ def write(model: Any, path: Path) -> None:
         with _whole(weights) as file:
             for digest in sorted(pieces):
                 file.write(pieces[digest].ljust(-(-len(pieces[digest]) // PAGE) * PAGE, b"\0"))
-    for tensor, digest in large:
-        where = {
-            "location": name,
-            "offset": str(offsets[digest]),
-            "length": str(len(tensor.raw_data)),
-        }
-        tensor.ClearField("raw_data")
-        tensor.data_location = tensor.EXTERNAL
-        for key, value in where.items():
-            tensor.external_data.add(key=key, value=value)
+    try:
+        for tensor, digest in large:
+            length = len(tensor.raw_data)
+            tensor.ClearField("raw_data")
+            tensor.data_location = tensor.EXTERNAL
+            for key, value in {"location": name, "offset": offsets[digest], "length": length}.items():
+                tensor.external_data.add(key=key, value=str(value))
+        text = model.SerializeToString()
+    finally:
+        for tensor, digest in large:
+            tensor.ClearField("external_data")
+            tensor.ClearField("data_location")
+            tensor.raw_data = pieces[digest]
     with _whole(path) as file:
-        file.write(model.SerializeToString())
+        file.write(text)
 
 
 @contextlib.contextmanager

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -13,7 +14,8 @@ from torch import Tensor, nn
 from shade_fast.errors import ShadeFastError
 from shade_fast.ops import latent_distance
 from shade_fast.runtime.onnx.export import cached, read_module
-from shade_fast.runtime.onnx.libraries import check_onnxruntime
+from shade_fast.runtime.onnx.half import FLOAT32, PRECISIONS, in_precision
+from shade_fast.runtime.onnx.libraries import CPU, check_onnxruntime
 from shade_fast.runtime.onnx.session import Session
 from shade_fast.runtime.onnx.trace import Source
 
@@ -30,19 +32,23 @@ class OnnxNetwork(nn.Module):
     other, the forward is one run, and its gradient another that makes the forward's values again.
 
     module: from float32 images [B, 3, h, w], and further tensors, to a tensor or a tuple of tensors.
+    precision: of gradients and of what is made together with them (`PRECISIONS`), on a GPU; what no gradient is asked
+        of, and so all that is measured and reported, is float32.
     shrink: whether a run gives the memory back that it worked in.
     """
 
-    def __init__(self, module: nn.Module, provider: str) -> None:
+    def __init__(self, module: nn.Module, provider: str, precision: str = FLOAT32) -> None:
         """Raises ShadeFastError where ONNX Runtime, the provider or the exporter's libraries are not there."""
         super().__init__()
+        check_precision(provider, precision)
         check_onnxruntime(provider)
         self.module = module
         self.provider = provider
+        self.precision = precision
         self.shrink = False
         self._distances: OnnxNetwork | None = None
         self._lock = threading.RLock()
-        self._sources: OrderedDict[Shapes, Source] = OrderedDict()
+        self._sources: OrderedDict[tuple[nn.Module, Shapes], Source] = OrderedDict()
         self._sessions: OrderedDict[tuple[Any, ...], Session] = OrderedDict()
 
     def forward(self, *inputs: Tensor) -> Any:
@@ -61,10 +67,16 @@ class OnnxNetwork(nn.Module):
             outputs = tuple(self.run("forward", inputs))
         return outputs[0] if self.source(inputs).single else outputs
 
+    @functools.cached_property
+    def _stepped(self) -> nn.Module:
+        return in_precision(self.module, self.precision)
+
     def distance(self, images: Tensor, anchor_latents: Tensor) -> Tensor:
         """‖module(images) - anchor_latents‖₂, [B], whose gradient comes from the same run."""
+        if not (torch.is_grad_enabled() and images.requires_grad):
+            return latent_distance(self(images), anchor_latents, backend="reference")
         if self._distances is None:
-            self._distances = OnnxNetwork(LatentDistance(self.module), self.provider)
+            self._distances = OnnxNetwork(LatentDistance(self.module), self.provider, self.precision)
         self._distances.shrink = self.shrink
         distance: Tensor = self._distances(images, anchor_latents)
         return distance
@@ -73,22 +85,23 @@ class OnnxNetwork(nn.Module):
         """The outputs of one kind of graph (see `trace.KINDS`); upstream: the outputs' gradients, for a pullback."""
         return self._session(kind, inputs).run((*inputs, *upstream), self.shrink)
 
-    def source(self, inputs: Sequence[Tensor]) -> Source:
-        """The module's operators for inputs of these shapes."""
-        shapes = _shapes(inputs)
+    def source(self, inputs: Sequence[Tensor], kind: str = "forward") -> Source:
+        """The module's operators for inputs of these shapes, as graphs of one kind have them."""
+        module = self.module if kind == "forward" else self._stepped
+        key = (module, _shapes(inputs))
         with self._lock:
-            if shapes not in self._sources:
-                self._sources[shapes] = read_module(self.module, inputs)
+            if key not in self._sources:
+                self._sources[key] = read_module(module, inputs)
                 while len(self._sources) > MOST_SESSIONS:
                     self._sources.popitem(last=False)
-            return self._sources[shapes]
+            return self._sources[key]
 
     def _session(self, kind: str, inputs: Sequence[Tensor]) -> Session:
         key = (kind, _shapes(inputs), torch.get_num_threads())
         with self._lock:
             session = self._sessions.pop(key, None)
             if session is None:
-                source = self.source(inputs)
+                source = self.source(inputs, kind)
                 session = Session(cached(source, kind, source.names(kind)), self.provider, inputs[0].device)
             self._sessions[key] = session
             while len(self._sessions) > MOST_SESSIONS:
@@ -103,6 +116,9 @@ class LatentDistance(nn.Module):
         super().__init__()
         self.module = module
 
+    def over(self, change: Callable[[nn.Module], nn.Module]) -> LatentDistance:
+        return LatentDistance(change(self.module))
+
     def forward(self, images: Tensor, anchor_latents: Tensor) -> Tensor:
         return latent_distance(self.module(images).float(), anchor_latents, backend="reference")
 
@@ -114,7 +130,7 @@ class _Run(torch.autograd.Function):
     def forward(ctx: Any, network: OnnxNetwork, *inputs: Tensor) -> tuple[Tensor, ...]:
         ctx.network, ctx.inputs = network, tuple(tensor.detach() for tensor in inputs)
         ctx.gradient = None
-        if network.source(inputs).per_image:
+        if network.source(inputs, "step").per_image:
             *outputs, ctx.gradient = network.run("step", inputs)
         else:
             outputs = network.run("forward", inputs)
@@ -128,7 +144,23 @@ class _Run(torch.autograd.Function):
             gradient = ctx.gradient * upstream[0][:, None, None, None]
         else:
             (gradient,) = ctx.network.run("pullback", ctx.inputs, upstream)
+        if ctx.network.precision != FLOAT32 and not bool(torch.isfinite(gradient).all()):
+            raise ShadeFastError(
+                f"the network's gradient does not fit {ctx.network.precision}: its values are too large; use "
+                f"backend='onnxruntime:{ctx.network.provider}'"
+            )
         return None, gradient, *([None] * (len(ctx.inputs) - 1))
+
+
+def check_precision(provider: str, precision: str) -> None:
+    """Raise ShadeFastError for a precision that is unknown, or that a provider does not compute in."""
+    if precision not in PRECISIONS:
+        raise ShadeFastError(f"precision {precision!r}: give one of {', '.join(PRECISIONS)}")
+    if provider == CPU and precision != FLOAT32:
+        raise ShadeFastError(
+            f"backend 'onnxruntime:{CPU}:{precision}': ONNX Runtime computes in float32 on a CPU; use "
+            f"backend='onnxruntime:{CPU}', or 'onnxruntime:cuda:{precision}'"
+        )
 
 
 def _shapes(inputs: Sequence[Tensor]) -> Shapes:

@@ -22,6 +22,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from shade_fast.runtime.onnx.decompositions import table
+from shade_fast.runtime.onnx.half import scale_of
 
 aten = torch.ops.aten
 
@@ -41,7 +42,7 @@ class Source:
     single: whether the module gives one tensor, not a tuple. sha256: of the operators and of the constants.
     """
 
-    run: Callable[..., Any]
+    run: fx.GraphModule
     shapes: tuple[tuple[int, ...], ...]
     outputs: tuple[tuple[int, ...], ...]
     single: bool
@@ -109,10 +110,10 @@ def _step(source: Source, each: bool) -> Callable[..., Any]:
     def step(images: Tensor, *extras: Tensor) -> list[Tensor]:
         with torch.enable_grad():
             images = images.detach().requires_grad_(True)
-            outputs = _flat(source.run(images, *extras))
+            outputs, entries = _watched(source, images, *extras)
             sums = [output.sum() for output in outputs]
             wanted = sums if each else [torch.stack(sums).sum()]
-            gradients = [torch.autograd.grad(one, images, retain_graph=True)[0] for one in wanted]
+            gradients = [_gradient([one], images, entries) for one in wanted]
         return [*(output.detach() for output in outputs), *gradients]
 
     return step
@@ -125,10 +126,44 @@ def _pullback(source: Source) -> Callable[..., Any]:
         extras, upstream = others[:-count], others[-count:]
         with torch.enable_grad():
             images = images.detach().requires_grad_(True)
-            outputs = _flat(source.run(images, *extras))
-            return list(torch.autograd.grad(outputs, images, upstream))
+            outputs, entries = _watched(source, images, *extras)
+            return [_gradient(outputs, images, entries, upstream)]
 
     return pullback
+
+
+class _Watch(fx.Interpreter):
+    """Runs a graph and keeps what comes out of networks of half precision."""
+
+    def __init__(self, module: fx.GraphModule) -> None:
+        super().__init__(module)
+        self.widened: list[Tensor] = []
+
+    def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
+        result = super().call_function(target, args, kwargs)
+        if target is torch.ops.shade_fast.widen.default:
+            self.widened.append(result)
+        return result
+
+
+def _watched(source: Source, *inputs: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+    """The outputs, and where their gradients enter networks of half precision."""
+    watch = _Watch(source.run)
+    return _flat(watch.run(*inputs)), watch.widened
+
+
+def _gradient(
+    outputs: Sequence[Tensor], images: Tensor, entries: Sequence[Tensor], upstream: Sequence[Tensor] | None = None
+) -> Tensor:
+    """The gradient in the images, scaled on its way through half precision."""
+    if not entries:
+        return torch.autograd.grad(outputs, images, upstream, retain_graph=True)[0]
+    found = torch.autograd.grad(outputs, entries, upstream, retain_graph=True, allow_unused=True)
+    entering = [(entry, gradient) for entry, gradient in zip(entries, found, strict=True) if gradient is not None]
+    scale = scale_of([gradient for _, gradient in entering])
+    scaled = [gradient * scale for _, gradient in entering]
+    (gradient,) = torch.autograd.grad([entry for entry, _ in entering], images, scaled, retain_graph=True)
+    return gradient / scale
 
 
 _FUNCTIONS: dict[str, Callable[[Source], Callable[..., Any]]] = {

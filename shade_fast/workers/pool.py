@@ -1,0 +1,236 @@
+"""The pool: batches of images in, to whichever device is free; their outcomes back, whatever becomes of a worker."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+
+from shade_fast.errors import ShadeFastError, reason
+from shade_fast.images import Output
+from shade_fast.work import Protected, Work, failed
+from shade_fast.workers.worker import CannotStartError, Worker
+
+#: Deaths of workers over one image before it counts as their cause.
+DEATHS_OF_AN_IMAGE = 2
+#: Deaths in a row, with no batch finished between them, before a device is given up.
+DEATHS_OF_A_DEVICE = 3
+#: Batches that are taken in for each device: one worked on, one sent ahead, one that waits.
+BATCHES_A_DEVICE = 3
+
+log = logging.getLogger(__name__)
+
+
+class DevicesLostError(ShadeFastError):
+    """No device of a run is left; what is done by then is not touched by it."""
+
+
+@dataclass(eq=False)
+class _Batch:
+    works: Sequence[Work]
+    output: Output | None
+    future: Future[list[Protected]] = field(default_factory=Future)
+    results: dict[int, Protected] = field(default_factory=dict)
+    begun: bool = False
+
+
+@dataclass(eq=False)
+class _Part:
+    """Images of a batch that are sent together: all of them, or one by itself once a worker died over them.
+
+    deaths: of workers that had them. sent: whether the present one has.
+    """
+
+    batch: _Batch
+    places: Sequence[int]
+    deaths: int = 0
+    sent: bool = False
+
+    @property
+    def works(self) -> list[Work]:
+        return [self.batch.works[place] for place in self.places]
+
+
+class Pool:
+    """Hands batches out to devices, which it knows by name alone; each has a worker, begun with its first batch.
+
+    A worker that dies is replaced. Its batches go back to the front of the queue, for the next that is free; what it
+    worked on is tried again image by image, and an image over which `DEATHS_OF_AN_IMAGE` workers died fails. A device
+    whose workers die `DEATHS_OF_A_DEVICE` times in a row, or cannot start, is given up; the log says so.
+
+    devices: names; one may be there several times. start: makes a worker for a device.
+    """
+
+    def __init__(self, devices: Sequence[str], start: Callable[[str], Worker]) -> None:
+        self._start = start
+        self._capacity = BATCHES_A_DEVICE * len(devices)
+        self._queue: deque[_Part] = deque()
+        self._unfinished: set[_Batch] = set()
+        self._workers: set[Worker] = set()
+        self._left = len(devices)
+        self._lost: dict[str, str] = {}
+        self._closed = False
+        self._changed = threading.Condition()
+        for device in devices:
+            threading.Thread(target=self._serve, args=(device,), name=f"shade_fast-{device}", daemon=True).start()
+
+    def submit(self, works: Sequence[Work], output: Output | None) -> Future[list[Protected]]:
+        """Protect images of one size on some device; waits while there is no room.
+
+        The future can be cancelled until a worker is sent the batch; it raises DevicesLostError once none is left.
+        """
+        batch = _Batch(works, output)
+        with self._changed:
+            self._changed.wait_for(lambda: len(self._unfinished) < self._capacity or not self._left or self._closed)
+            if self._closed or not self._left:
+                batch.future.set_exception(self._error())
+            else:
+                self._unfinished.add(batch)
+                self._queue.append(_Part(batch, range(len(works))))
+                self._changed.notify_all()
+        return batch.future
+
+    def close(self) -> None:
+        """End all workers; batches that are not finished never will be."""
+        with self._changed:
+            self._closed = True
+            workers, self._workers = self._workers, set()
+            self._fail_all()
+        for worker in workers:
+            worker.kill()
+
+    def _serve(self, device: str) -> None:
+        """A device's thread: one worker after the other, as long as there is work."""
+        in_a_row, why = 0, ""
+        while in_a_row < DEATHS_OF_A_DEVICE and (first := self._take()) is not None:
+            sent, done = deque([first]), 0
+            worker = None
+            try:
+                worker = self._begun(device)
+                if worker is None:
+                    return
+                worker.start()
+                while sent:
+                    for part in sent:
+                        if not part.sent:
+                            worker.send(part.works, part.batch.output)
+                            part.sent = True
+                    ahead = self._take(ahead=True) if len(sent) == 1 else None
+                    if ahead is not None:
+                        sent.append(ahead)
+                        continue
+                    self._finish(sent[0], worker.receive(sent[0].works))
+                    sent.popleft()
+                    done += 1
+                    following = None if sent else self._take()
+                    sent.extend([] if following is None else [following])
+            except CannotStartError as error:
+                in_a_row, why = DEATHS_OF_A_DEVICE, str(error)
+            except (EOFError, OSError) as error:
+                in_a_row = 1 if done else in_a_row + 1
+                why = f"its process died: {reason(error) if worker is None else worker.ended()}"
+            except Exception as error:  # not the worker's doing, but a thread that ended unseen would end the run so
+                in_a_row, why = in_a_row + 1, reason(error)
+            finally:
+                self._ended(worker)
+            self._give_back(sent, device, why)
+        self._give_up(device, why)
+
+    def _begun(self, device: str) -> Worker | None:
+        """A worker that `close` knows of; None once that was called."""
+        with self._changed:
+            if self._closed:
+                return None
+            worker = self._start(device)
+            self._workers.add(worker)
+            return worker
+
+    def _ended(self, worker: Worker | None) -> None:
+        with self._changed:
+            self._workers.discard(worker)
+        if worker is not None:
+            worker.kill()
+
+    def _take(self, ahead: bool = False) -> _Part | None:
+        """The next part, waiting for one; None once the pool is closed.
+
+        ahead: for a worker that is busy, only what leaves one for each of the others, and without waiting.
+        """
+        with self._changed:
+            while not self._closed:
+                while self._queue and (not ahead or len(self._queue) >= self._left):
+                    part = self._queue.popleft()
+                    if part.batch.begun or part.batch.future.set_running_or_notify_cancel():
+                        part.batch.begun = True
+                        return part
+                    self._forget(part.batch)
+                if ahead:
+                    break
+                self._changed.wait()
+        return None
+
+    def _finish(self, part: _Part, results: Sequence[Protected]) -> None:
+        batch = part.batch
+        with self._changed:
+            batch.results |= zip(part.places, results, strict=True)
+            if len(batch.results) < len(batch.works) or batch not in self._unfinished:
+                return
+            self._forget(batch)
+        batch.future.set_result([batch.results[place] for place in range(len(batch.works))])
+
+    def _give_back(self, sent: Sequence[_Part], device: str, why: str) -> None:
+        """What a worker that is gone leaves behind; of what it was sent, it worked on the first."""
+        if self._closed or not why:
+            return
+        log.warning("%s: %s; its images go to the next that is free", device, why)
+        culprits = [sent[0]] if sent and sent[0].sent else []
+        back: list[_Part] = []
+        for part in sent:
+            part.sent = False
+            if part not in culprits:
+                back.append(part)
+                continue
+            for place, work in zip(part.places, part.works, strict=True):
+                one = _Part(part.batch, [place], part.deaths + 1)
+                if one.deaths < DEATHS_OF_AN_IMAGE:
+                    back.append(one)
+                    continue
+                error = ShadeFastError(
+                    f"{one.deaths} worker processes died over this image, the last on {device} ({why}); leave it out, "
+                    "or see whether the machine has the memory for it"
+                )
+                self._finish(one, [Protected(work.image, failed(error, work.image))])
+        with self._changed:
+            self._queue.extendleft(reversed(back))
+            self._changed.notify_all()
+
+    def _give_up(self, device: str, why: str) -> None:
+        with self._changed:
+            self._left -= 1
+            if self._closed:
+                return
+            self._lost[device] = why
+            log.warning("%s: given up, %d devices are left", device, self._left)
+            if not self._left:
+                self._fail_all()
+            self._changed.notify_all()
+
+    def _fail_all(self) -> None:
+        for batch in list(self._unfinished):
+            self._forget(batch)
+            if batch.begun or batch.future.set_running_or_notify_cancel():
+                batch.future.set_exception(self._error())
+        self._queue.clear()
+
+    def _forget(self, batch: _Batch) -> None:
+        self._unfinished.discard(batch)
+        self._changed.notify_all()
+
+    def _error(self) -> ShadeFastError:
+        if self._closed:
+            return DevicesLostError("devices: the pool of workers is closed")
+        told = "; ".join(f"{device}: {why}" for device, why in self._lost.items())
+        return DevicesLostError(f"devices: none is left ({told})")

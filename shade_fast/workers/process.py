@@ -1,0 +1,94 @@
+"""What runs in a worker's process."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import queue
+import threading
+import traceback
+from collections.abc import Callable, Mapping
+from multiprocessing.connection import Connection
+from typing import Any
+
+import torch
+
+from shade_fast.anchors import Anchor
+from shade_fast.errors import ShadeFastError, reason
+from shade_fast.poisoner import Poisoner
+from shade_fast.work import Work
+from shade_fast.workers.worker import receive, send
+
+#: Seconds between two looks whether the parent is still there, where its end does not close the connection.
+LOOK = 2.0
+
+
+def main(descriptor: int, parent: int) -> None:
+    """Protect what comes over a connection, on one device, until that or the parent ends."""
+    connection = Connection(descriptor)
+    reader = _Reader(connection, parent)
+    reader.start()
+    options, device, threads = reader.messages.get()
+    torch.set_num_threads(threads)
+    try:
+        poisoner = _poisoner(options, device)
+    except Exception as error:  # whatever an encoder of the caller's raises
+        send(connection, str(error) if isinstance(error, ShadeFastError) else reason(error))
+        return
+    reader.upload = poisoner.uploader.upload
+    send(connection, None)
+    anchors: dict[int, Anchor] = {}
+    while True:
+        forget, new, images, output, pixels = reader.messages.get()
+        if forget:
+            anchors.clear()
+        anchors |= new
+        batch = [Work(image, anchors[anchor]) for image, anchor in images]
+        protected = poisoner.protect_batch(batch, output, None if pixels is None else pixels())
+        if poisoner.device.type == "cuda" and any(one.outcome.status == "failed" for one in protected):
+            # Raises where a GPU's context is beyond repair: a new process does these, and what would have come here.
+            torch.cuda.synchronize(poisoner.device)
+        send(connection, [(one.outcome, one.stored, one.jpeg) for one in protected])
+
+
+def _poisoner(options: Mapping[str, bytes], device: str) -> Poisoner:
+    values: dict[str, Any] = {}
+    for name, data in options.items():
+        try:
+            values[name] = pickle.loads(data)
+        except Exception as error:  # whatever an object's own unpickling raises
+            raise ShadeFastError(
+                f"{name}: cannot be made in a process of its own ({reason(error)}); several devices need classes and "
+                "functions that stand in a module, not in the script that runs"
+            ) from error
+    return Poisoner(**values | {"devices": device})
+
+
+class _Reader(threading.Thread):
+    """Reads ahead, and starts to copy what it has read to the device; ends the process with its connection."""
+
+    def __init__(self, connection: Connection, parent: int) -> None:
+        super().__init__(name="shade_fast-reader", daemon=True)
+        self.messages: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self.upload: Callable[..., Callable[[], torch.Tensor]] | None = None
+        self._connection, self._parent = connection, parent
+
+    def run(self) -> None:
+        try:
+            while True:
+                while not self._connection.poll(LOOK):
+                    if os.getppid() != self._parent:
+                        os._exit(0)
+                message = receive(self._connection)
+                self.messages.put(message if self.upload is None else (*message, self._uploaded(message)))
+        except (EOFError, OSError):
+            os._exit(0)
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
+
+    def _uploaded(self, message: Any) -> Callable[[], torch.Tensor] | None:
+        try:
+            return None if self.upload is None else self.upload([image.pixels for image, _ in message[2]])
+        except (RuntimeError, MemoryError):
+            return None  # no room beside the batch that is worked on: it is copied when that is done
