@@ -70,10 +70,9 @@ class _Recorder(TorchDispatchMode):
                 # As cuDNN lays it, which the meta device does not know.
                 result = result.to(memory_format=torch.channels_last)
         elif name == "convolution_backward":
-            gradient, x, weight = args[:3]
+            gradient, _, weight = args[:3]
             operations = 2.0 * gradient.numel() * math.prod(weight.shape[1:])
             moved = _size(gradient) + _size(weight) + written
-            del x
             if weight.ndim == 4 and not weight.is_contiguous():
                 result = (result[0].to(memory_format=torch.channels_last), *result[1:])
         elif name in ("addmm", "mm", "bmm"):

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from benchmarks import gpu
 from benchmarks.rows import read_rows
+from shade_fast.engine import step
 
 
 def test_it_runs_through(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -27,6 +29,24 @@ def test_a_wrong_kernel_is_seen(monkeypatch: pytest.MonkeyPatch, capsys: pytest.
     monkeypatch.setattr(gpu, "step_rows", lambda *_: [])
     assert gpu.main(["--smoke"]) == 1
     assert "kernel, bias, residual, ReLU: error 0.1, allowed 0.01" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("stuck", "error"), [(("native",), "1"), (("native", "reference"), "inf")])
+def test_an_update_that_moves_nothing_is_seen(
+    stuck: tuple[str, ...], error: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    right = step.optimizer_update
+
+    def update(*tensors: torch.Tensor, backend: str, **options: Any) -> None:
+        if backend not in stuck:
+            right(*tensors, backend=backend, **options)
+
+    monkeypatch.setattr(step, "optimizer_update", update)
+    monkeypatch.setattr(gpu, "kernel_rows", lambda *_: [])
+    monkeypatch.setattr(gpu, "network_rows", lambda *_: [])
+    assert gpu.main(["--smoke"]) == 1
+    complaints = capsys.readouterr().err.splitlines()
+    assert complaints == [f"step, kl.24{case}, batch 1: error {error}, allowed 0.05" for case in ("", ".lpips")]
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

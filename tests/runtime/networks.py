@@ -141,9 +141,9 @@ def photograph(height: int, width: int, batch: int = 1) -> Tensor:
     return torch.rand(batch, 3, height, width, generator=torch.Generator().manual_seed(0))
 
 
-def made(name: str) -> nn.Module:
+def made(name: str, networks: dict[str, Callable[[], nn.Module]] = NETS) -> nn.Module:
     torch.manual_seed(0)
-    return NETS[name]().eval().requires_grad_(False)
+    return networks[name]().eval().requires_grad_(False)
 
 
 def small_kl() -> nn.Module:
@@ -171,3 +171,28 @@ def smooth_taesd() -> nn.Module:
             if isinstance(child, nn.ReLU):
                 setattr(module, name, nn.SiLU())
     return network
+
+
+#: Those whose graphs ONNX has; smooth ones, but for the lone activations.
+ONNX_NETS: dict[str, Callable[[], nn.Module]] = {
+    "TAESD with a norm": smooth_taesd,
+    "one convolution": lambda: nn.Sequential(conv(3, 4)),
+    "kernels and strides": lambda: nn.Sequential(
+        conv(3, 16, 7, 2), nn.SiLU(), nn.Conv2d(16, 8, 3, 3), conv(8, 8, 1), nn.Conv2d(8, 4, 2, 2, padding=1)
+    ),
+    "grouped, dilated, padded widely": lambda: nn.Sequential(
+        conv(3, 16),
+        nn.Conv2d(16, 16, 3, 2, padding=1, groups=4),
+        nn.Conv2d(16, 8, 3, padding=2, dilation=2),
+        nn.Conv2d(8, 8, 3, 2, padding=1, dilation=2),
+        nn.Conv2d(8, 4, 1, padding=1),
+    ),
+    "padding on two sides": lambda: Net(
+        lambda x, a, b: b(F.pad(a(x), (0, 1, 0, 1))), a=conv(3, 16), b=nn.Conv2d(16, 12, 3, 2)
+    ),
+    "norms without weights": lambda: nn.Sequential(conv(3, 8), nn.GroupNorm(2, 8, affine=False), conv(8, 4)),
+    "attention, two heads": lambda: nn.Sequential(conv(3, 8, 3, 4), Attention(8, 2)),
+    "lone activations": lambda: Net(
+        lambda x, a: torch.tanh(F.silu(a(x)) * 2 + torch.relu(x + 1).mean(1, True)), a=conv(3, 8)
+    ),
+}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,21 +10,11 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from shade_fast.errors import ShadeFastError
 from shade_fast.runtime import OnnxNetwork, freeze
 from shade_fast.runtime.onnx import export, libraries, model_of
-from tests.runtime.networks import (
-    Attention,
-    Net,
-    conv,
-    gradients,
-    photograph,
-    relative,
-    small_kl,
-    smooth_taesd,
-)
+from tests.runtime.networks import ONNX_NETS, Net, conv, gradients, made, photograph, relative, small_kl
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxscript")
@@ -41,41 +30,11 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "cache" / "onnx"
 
 
-NETS: dict[str, Callable[[], nn.Module]] = {
-    "TAESD with a norm": smooth_taesd,
-    "one convolution": lambda: nn.Sequential(conv(3, 4)),
-    "kernels and strides": lambda: nn.Sequential(
-        conv(3, 16, 7, 2), nn.SiLU(), nn.Conv2d(16, 8, 3, 3), conv(8, 8, 1), nn.Conv2d(8, 4, 2, 2, padding=1)
-    ),
-    "grouped, dilated, padded widely": lambda: nn.Sequential(
-        conv(3, 16),
-        nn.Conv2d(16, 16, 3, 2, padding=1, groups=4),
-        nn.Conv2d(16, 8, 3, padding=2, dilation=2),
-        nn.Conv2d(8, 8, 3, 2, padding=1, dilation=2),
-        nn.Conv2d(8, 4, 1, padding=1),
-    ),
-    "padding on two sides": lambda: Net(
-        lambda x, a, b: b(F.pad(a(x), (0, 1, 0, 1))), a=conv(3, 16), b=nn.Conv2d(16, 12, 3, 2)
-    ),
-    "norms without weights": lambda: nn.Sequential(conv(3, 8), nn.GroupNorm(2, 8, affine=False), conv(8, 4)),
-    "attention, two heads": lambda: nn.Sequential(conv(3, 8, 3, 4), Attention(8, 2)),
-    "lone activations": lambda: Net(
-        lambda x, a: torch.tanh(F.silu(a(x)) * 2 + torch.relu(x + 1).mean(1, True)), a=conv(3, 8)
-    ),
-}
-
-
-def made(name: str) -> nn.Module:
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        return NETS[name]().eval().requires_grad_(False)
-
-
-@pytest.mark.parametrize("name", NETS)
+@pytest.mark.parametrize("name", ONNX_NETS)
 def test_results_and_input_gradient_are_the_modules(name: str) -> None:
-    network = freeze(made(name), "onnxruntime:cpu")
+    network = freeze(made(name, ONNX_NETS), "onnxruntime:cpu")
     images = photograph(24, 40, 2)
-    right, right_gradient = gradients(made(name).double(), images.double())
+    right, right_gradient = gradients(made(name, ONNX_NETS).double(), images.double())
     outputs, gradient = gradients(network, images)
     assert relative(outputs[0], right[0]) < TOLERANCE
     assert relative(gradient, right_gradient) < TOLERANCE
@@ -121,7 +80,7 @@ def test_outputs_of_each_image_may_be_weighed_by_themselves() -> None:
 
 
 def test_an_images_gradient_does_not_depend_on_its_neighbours() -> None:
-    network = freeze(made("norms without weights"), "onnxruntime:cpu")
+    network = freeze(made("norms without weights", ONNX_NETS), "onnxruntime:cpu")
     images = photograph(32, 32, 2)
     together = network(images)
     for number in range(2):
@@ -129,7 +88,7 @@ def test_an_images_gradient_does_not_depend_on_its_neighbours() -> None:
 
 
 def test_threads_may_share_a_network() -> None:
-    network = freeze(made("kernels and strides"), "onnxruntime:cpu")
+    network = freeze(made("kernels and strides", ONNX_NETS), "onnxruntime:cpu")
     images = [photograph(24, 24) * scale for scale in (0.2, 0.6, 1.0)]
     right = [gradients(network, image)[1] for image in images]
     found: dict[int, list[bool]] = {}
@@ -147,7 +106,7 @@ def test_threads_may_share_a_network() -> None:
 
 def test_graphs_hold_onnx_operators_alone_and_the_weights_as_constants() -> None:
     images = photograph(32, 32)
-    data = model_of(made("norms without weights"), [images], "pullback", ["images", "latent"], ["gradient"])
+    data = model_of(made("norms without weights", ONNX_NETS), [images], "pullback", ["images", "latent"], ["gradient"])
     model = onnx.load_from_string(data)
     onnx.checker.check_model(model, full_check=True)
     assert [(one.domain, one.version) for one in model.opset_import] == [("", export.OPSET)]
@@ -165,21 +124,21 @@ def files(cache: Path) -> list[Path]:
 
 def test_graphs_are_kept_and_found_again(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     images = photograph(16, 16)
-    first = freeze(made("kernels and strides"), "onnxruntime:cpu")(images)
+    first = freeze(made("kernels and strides", ONNX_NETS), "onnxruntime:cpu")(images)
     assert {path.suffix for path in files(cache)} == {".onnx", ".weights"}
     monkeypatch.setattr(export, "export", None)  # a second export would fail
-    again = freeze(made("kernels and strides"), "onnxruntime:cpu")(images)
+    again = freeze(made("kernels and strides", ONNX_NETS), "onnxruntime:cpu")(images)
     assert torch.equal(first, again)
 
 
 def test_other_weights_code_or_shapes_are_other_graphs(cache: Path) -> None:
     images = photograph(16, 16)
-    module = made("kernels and strides")
+    module = made("kernels and strides", ONNX_NETS)
     first = freeze(module, "onnxruntime:cpu")(images)
     with torch.no_grad():
         module[0].weight *= 1.5  # type: ignore[index]
     assert not torch.equal(freeze(module, "onnxruntime:cpu")(images), first)
-    double = nn.Sequential(*made("kernels and strides"), Net(lambda x: 2 * x))
+    double = nn.Sequential(*made("kernels and strides", ONNX_NETS), Net(lambda x: 2 * x))
     assert torch.allclose(freeze(double, "onnxruntime:cpu")(images), 2 * first)
     assert freeze(module, "onnxruntime:cpu")(photograph(24, 16)).shape != first.shape
     names = [path.suffix for path in files(cache)]
@@ -190,18 +149,18 @@ def test_other_weights_code_or_shapes_are_other_graphs(cache: Path) -> None:
 @pytest.mark.parametrize("damage", ["graph", "weights"])
 def test_a_damaged_file_is_made_anew(cache: Path, damage: str) -> None:
     images = photograph(16, 16)
-    first = freeze(made("kernels and strides"), "onnxruntime:cpu")(images)
+    first = freeze(made("kernels and strides", ONNX_NETS), "onnxruntime:cpu")(images)
     suffix = ".onnx" if damage == "graph" else ".weights"
     for path in files(cache):
         if path.suffix == suffix:
             path.write_bytes(path.read_bytes()[:100])
-    assert torch.equal(freeze(made("kernels and strides"), "onnxruntime:cpu")(images), first)
+    assert torch.equal(freeze(made("kernels and strides", ONNX_NETS), "onnxruntime:cpu")(images), first)
 
 
 @pytest.mark.parametrize("folder", ["", "/proc/none"])
 def test_without_a_cache_nothing_is_written(folder: str, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SHADE_FAST_CACHE", folder)
-    module = made("kernels and strides")
+    module = made("kernels and strides", ONNX_NETS)
     images = photograph(16, 16)
     assert relative(freeze(module, "onnxruntime:cpu")(images), module(images).double()) < TOLERANCE
     assert files(cache) == []
@@ -221,14 +180,14 @@ def test_a_folder_that_fills_up_costs_no_second_export(cache: Path, monkeypatch:
 
     monkeypatch.setattr(export, "export", counted)
     monkeypatch.setattr(export, "_whole", full)
-    module, images = made("kernels and strides"), photograph(16, 16)
+    module, images = made("kernels and strides", ONNX_NETS), photograph(16, 16)
     assert relative(freeze(module, "onnxruntime:cpu")(images), module(images).double()) < TOLERANCE
     assert [path.suffix for path in files(cache)] == [".weights"] and len(exports) == 1
 
 
 def test_writers_at_once_leave_whole_files(cache: Path) -> None:
     images = photograph(16, 16)
-    data = model_of(made("kernels and strides"), [images], "forward", ["images"], ["output_0"])
+    data = model_of(made("kernels and strides", ONNX_NETS), [images], "forward", ["images"], ["output_0"])
     cache.mkdir(parents=True)
     path = cache / "graph.onnx"
     model = onnx.load_from_string(data)
@@ -281,7 +240,7 @@ def test_a_provider_that_onnx_runtime_replaced_is_refused(monkeypatch: pytest.Mo
         InferenceSession=Replaced,
     )
     monkeypatch.setattr(libraries, "_imported", lambda name, _: fake if name == "onnxruntime" else onnx)
-    network = freeze(made("kernels and strides"), "onnxruntime:cuda")
+    network = freeze(made("kernels and strides", ONNX_NETS), "onnxruntime:cuda")
     with pytest.raises(ShadeFastError, match="could not start CUDAExecutionProvider and would run on CPUExecution"):
         network(photograph(16, 16))
 
@@ -306,4 +265,4 @@ def test_a_network_that_cannot_be_traced_is_refused() -> None:
 
 def test_inputs_of_another_type() -> None:
     with pytest.raises(ShadeFastError, match="takes float32 images"):
-        freeze(made("one convolution"), "onnxruntime:cpu")(torch.zeros(1, 3, 8, 8, dtype=torch.float64))
+        freeze(made("one convolution", ONNX_NETS), "onnxruntime:cpu")(torch.zeros(1, 3, 8, 8, dtype=torch.float64))

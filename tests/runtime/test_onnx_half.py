@@ -6,7 +6,7 @@ kernels, so such a graph is run with float32 in its place, and a small one by ON
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,8 @@ from shade_fast.engine import resolve_backend
 from shade_fast.errors import ShadeFastError
 from shade_fast.runtime import freeze
 from shade_fast.runtime.onnx import LatentDistance, OnnxNetwork, in_precision, libraries, model_of, network
-from tests.runtime.test_freeze import conv, gradients, photograph, relative
-from tests.runtime.test_onnx import NETS, made, small_kl
+from shade_fast.runtime.onnx.half import Half
+from tests.runtime.networks import ONNX_NETS, conv, gradients, made, photograph, relative, small_kl
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxscript")
@@ -84,12 +84,12 @@ def case(name: str, count: int = 2) -> tuple[nn.Module, Tensor, Tensor, Tensor]:
     """A network, images, a gradient of its result, and the images' gradient in float64."""
     images = photograph(24, 40, count)
     leaf = images.double().requires_grad_(True)
-    result = made(name).double()(leaf)
+    result = made(name, ONNX_NETS).double()(leaf)
     upstream = torch.randn(result.shape, generator=torch.Generator().manual_seed(1))
-    return made(name), images, upstream, torch.autograd.grad(result, leaf, upstream.double())[0]
+    return made(name, ONNX_NETS), images, upstream, torch.autograd.grad(result, leaf, upstream.double())[0]
 
 
-@pytest.mark.parametrize("name", NETS)
+@pytest.mark.parametrize("name", ONNX_NETS)
 def test_input_gradients_of_float16(name: str) -> None:
     module, images, upstream, right = case(name)
     model = pullback(module, "float16", images, upstream)
@@ -185,6 +185,23 @@ def test_what_is_measured_is_float32_and_steps_are_half(on_the_cpu: Callable[[nn
     assert 1e-5 < relative(found[0], found[1].double()) < TOLERANCES["float16"]
 
 
+def test_a_step_exports_its_own_network_alone(
+    on_the_cpu: Callable[[nn.Module], OnnxNetwork], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read, exported = network.read_module, []
+
+    def counted(module: nn.Module, inputs: Sequence[Tensor]) -> Any:
+        exported.append(module)
+        return read(module, inputs)
+
+    monkeypatch.setattr(network, "read_module", counted)
+    ours, images = on_the_cpu(made("one convolution", ONNX_NETS)), photograph(8, 8)
+    gradient = of_sum(ours.distance, images, torch.zeros(1, 4, 8, 8))[1]
+    assert torch.isfinite(gradient).all()
+    (module,) = exported
+    assert isinstance(module.module, Half)
+
+
 def test_a_network_too_large_for_float16_is_refused(on_the_cpu: Callable[[nn.Module], OnnxNetwork]) -> None:
     module = nn.Sequential(conv(3, 4)).requires_grad_(False)
     nn.init.constant_(module[0].weight, 1e5)
@@ -205,7 +222,7 @@ def test_where_half_precision_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ShadeFastError, match=r"give one of .*onnxruntime:cuda:float16, onnxruntime:cuda:bfloat16"):
         resolve_backend("onnxruntime:tensorrt:float16", cpu)
     monkeypatch.setattr(libraries, "runtime", lambda provider: None)
-    frozen = freeze(made("one convolution"), "onnxruntime:cuda:bfloat16")
+    frozen = freeze(made("one convolution", ONNX_NETS), "onnxruntime:cuda:bfloat16")
     assert isinstance(frozen, OnnxNetwork) and (frozen.provider, frozen.precision) == ("cuda", "bfloat16")
 
 

@@ -62,10 +62,10 @@ class OnnxNetwork(nn.Module):
         if not images.numel():
             return self.module(*inputs)
         if torch.is_grad_enabled() and images.requires_grad:
-            outputs = _Run.apply(self, *inputs)  # type: ignore[no-untyped-call]
+            kind, outputs = "step", _Run.apply(self, *inputs)  # type: ignore[no-untyped-call]
         else:
-            outputs = tuple(self.run("forward", inputs))
-        return outputs[0] if self.source(inputs).single else outputs
+            kind, outputs = "forward", tuple(self.run("forward", inputs))
+        return outputs[0] if self.source(inputs, kind).single else outputs
 
     @functools.cached_property
     def _stepped(self) -> nn.Module:
