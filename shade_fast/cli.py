@@ -231,8 +231,8 @@ def _parser() -> argparse.ArgumentParser:
     fit = commands.add_parser(
         "fit",
         help="fit a warm start to a sample of an archive",
-        description="Fit the perturbation that the images of one target begin with: `archive --start FILE` needs half "
-        "the steps then.",
+        description="Fit the perturbation that the images of one target begin with: `archive --start FILE` needs fewer "
+        "steps then on some encoders (docs/strength.md).",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     fit.set_defaults(run=_fit)

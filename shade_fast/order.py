@@ -28,7 +28,8 @@ def in_order(
     """`Poisoner.protect`: batches of one shape to `submit`; behind an image that is not ready at most `most` more."""
     buckets: Buckets[tuple[Work, Future[Protected]]] = Buckets(batch_size)
     coming: deque[_Place] = deque()
-    any_ready = False
+    refused: set[Future[Protected]] = set()
+    any_done = False
 
     def go(bucket: Sequence[tuple[Work, Future[Protected]]]) -> None:
         works, places = zip(*bucket, strict=True)
@@ -38,7 +39,7 @@ def in_order(
 
     def ready(most: int) -> Iterator[Protected]:
         """Those that are ready, and the first ones until at most so many are on their way."""
-        nonlocal any_ready
+        nonlocal any_done
         while coming and (len(coming) > most or coming[0][0].done()):
             # The first of all, where it still waits for its like, is the first of the oldest bucket.
             if not (coming[0][0].running() or coming[0][0].done()):
@@ -47,10 +48,11 @@ def in_order(
             try:
                 protected = place.result()
             except DevicesLostError as error:
-                if not any_ready or decoded is None:
+                if not any_done or decoded is None:
                     raise
                 protected = Protected(decoded, failed(error, decoded))
-            any_ready = True
+            any_done = any_done or place not in refused
+            refused.discard(place)
             yield protected
 
     for image, anchor in images:
@@ -64,6 +66,7 @@ def in_order(
                 output.check(decoded)
         except ShadeFastError as error:
             place.set_result(Protected(decoded, failed(error, image)))
+            refused.add(place)
             coming.append((place, decoded))
         else:
             coming.append((place, decoded))

@@ -63,8 +63,9 @@ def poison_batch(
         many steps it takes (`PRESETS`; measured in docs/strength.md). steps: as many instead, at least 1.
     backend: what executes; `auto` chooses, and the result's `.backend` says what.
     devices: where: `cpu`, `cuda:0`, or several, `["cuda:0", "cuda:1"]` or `["cpu", "cpu"]` (or with commas between
-        them), each with a process of its own; `auto` is every CUDA device, or the CPU. Results do not depend on it; a
-        process that dies is replaced, and its images are done again. `.device` says what it was.
+        them), each with a process of its own; `auto` is every CUDA device, or the CPU. A process that dies is
+        replaced, and its images are done again. Several CPU devices give what one gives with SHADE_FAST_PLAN=fixed,
+        which they take where it is not set. `.device` says what it was.
     accuracy: of the `native` networks' input gradient, against float64: `fast` within 1e-4 relative, `exact` 1e-5;
         of `cuda`'s, `fast` is bf16 and `exact` fp32, and `fp16` and `tf32` lie between (docs/gpu.md).
     batch_size: images of one size that are optimised together on a GPU; `auto` is 8; where its memory does not
@@ -76,7 +77,8 @@ def poison_batch(
     survival: whether to measure each result's shift after the treatments of `shade_fast.survival` as well.
     stop_ratio: an image stops as soon as no more than this share of its distance is left. patience: it stops after so
         many steps without progress. None for either: every image takes all its steps.
-    start: a warm start for this anchor and these encoders (`fit_start`), or its file; with it half the steps do.
+    start: a warm start for this anchor and these encoders (`fit_start`), or its file: fewer steps do on some
+        encoders (docs/strength.md).
     progress: True for a bar, or a function called with (done, total) after each image.
 
     Returns a `PoisonResult`. An image that cannot be handled is in it as `failed`, with the reason; the others go on.

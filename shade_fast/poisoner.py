@@ -21,6 +21,7 @@ from shade_fast.budget import Budget
 from shade_fast.encoders import Encoder, load_encoder
 from shade_fast.engine import (
     NEVER,
+    OUT_OF_MEMORY,
     Problem,
     Slots,
     Stopping,
@@ -207,6 +208,8 @@ class Poisoner:
         if not batch:
             return []
         size = min(len(batch), self._fitting.get(batch[0].image.pixels.shape, len(batch)))
+        if not self._refills(batch, output):
+            size = min(size, self.batch_size)
         if size == len(batch):
             tried = self._tried(batch, output, pixels)
             if not isinstance(tried, int):
@@ -222,6 +225,13 @@ class Poisoner:
             )
         ]
 
+    def _refills(self, batch: Sequence[Work], output: Output | None) -> bool:
+        """Whether an image that is done leaves its slot to another: where all steps are alike (see `Slots`)."""
+        if self._slots is None or self.view.transforms:
+            return False
+        lossy = output is not None and any(output.is_lossy(work.image) for work in batch)
+        return not lossy and all(work.image.alpha is None for work in batch)
+
     def _tried(
         self, batch: Sequence[Work], output: Output | None, pixels: torch.Tensor | None
     ) -> list[Protected] | int:
@@ -232,7 +242,7 @@ class Poisoner:
             return self._optimize(batch, output, pixels)
         except Exception as error:  # whatever an encoder of the caller's raises, it ends one image, not the run
             image = batch[0].image
-            out_of_memory = isinstance(error, torch.cuda.OutOfMemoryError | MemoryError)
+            out_of_memory = isinstance(error, OUT_OF_MEMORY)
             if len(batch) == 1:
                 if out_of_memory:
                     error = ShadeFastError(
@@ -241,7 +251,7 @@ class Poisoner:
                     )
                 return [Protected(image, failed(error, image))]
             if out_of_memory:
-                self._fitting[image.pixels.shape] = len(batch) // 2
+                self._fitting[image.pixels.shape] = max(1, min(len(batch), self.batch_size) // 2)
                 if self._slots is not None:
                     self._slots.release()
             return self._fitting[image.pixels.shape] if out_of_memory else 1
@@ -295,6 +305,11 @@ class Poisoner:
             size = (clean.shape[2], clean.shape[3])
             start = torch.cat([self.start.perturbation(pick, plan.crop, size) for pick in picks]).to(self.device)
         moved = problem_of(*self.moving) if self.backend == "cuda" else problem
+        if not bool(torch.isfinite(moved.start).all()):
+            raise ShadeFastError(
+                f"the latent is not finite with accuracy {self.accuracy!r} under encoder {self.encoder_name}; give "
+                "'bf16' or 'fp32'"
+            )
         made = optimize(moved, self.optimizer, self.budget, self.steps, start, self.stopping, self._slots)
         delta = made.delta if problem.visible is None else made.delta * problem.visible
         projected, places = project_to_files(problem, delta, self.budget, codecs)

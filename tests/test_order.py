@@ -98,6 +98,8 @@ def test_once_the_devices_are_lost_the_rest_fails_with_the_reason() -> None:
     ]
     with pytest.raises(DevicesLostError, match="cuda:0: why"):
         protect("c.png", "a.png")
+    with pytest.raises(DevicesLostError, match="cuda:0: why"):
+        protect("gone", "c.png", "a.png")
 
 
 def test_buckets_give_the_full_one_then_the_oldest() -> None:

@@ -30,7 +30,10 @@ from shade_fast.workers import DevicesLostError
 
 @dataclass
 class Clock:
-    """Seconds of the thread that runs the engine: in it, waiting for images, and in all."""
+    """Seconds of the thread that hands batches to the engine: in it, waiting for images, and in all.
+
+    With several devices, which work beside it, `engine` is what it waits for them.
+    """
 
     engine: float = 0.0
     waiting: float = 0.0
@@ -77,11 +80,13 @@ class Flow:
         Raises what ends a run, ArchiveStoppedError and whatever `samples` raises, after finishing what was on its way.
         """
         started = time.perf_counter()
-        self._bound = self.workers + self.poisoner.batch_size * len(self.poisoner.devices)
-        self._buckets: Buckets[Prepared] = Buckets(self.poisoner.batch_size)
+        self._bound = self.workers + self.poisoner.window * len(self.poisoner.devices)
+        self._buckets: Buckets[Prepared] = Buckets(self.poisoner.window)
         self._running: deque[tuple[list[Prepared], Future[list[Protected]]]] = deque()
         self._finishing: deque[Future[Row]] = deque()
+        #: by content: the images that wait for the result of the first, which is named
         self._followers: dict[str, list[Prepared]] = {}
+        self._leaders: dict[str, str] = {}
         self._on_row = on_row
         coming: queue.Queue[Future[Prepared] | BaseException | None] = queue.Queue(self._bound)
         closed = threading.Event()
@@ -203,16 +208,17 @@ class Flow:
         if before is not None:
             self._submit(self._copy, prepared, before)
             return
-        self._followers[key] = []
+        self._followers[key], self._leaders[key] = [], prepared.row.key
         full = self._buckets.add(prepared.image.pixels.shape, prepared)
         if full is not None:
             self._optimize(full)
-        self._flush(WAITING_BATCHES * self.poisoner.batch_size)
+        self._flush(WAITING_BATCHES * self.poisoner.window)
 
     def _flush(self, most: int) -> None:
         """Run the buckets that waited longest until at most so many images wait."""
         while len(self._buckets) > most and not self.stop.is_set():
             self._optimize(self._buckets.oldest())
+            self._gather()
 
     def _optimize(self, batch: list[Prepared]) -> None:
         started = time.perf_counter()
@@ -254,7 +260,10 @@ class Flow:
         self.clock.waiting += time.perf_counter() - started
         if row.status != "failed":
             self.index.add(row)
-        for follower in self._followers.pop(content(row), ()) if row.duplicate_of is None else ():
+        leads = self._leaders.get(content(row)) == row.key
+        if leads:
+            del self._leaders[content(row)]
+        for follower in self._followers.pop(content(row)) if leads else ():
             if row.status != "failed":
                 self._submit(self._copy, follower, row)
             else:

@@ -1,5 +1,6 @@
 """The optimisation: tensors in, tensors out, no files."""
 
+from shade_fast.engine.capture import OUT_OF_MEMORY
 from shade_fast.engine.devices import BACKENDS, kernels, resolve_backend, resolve_device, resolve_devices
 from shade_fast.engine.optimizers import OPTIMIZERS, check_optimizer, optimize
 from shade_fast.engine.problem import Problem
@@ -12,6 +13,7 @@ __all__ = [
     "BACKENDS",
     "NEVER",
     "OPTIMIZERS",
+    "OUT_OF_MEMORY",
     "Codec",
     "Optimized",
     "Problem",

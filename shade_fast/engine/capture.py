@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -14,6 +13,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from shade_fast.errors import ShadeFastError
 
+#: What a device or a machine without memory for a step raises.
+OUT_OF_MEMORY = (torch.cuda.OutOfMemoryError, MemoryError)
 #: Ops whose result the host reads, or whose result's size depends on values.
 _READ = {"_local_scalar_dense", "is_nonzero", "equal", "item"}
 _SIZED = {"nonzero", "nonzero_numpy", "masked_select", "unique_dim", "_unique2", "unique_consecutive", "argwhere"}
@@ -22,7 +23,8 @@ _SIZED = {"nonzero", "nonzero_numpy", "masked_select", "unique_dim", "_unique2",
 def captured(run: Callable[[], None], device: torch.device) -> Callable[[], None]:
     """What does the same as `run` on tensors that stay where they are: on a GPU a recorded graph that is played again.
 
-    It runs a few times before. Raises ShadeFastError, naming the ops, where it cannot be recorded.
+    It runs a few times before. Raises ShadeFastError, naming the ops, where it cannot be recorded; out of memory stays
+    what it is.
     """
     if device.type != "cuda":
         return run
@@ -37,7 +39,8 @@ def captured(run: Callable[[], None], device: torch.device) -> Callable[[], None
                 run()
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
+        # Other threads may allocate meanwhile, such as the one that uploads the next images.
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
             run()
     replay: Callable[[], None] = graph.replay
     return replay
@@ -52,13 +55,19 @@ def complaints(run: Callable[[], None], device: torch.device) -> list[str]:
     """
     lists = []
     found: list[str] = []
-    with contextlib.suppress(Exception):  # what it raises is met again below
+    try:
         run()  # what is made at the first use is not part of a step
+    except OUT_OF_MEMORY:
+        raise
+    except Exception:
+        pass  # it is met again below
     for _ in range(2):
         watch = _Watch(device)
         try:
             with watch, _Makers(watch.found):
                 run()
+        except OUT_OF_MEMORY:
+            raise
         except Exception as error:  # what reads values has none on the meta device
             if not watch.found:
                 found.append(f"it fails ({type(error).__name__}: {error})")

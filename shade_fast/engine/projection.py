@@ -37,8 +37,8 @@ class Projected:
 
     stored: uint8 [B, 3, H, W], what the codec is given. pixels: what it makes of them (the same without one).
     levels: largest change of a uint8 value, [B]. distances: each encoder's, [B, encoders]. distance (the objective),
-    lpips (None without a network), scale
-    (the share of the perturbation that was kept): float [B]. held: bool [B], whether the budget is held.
+    lpips (None without a network), scale (the share of the perturbation that was kept): float [B]. held: bool [B],
+    whether the budget is held.
     """
 
     stored: torch.Tensor

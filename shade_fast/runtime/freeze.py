@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,6 +21,8 @@ from shade_fast.runtime.cuda import CudaNetwork
 from shade_fast.runtime.onnx import CUDA, FLOAT32, PRECISIONS, PROVIDERS, OnnxNetwork
 from shade_fast.runtime.program import Program
 from shade_fast.runtime.trace import Graph, Packs, lower
+
+log = logging.getLogger(__name__)
 
 #: Image sizes whose programs are kept; a program takes little memory without its block.
 MOST_SIZES = 32
@@ -174,6 +177,7 @@ class Frozen(nn.Module):
             raise
         except Exception as error:  # a module's code may do whatever Python can
             self.reasons[_shapes(inputs)] = f"it cannot be traced ({reason(error)})"
+            log.warning("torch runs a network as it is: %s", self.reasons[_shapes(inputs)])
             return None
         self._single = graph.single
         choose = functools.partial(plan.choose, self.accuracy)

@@ -14,7 +14,7 @@ from shade_fast.images import Output
 from shade_fast.work import Protected, Work, failed
 from shade_fast.workers.worker import CannotStartError, Worker
 
-#: Deaths of workers over one image before it counts as their cause.
+#: Deaths of workers over one image before it counts as their cause; on as many devices, where there are others.
 DEATHS_OF_AN_IMAGE = 2
 #: Deaths in a row, with no batch finished between them, before a device is given up.
 DEATHS_OF_A_DEVICE = 3
@@ -41,12 +41,13 @@ class _Batch:
 class _Part:
     """Images of a batch that are sent together: all of them, or one by itself once a worker died over them.
 
-    deaths: of workers that had them. sent: whether the present one has.
+    deaths: of workers that had them, on the devices `died`. sent: whether the present one has.
     """
 
     batch: _Batch
     places: Sequence[int]
     deaths: int = 0
+    died: frozenset[int] = frozenset()
     sent: bool = False
 
     @property
@@ -58,8 +59,9 @@ class Pool:
     """Hands batches out to devices, which it knows by name alone; each has a worker, begun with its first batch.
 
     A worker that dies is replaced. Its batches go back to the front of the queue, for the next that is free; what it
-    worked on is tried again image by image, and an image over which `DEATHS_OF_AN_IMAGE` workers died fails. A device
-    whose workers die `DEATHS_OF_A_DEVICE` times in a row, or cannot start, is given up; the log says so.
+    worked on is tried again image by image, on another device while there is one, and an image over which
+    `DEATHS_OF_AN_IMAGE` workers died fails. A device whose workers die `DEATHS_OF_A_DEVICE` times in a row, or cannot
+    start, is given up, and the log says so; deaths that were an image's doing do not count while others are finished.
 
     devices: names; one may be there several times. start: makes a worker for a device.
     """
@@ -70,12 +72,17 @@ class Pool:
         self._queue: deque[_Part] = deque()
         self._unfinished: set[_Batch] = set()
         self._workers: set[Worker] = set()
-        self._left = len(devices)
+        #: numbers of the devices that are left, and of each the deaths in a row
+        self._left = set(range(len(devices)))
+        self._deaths = [0] * len(devices)
+        self._pardon = False
         self._lost: dict[str, str] = {}
         self._closed = False
         self._changed = threading.Condition()
-        for device in devices:
-            threading.Thread(target=self._serve, args=(device,), name=f"shade_fast-{device}", daemon=True).start()
+        for number, device in enumerate(devices):
+            threading.Thread(
+                target=self._serve, args=(number, device), name=f"shade_fast-{device}", daemon=True
+            ).start()
 
     def submit(self, works: Sequence[Work], output: Output | None) -> Future[list[Protected]]:
         """Protect images of one size on some device; waits while there is no room.
@@ -99,13 +106,14 @@ class Pool:
             self._closed = True
             workers, self._workers = self._workers, set()
             self._fail_all()
+            self._changed.notify_all()
         for worker in workers:
             worker.kill()
 
-    def _serve(self, device: str) -> None:
+    def _serve(self, number: int, device: str) -> None:
         """A device's thread: one worker after the other, as long as there is work."""
-        in_a_row, why = 0, ""
-        while in_a_row < DEATHS_OF_A_DEVICE and (first := self._take()) is not None:
+        why = ""
+        while self._deaths[number] < DEATHS_OF_A_DEVICE and (first := self._take(number)) is not None:
             sent, done = deque([first]), 0
             worker = None
             try:
@@ -118,26 +126,27 @@ class Pool:
                         if not part.sent:
                             worker.send(part.works, part.batch.output)
                             part.sent = True
-                    ahead = self._take(ahead=True) if len(sent) == 1 else None
+                    ahead = self._take(number, ahead=True) if len(sent) == 1 else None
                     if ahead is not None:
                         sent.append(ahead)
                         continue
                     self._finish(sent[0], worker.receive(sent[0].works))
                     sent.popleft()
                     done += 1
-                    following = None if sent else self._take()
+                    self._pardon = True
+                    following = None if sent else self._take(number)
                     sent.extend([] if following is None else [following])
             except CannotStartError as error:
-                in_a_row, why = DEATHS_OF_A_DEVICE, str(error)
+                self._deaths[number], why = DEATHS_OF_A_DEVICE, str(error)
             except (EOFError, OSError) as error:
-                in_a_row = 1 if done else in_a_row + 1
+                self._deaths[number] = 1 if done else self._deaths[number] + 1
                 why = f"its process died: {reason(error) if worker is None else worker.ended()}"
             except Exception as error:  # not the worker's doing, but a thread that ended unseen would end the run so
-                in_a_row, why = in_a_row + 1, reason(error)
+                self._deaths[number], why = self._deaths[number] + 1, reason(error)
             finally:
                 self._ended(worker)
-            self._give_back(sent, device, why)
-        self._give_up(device, why)
+            self._give_back(sent, number, device, why)
+        self._give_up(number, device, why)
 
     def _begun(self, device: str) -> Worker | None:
         """A worker that `close` knows of; None once that was called."""
@@ -154,15 +163,20 @@ class Pool:
         if worker is not None:
             worker.kill()
 
-    def _take(self, ahead: bool = False) -> _Part | None:
-        """The next part, waiting for one; None once the pool is closed.
+    def _take(self, number: int, ahead: bool = False) -> _Part | None:
+        """The next part for a device, waiting for one; None once the pool is closed.
 
         ahead: for a worker that is busy, only what leaves one for each of the others, and without waiting.
         """
         with self._changed:
             while not self._closed:
-                while self._queue and (not ahead or len(self._queue) >= self._left):
-                    part = self._queue.popleft()
+                while not ahead or len(self._queue) >= len(self._left):
+                    others = self._left - {number}
+                    fitting = (one for one in self._queue if number not in one.died or others <= one.died)
+                    part = next(fitting, None)
+                    if part is None:
+                        break
+                    self._queue.remove(part)
                     if part.batch.begun or part.batch.future.set_running_or_notify_cancel():
                         part.batch.begun = True
                         return part
@@ -181,7 +195,7 @@ class Pool:
             self._forget(batch)
         batch.future.set_result([batch.results[place] for place in range(len(batch.works))])
 
-    def _give_back(self, sent: Sequence[_Part], device: str, why: str) -> None:
+    def _give_back(self, sent: Sequence[_Part], number: int, device: str, why: str) -> None:
         """What a worker that is gone leaves behind; of what it was sent, it worked on the first."""
         if self._closed or not why:
             return
@@ -194,10 +208,15 @@ class Pool:
                 back.append(part)
                 continue
             for place, work in zip(part.places, part.works, strict=True):
-                one = _Part(part.batch, [place], part.deaths + 1)
+                one = _Part(part.batch, [place], part.deaths + 1, part.died | {number})
                 if one.deaths < DEATHS_OF_AN_IMAGE:
                     back.append(one)
                     continue
+                with self._changed:
+                    if self._pardon and len(one.died) > 1:
+                        self._pardon = False
+                        for blameless in one.died:
+                            self._deaths[blameless] = 0
                 error = ShadeFastError(
                     f"{one.deaths} worker processes died over this image, the last on {device} ({why}); leave it out, "
                     "or see whether the machine has the memory for it"
@@ -207,13 +226,13 @@ class Pool:
             self._queue.extendleft(reversed(back))
             self._changed.notify_all()
 
-    def _give_up(self, device: str, why: str) -> None:
+    def _give_up(self, number: int, device: str, why: str) -> None:
         with self._changed:
-            self._left -= 1
+            self._left.discard(number)
             if self._closed:
                 return
             self._lost[device] = why
-            log.warning("%s: given up, %d devices are left", device, self._left)
+            log.warning("%s: given up, %d devices are left", device, len(self._left))
             if not self._left:
                 self._fail_all()
             self._changed.notify_all()

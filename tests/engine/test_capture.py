@@ -99,3 +99,16 @@ def test_on_the_cpu_a_step_is_called(encoder: Encoder) -> None:
         pass
 
     assert captured(run, torch.device("cpu")) is run
+
+
+@pytest.mark.parametrize("times", [0, 1])
+def test_out_of_memory_stays_what_it_is(times: int) -> None:
+    calls: list[int] = []
+
+    def run() -> None:
+        calls.append(0)
+        if len(calls) > times:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+
+    with pytest.raises(torch.cuda.OutOfMemoryError):
+        complaints(run, META)

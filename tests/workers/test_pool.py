@@ -204,3 +204,45 @@ def test_a_closed_pool_ends_its_workers_and_what_waits(pool: Any) -> None:
         with pytest.raises(DevicesLostError, match="is closed"):
             future.result(20)
     assert len(workers) == 1
+
+
+def test_a_broken_device_fails_no_image(pool: Any, caplog: pytest.LogCaptureFixture) -> None:
+    died = threading.Event()
+
+    def behave(worker: StandIn, images: list[str]) -> None:
+        if not images:
+            return
+        if worker.device == "broken":
+            died.set()
+            raise EOFError
+        assert died.wait(20)
+
+    made = pool(["broken", "sound"], behave)
+    futures = [made.submit(batch(f"{index}.0 {index}.1 {index}.2"), None) for index in range(12)]
+    for index, future in enumerate(futures):
+        assert names(future.result(20)) == [f"{index}.{place}:ok" for place in range(3)]
+    assert made.started["broken"] <= 3
+
+
+def test_images_that_workers_die_of_cost_no_device(pool: Any, caplog: pytest.LogCaptureFixture) -> None:
+    def behave(worker: StandIn, images: list[str]) -> None:
+        if any(name.startswith("bad") for name in images):
+            raise EOFError
+
+    made = pool(["a", "b"], behave)
+    for index in range(8):
+        assert names(made.submit(batch(f"bad{index}"), None).result(20)) == [f"bad{index}:failed"]
+        assert names(made.submit(batch(f"good{index}"), None).result(20)) == [f"good{index}:ok"]
+    assert "given up" not in caplog.text
+
+
+def test_a_closed_pool_leaves_no_thread(pool: Any) -> None:
+    before = set(threading.enumerate())
+    made = pool(["a", "b"], lambda worker, images: None)
+    assert names(made.submit(batch("1"), None).result(20)) == ["1:ok"]
+    threads = set(threading.enumerate()) - before
+    assert len(threads) == 2
+    made.close()
+    for thread in threads:
+        thread.join(20)
+        assert not thread.is_alive()

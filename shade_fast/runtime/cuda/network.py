@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import threading
 from collections import Counter, OrderedDict
@@ -16,6 +17,8 @@ from shade_fast.errors import ShadeFastError, reason
 from shade_fast.runtime.cuda import layers
 from shade_fast.runtime.cuda.rewrite import Constants, rewrite
 from shade_fast.runtime.trace import Graph
+
+log = logging.getLogger(__name__)
 
 #: Image sizes whose programs are kept; a program holds no memory of its own, its weights are the network's.
 MOST_PROGRAMS = 32
@@ -113,6 +116,7 @@ class CudaNetwork(nn.Module):
                 raise
             except Exception as error:  # a module's code may do whatever Python can
                 self.reasons[key] = f"it cannot be traced ({reason(error)})"
+                log.warning("torch runs a network as it is, in float32: %s", self.reasons[key])
                 return None
             self._programs[key] = Program(run, graph.single, self._factor(graph, inputs[0]))
             while len(self._programs) > MOST_PROGRAMS:
