@@ -18,8 +18,17 @@ from shade_fast.study.clip import Clip
 from shade_fast.study.compose import ANCHORS, KINDS, Ingredient, compose
 from shade_fast.study.experiments import EXPERIMENTS, FULL, SMOKE, run_experiments
 from shade_fast.study.judge import Classifier, ClipJudge
-from shade_fast.study.pool import read_captions, read_pool
-from shade_fast.study.pools import SCHEDULE, SIZE, judge_pool, train_judge_on_pool, train_on_pools, write_samples
+from shade_fast.study.pool import read_captions, read_pool, require_empty
+from shade_fast.study.pools import (
+    DEPTH,
+    SCHEDULE,
+    SIZE,
+    WIDTH,
+    judge_pool,
+    train_judge_on_pool,
+    train_on_pools,
+    write_samples,
+)
 from shade_fast.study.sampling import STEPS, sample, sample_pipeline
 from shade_fast.study.select import IMAGE_THRESHOLD, TOP, read_selected, select, write_selected
 from shade_fast.study.sparsity import THRESHOLD, sparsity, sparsity_table, write_sparsity
@@ -63,7 +72,7 @@ def add_study(commands: Any) -> None:
 
     add = _command(inner, "compose", _compose, "a poison set as a recipe that `shade-fast archive` takes")
     add("pool", metavar="POOL")
-    add("--out", required=True, type=Path, metavar="DIR", help="folder for the recipe and its anchors")
+    add("--out", required=True, type=Path, metavar="DIR", help="new folder for the recipe and its anchors")
     add("--pair", required=True, action="append", type=_pair, dest="pairs", metavar="SOURCE=TARGET[:KIND[:COUNT]]",
         help="poison SOURCE to be drawn as TARGET; again for more concepts at once")  # fmt: skip
     add("--kind", choices=KINDS, default="optimised", help="of pairs that name none")
@@ -72,7 +81,7 @@ def add_study(commands: Any) -> None:
         "--chosen",
         type=Path,
         metavar="FILE",
-        help="a selection by `select` that all images of the sources are taken from",
+        help="a selection by `select` that the images of the source, which is then one, are drawn from",
     )
     add("--anchors", type=int, default=ANCHORS, help="images of each target to move to; 0: another library is used")
     add("--seed", type=int, default=0, help="of what is drawn")
@@ -86,15 +95,15 @@ def add_study(commands: Any) -> None:
     add("--steps", type=int, default=SCHEDULE.steps)
     add("--batch", type=int, default=SCHEDULE.batch)
     add("--learning-rate", type=float, default=SCHEDULE.learning_rate)
-    add("--width", type=int, default=128, help="of the transformer")
-    add("--depth", type=int, default=6, help="of the transformer")
+    add("--width", type=int, help=f"of the transformer; without it the checkpoint's, or {WIDTH} for a new one")
+    add("--depth", type=int, help=f"of the transformer; without it the checkpoint's, or {DEPTH} for a new one")
     add("--seed", type=int, default=0)
     _add_sentences(add)
 
     add = _command(inner, "sample", _sample, "draw images for prompts")
     add("model", metavar="MODEL", help="a checkpoint by `train`, or a diffusers pipeline's folder or hub id")
     add("--prompt", required=True, action="append", dest="prompts", help="what to draw; again for more")
-    add("--out", required=True, type=Path, metavar="DIR", help="gets a subfolder for each prompt, and sheet.png")
+    add("--out", required=True, type=Path, metavar="DIR", help="new; gets a subfolder for each prompt, and sheet.png")
     add("--count", type=int, default=16, help="images of each prompt")
     add("--steps", type=int, default=STEPS)
     add("--encoder", default="embedded", metavar="NAME|PATH|ID", help="autoencoder that a checkpoint was trained on")
@@ -116,7 +125,7 @@ def add_study(commands: Any) -> None:
         help="train a classifier on the pool, keeping a tenth to test it, and write it",
     )
     add("--epochs", type=int, default=8, help="of --train")
-    add("--size", type=int, default=SIZE, help="pixels of the square that images are scaled to")
+    add("--size", type=int, default=SIZE, help="pixels of the square that a classifier's images are scaled to")
     add("--json", action="store_true", help="print as JSON")
 
     add = _command(
@@ -161,7 +170,6 @@ def _pair(text: str) -> tuple[str, str, str | None, int | None]:
 
 
 def _select(options: argparse.Namespace) -> int:
-
     chosen = select(
         read_pool(options.pool),
         options.concept,
@@ -181,7 +189,6 @@ def _select(options: argparse.Namespace) -> int:
 
 
 def _sparsity(options: argparse.Namespace) -> int:
-
     rows = sparsity(
         read_captions(options.pool),
         options.concepts,
@@ -195,7 +202,12 @@ def _sparsity(options: argparse.Namespace) -> int:
 
 
 def _compose(options: argparse.Namespace) -> int:
-
+    sources = sorted({source for source, *_ in options.pairs})
+    if options.chosen is not None and len(sources) > 1:
+        raise ShadeFastError(
+            f"--chosen {options.chosen}: was selected for one concept, and the pairs have {', '.join(sources)}; "
+            "compose a set for each"
+        )
     chosen = None if options.chosen is None else read_selected(options.chosen)
     ingredients = [
         Ingredient(source, target, kind or options.kind, options.count if count is None else count, chosen)
@@ -213,7 +225,6 @@ def _compose(options: argparse.Namespace) -> int:
 
 
 def _train(options: argparse.Namespace) -> int:
-
     train_on_pools(
         options.pools,
         options.out,
@@ -233,7 +244,7 @@ def _train(options: argparse.Namespace) -> int:
 
 
 def _sample(options: argparse.Namespace) -> int:
-
+    require_empty(options.out)
     if Path(options.model).is_file():
         checkpoint = Checkpoint.load(Path(options.model))
         encoder, sentences = load_encoder(options.encoder), SentenceEncoder(options.sentences)
@@ -250,7 +261,6 @@ def _sample(options: argparse.Namespace) -> int:
 
 
 def _judge(options: argparse.Namespace) -> int:
-
     if options.train is not None:
         judge = train_judge_on_pool(options.pool, options.train, size=options.size, epochs=options.epochs)
         print(f"{options.train}: " + ", ".join(f"{name} {value:.1%}" for name, value in judge.accuracies.items()))
@@ -272,7 +282,6 @@ def _judge(options: argparse.Namespace) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
-
     run_experiments(
         SMOKE if options.smoke else FULL,
         options.pool,

@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 
 from shade_fast.errors import ShadeFastError
 from shade_fast.images import decode
-from shade_fast.study.pool import Pair, read_pool
+from shade_fast.study.pool import Pair, caption_of, read_pool, require_empty
 from shade_fast.study.select import Selected
 
 KINDS = ("optimised", "placebo", "dirty-label")
@@ -65,8 +65,10 @@ def compose(
     Images, anchors and dirty labels are drawn from the seed and are never the same: no image is used twice.
     anchors: how many images of each target are written below out/anchors/TARGET; each protected image is then moved to
         the nearest. 0: none, the archive's `--anchors` is another library.
-    Raises ShadeFastError for an unknown kind, and where the pool has too few images of a concept.
+    Raises ShadeFastError for an unknown kind, where the pool has too few images of a concept, and for an `out` that is
+    not empty.
     """
+    require_empty(out)
     for one in ingredients:
         if one.kind not in KINDS:
             raise ShadeFastError(f"kind {one.kind!r}: give one of {', '.join(KINDS)}")
@@ -81,11 +83,10 @@ def compose(
     recipe: list[_Row] = []
     dirty: list[_Row] = []
     for one in ingredients:
-        named = f"a photo of {one.source}"
-        captions = [caption for _, caption, concept in index if concept == one.source] or [named]
+        captions = [caption for _, caption, concept in index if concept == one.source] or [caption_of(one.source)]
         candidates = places.get(one.target if one.kind == "dirty-label" else one.source, [])
         if one.chosen is not None and one.kind != "dirty-label":
-            candidates = _chosen(one.chosen, index)
+            candidates = _chosen(one.chosen, index, seed)
         for place in _take(candidates, free, one.count, pool, one.source, one.kind):
             if one.kind == "dirty-label":
                 dirty.append((one, captions[int(random.integers(len(captions)))], place))
@@ -120,11 +121,12 @@ def _places(concepts: Sequence[str | None], seed: int) -> dict[str, list[int]]:
     return places
 
 
-def _chosen(chosen: Sequence[Selected], index: Sequence[tuple[str, str, str | None]]) -> list[int]:
+def _chosen(chosen: Sequence[Selected], index: Sequence[tuple[str, str, str | None]], seed: int) -> list[int]:
+    """The places of a selection, in an order drawn from the seed."""
     for selected in chosen:
         if not (selected.place < len(index) and index[selected.place][0] == selected.key):
             raise ShadeFastError(f"selection: row {selected.place} of the pool is not {selected.key!r}; select anew")
-    return [selected.place for selected in chosen]
+    return [chosen[number].place for number in np.random.default_rng(seed).permutation(len(chosen))]
 
 
 def _take(candidates: Sequence[int], free: set[int], count: int, pool: str | Path, concept: str, use: str) -> list[int]:
@@ -133,7 +135,7 @@ def _take(candidates: Sequence[int], free: set[int], count: int, pool: str | Pat
     if len(left) < count:
         raise ShadeFastError(
             f"{pool}: {len(left)} images are left for {concept!r} ({use}), {count} are wanted; ask for fewer, or give "
-            "a larger pool"
+            "a larger pool" + (", or none (--anchors 0) and the archive another library" if use == "anchors" else "")
         )
     free.difference_update(left[:count])
     return left[:count]

@@ -17,6 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from shade_fast.errors import ShadeFastError
+
 
 @dataclass(frozen=True)
 class GeneratorShape:
@@ -30,6 +32,13 @@ class GeneratorShape:
     width: int = 192
     depth: int = 6
     heads: int = 6
+
+    def __post_init__(self) -> None:
+        if min(self.width, self.depth, self.heads) < 1 or self.width % self.heads:
+            raise ShadeFastError(
+                f"width={self.width}, depth={self.depth}, heads={self.heads}: give whole numbers, at least 1, and a "
+                "width that is a multiple of the heads (of 32, where these follow from it)"
+            )
 
 
 class Generator(nn.Module):

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -29,8 +30,8 @@ class Judge(Protocol):
 
     concepts: tuple[str, ...]
 
-    def probabilities(self, images: UInt8Array) -> Tensor:
-        """float32 [N, concepts] of images uint8 [N, h, w, 3]."""
+    def probabilities(self, images: UInt8Array | Sequence[UInt8Array]) -> Tensor:
+        """float32 [N, concepts] of images uint8 [N, h, w, 3], or for CLIP a list of [h, w, 3] of any sizes."""
 
 
 class ClipJudge:
@@ -41,7 +42,7 @@ class ClipJudge:
         self._clip = Clip(model) if isinstance(model, str) else model
         self._texts = self._clip.embed_texts([caption_of(concept) for concept in concepts])
 
-    def probabilities(self, images: UInt8Array) -> Tensor:
+    def probabilities(self, images: UInt8Array | Sequence[UInt8Array]) -> Tensor:
         return (100 * self._clip.embed_images(list(images)) @ self._texts.T).softmax(1)
 
 
@@ -67,7 +68,8 @@ class Classifier(nn.Module):
         return decided
 
     @torch.no_grad()
-    def probabilities(self, images: UInt8Array, batch: int = 250) -> Tensor:
+    def probabilities(self, images: UInt8Array | Sequence[UInt8Array], batch: int = 250) -> Tensor:
+        images = np.asarray(images)
         parts = [self(_seen(images[at : at + batch])).softmax(1) for at in range(0, len(images), batch)]
         return torch.cat(parts)
 
@@ -117,8 +119,11 @@ def train_classifier(
     """Train a judge. variants: the same photographs uint8 [N, h, w, 3] in one or more forms (as they are, through the
     autoencoder that what is drawn comes through), of which each epoch shows each photograph in one; mirrored, moved by
     up to 3 pixels, and one time in four without its fine detail, all at random. labels: numbers of `concepts`.
-    progress: told (epoch, mean loss). Raises ShadeFastError for concepts without images.
+    progress: told (epoch, mean loss). Raises ShadeFastError for concepts without images, and
+    for epochs below 1.
     """
+    if epochs < 1:
+        raise ShadeFastError(f"epochs={epochs}: give a whole number, at least 1")
     if sorted(set(labels)) != list(range(len(concepts))):
         raise ShadeFastError("judge: some concepts have no images to train on")
     with torch.random.fork_rng():

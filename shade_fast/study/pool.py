@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import csv
+import functools
+import itertools
 import json
+import logging
 import tarfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -21,13 +24,17 @@ CAPTION_COLUMNS = ("caption", "text", "prompt", "TEXT")
 CONCEPT_COLUMNS = ("concept", "label", "class")
 IMAGE_COLUMNS = (*BYTES_COLUMNS, "jpeg")
 KEY_COLUMNS = ("key", "name", "id", "__key__")
+JSON_LINES = (".jsonl", ".ndjson")
+log = logging.getLogger(__name__)
+_Read = TypeVar("_Read")
 
 
 @dataclass(frozen=True)
 class Pair:
     """An image with its caption. key: what it is known by. path: its file, where it is one by itself.
 
-    read: its bytes. concept: what a table or its folder says that it shows, if anything.
+    read: its bytes; raises ShadeFastError where they cannot be had. concept: what a table or its folder says that it
+    shows, if anything.
     """
 
     key: str
@@ -44,41 +51,67 @@ def read_pool(source: str | Path, *, split: str | None = None) -> Iterator[Pair]
         a photo of a dog); a parquet, CSV, TSV or JSON-lines table with an image's bytes or path, and a caption or a
         concept; or a WebDataset tar of images with .txt or .json members.
     split: take rows of a table alone whose column `split` says so.
-    Raises ShadeFastError for a place that does not exist or that holds no pairs.
+    Rows without a caption or a concept are left out; their number is logged. Raises ShadeFastError for a place that
+    does not exist, that cannot be read or that holds no pairs.
     """
     path = Path(source)
     if not path.exists():
         raise ShadeFastError(f"{source}: no such file or folder; give a pool of images with captions")
-    kind = path.suffix.lower()
-    pairs = _folder(path) if path.is_dir() else _tar(path) if kind == ".tar" else _table(path, split)
-    found = False
-    try:
-        for pair in pairs:
-            found = True
-            yield pair
-    except (OSError, tarfile.TarError, pa.ArrowInvalid, csv.Error, json.JSONDecodeError) as error:
-        raise ShadeFastError(f"{source}: cannot be read as a pool ({reason(error)}); repair or replace it") from error
-    if not found:
-        raise ShadeFastError(f"{source}: no image with a caption in it" + (f" of split {split!r}" if split else ""))
+    pairs = _folder(path) if path.is_dir() else _tar(path) if _kind(path) == ".tar" else _table(path, split)
+    yield from _some(pairs, path, "image with a caption", split)
 
 
 def read_captions(source: str | Path, *, split: str | None = None) -> Iterator[str]:
     """Captions alone, from a pool or from a .txt file with one a line; images are not read."""
     path = Path(source)
-    if path.suffix.lower() == ".txt" and path.is_file():
+    if not path.is_file() or _kind(path) == ".tar":
+        yield from (pair.caption for pair in read_pool(path, split=split))
+    elif _kind(path) == ".txt":
         with path.open(encoding="utf-8", errors="replace") as file:
             yield from (line.strip() for line in file if line.strip())
-        return
-    if path.suffix.lower() == ".parquet" and path.is_file():
-        for row in _rows(path, split, without_images=True):
-            yield _caption_of(row, path)
-        return
-    yield from (pair.caption for pair in read_pool(path, split=split))
+    else:
+        told = _told(path, split, without_images=True)
+        yield from _some((caption for _, _, caption in told), path, "caption", split)
+
+
+def named(concept: str) -> str:
+    """`a dog`, `an airplane`."""
+    return f"{'an' if concept[:1].lower() in 'aeiou' else 'a'} {concept}"
 
 
 def caption_of(concept: str) -> str:
     """`a photo of a dog`: what an image is called that has a concept alone."""
-    return f"a photo of {'an' if concept[:1].lower() in 'aeiou' else 'a'} {concept}"
+    return f"a photo of {named(concept)}"
+
+
+def require_empty(folder: Path) -> None:
+    """Raise ShadeFastError for a folder that has files: they would be taken for those that are to be written to it."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ShadeFastError(f"{folder}: is no empty folder; give another, or remove it first")
+
+
+def _some(items: Iterable[_Read], path: Path, what: str, split: str | None) -> Iterator[_Read]:
+    """The items; with an error where there are none, and where what they are read from is damaged."""
+    found = False
+    try:
+        for item in items:
+            found = True
+            yield item
+    except (OSError, tarfile.TarError, pa.ArrowException, csv.Error, json.JSONDecodeError) as error:
+        raise ShadeFastError(f"{path}: cannot be read as a pool ({reason(error)}); repair or replace it") from error
+    if not found:
+        raise ShadeFastError(f"{path}: no {what} in it" + (f" of split {split!r}" if split else ""))
+
+
+def _kind(path: Path) -> str:
+    return path.suffix.lower()
+
+
+def _bytes_of(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except (OSError, ValueError) as error:  # ValueError: a path that cannot be one
+        raise ShadeFastError(f"{path}: cannot be read ({reason(error)}); mend the pool's path to it") from error
 
 
 def _folder(root: Path) -> Iterator[Pair]:
@@ -92,12 +125,11 @@ def _folder(root: Path) -> Iterator[Pair]:
             caption = caption_of(concept)
         else:
             continue
-        yield Pair(path.relative_to(root).as_posix(), caption, path.read_bytes, path, concept)
+        yield Pair(path.relative_to(root).as_posix(), caption, functools.partial(_bytes_of, path), path, concept)
 
 
 def _table(path: Path, split: str | None) -> Iterator[Pair]:
-    for place, row in enumerate(_rows(path, split)):
-        caption = _caption_of(row, path)
+    for place, row, caption in _told(path, split):
         key = str(_first(row, KEY_COLUMNS) or place)
         pair = Pair(key, caption, bytes, concept=_text(_first(row, CONCEPT_COLUMNS)))
         image = _first(row, IMAGE_COLUMNS)
@@ -112,17 +144,39 @@ def _table(path: Path, split: str | None) -> Iterator[Pair]:
                 f"{path}: row {place} has no image; name its column one of {', '.join(IMAGE_COLUMNS + PATH_COLUMNS)}"
             )
         place_of = path.parent / str(file)
-        yield replace(pair, key=str(file), read=place_of.read_bytes, path=place_of)
+        yield replace(pair, key=str(file), read=functools.partial(_bytes_of, place_of), path=place_of)
+
+
+def _told(path: Path, split: str | None, *, without_images: bool = False) -> Iterator[tuple[int, dict[str, Any], str]]:
+    """The number, the values and the caption of each row of a table that has one."""
+    missing = ShadeFastError(
+        f"{path}: no captions; name a column one of {', '.join(CAPTION_COLUMNS + CONCEPT_COLUMNS)}"
+    )
+    empty = found = 0
+    for place, row in enumerate(_rows(path, split, without_images=without_images)):
+        # Rows of JSON lines have columns of their own, those of other tables all have the same.
+        if _kind(path) not in JSON_LINES and row.keys().isdisjoint(CAPTION_COLUMNS + CONCEPT_COLUMNS):
+            raise missing
+        caption, concept = _text(_first(row, CAPTION_COLUMNS)), _text(_first(row, CONCEPT_COLUMNS))
+        if caption is None and concept is None:
+            empty += 1
+            continue
+        found += 1
+        yield place, row, caption or caption_of(concept or "")
+    if empty and not found:
+        raise missing
+    if empty:
+        log.warning("%s: %d rows without a caption are left out", path, empty)
 
 
 def _rows(path: Path, split: str | None, *, without_images: bool = False) -> Iterator[dict[str, Any]]:
-    kind = path.suffix.lower()
+    kind = _kind(path)
     rows: Iterator[dict[str, Any]]
     if kind == ".parquet":
         rows = _parquet_rows(path, without_images)
     elif kind in (".csv", ".tsv"):
         rows = _csv_rows(path, "\t" if kind == ".tsv" else ",")
-    elif kind in (".jsonl", ".ndjson"):
+    elif kind in JSON_LINES:
         rows = _json_rows(path)
     else:
         raise ShadeFastError(f"{path}: {kind or 'a file without an ending'} is no pool; give a folder, .parquet, .csv, "
@@ -155,38 +209,36 @@ def _json_rows(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def _tar(path: Path) -> Iterator[Pair]:
+    # Members of a key stand together in a WebDataset; where they do not, what is there waits for the rest.
     waiting: dict[str, dict[str, bytes]] = {}
     with tarfile.open(path) as tar:
-        for member in tar:
-            if not member.isfile():
-                continue
-            folder, _, name = member.name.rpartition("/")
-            stem, _, ending = name.partition(".")
-            key = f"{folder}/{stem}" if folder else stem
-            file = tar.extractfile(member)
-            parts = waiting.setdefault(key, {})
-            parts[ending.lower()] = b"" if file is None else file.read()
+        files = (member for member in tar if member.isfile())
+        for key, members in itertools.groupby(files, lambda member: _tar_name(member)[0]):
+            parts = waiting.pop(key, {})
+            for member in members:
+                file = tar.extractfile(member)
+                parts[_tar_name(member)[1]] = b"" if file is None else file.read()
             pair = _tar_pair(key, parts)
-            if pair is not None:
-                del waiting[key]
+            if pair is None:
+                waiting[key] = parts
+            else:
                 yield pair
+
+
+def _tar_name(member: tarfile.TarInfo) -> tuple[str, str]:
+    """Key and ending of a member."""
+    folder, _, name = member.name.rpartition("/")
+    stem, _, ending = name.partition(".")
+    return f"{folder}/{stem}" if folder else stem, ending.lower()
 
 
 def _tar_pair(key: str, parts: dict[str, bytes]) -> Pair | None:
     image = next((data for ending, data in parts.items() if f".{ending}" in INPUT_SUFFIXES), None)
     caption = parts["txt"].decode(errors="replace").strip() if "txt" in parts else None
     if caption is None and "json" in parts:
-        caption = _text(_first(json.loads(parts["json"]), CAPTION_COLUMNS))
+        facts = json.loads(parts["json"].decode(errors="replace"))
+        caption = _text(_first(facts, CAPTION_COLUMNS)) if isinstance(facts, dict) else None
     return None if image is None or caption is None else Pair(key, caption, lambda: image)
-
-
-def _caption_of(row: dict[str, Any], path: Path) -> str:
-    caption, concept = _first(row, CAPTION_COLUMNS), _first(row, CONCEPT_COLUMNS)
-    if caption is None and concept is None:
-        raise ShadeFastError(
-            f"{path}: no captions; name a column one of {', '.join(CAPTION_COLUMNS + CONCEPT_COLUMNS)}"
-        )
-    return str(caption) if caption is not None else caption_of(str(concept))
 
 
 def _first(row: dict[str, Any], names: tuple[str, ...]) -> Any:

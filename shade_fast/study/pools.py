@@ -2,27 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import hashlib
+import itertools
+import json
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from shade_fast.encoders import Encoder
-from shade_fast.errors import ShadeFastError
-from shade_fast.images import UInt8Array
+from shade_fast.errors import ShadeFastError, reason
+from shade_fast.images import UInt8Array, decode
 from shade_fast.study.examples import examples_of, square, squares
 from shade_fast.study.generator import GeneratorShape
-from shade_fast.study.judge import Classifier, Judge, accuracy, low_pass, train_classifier
+from shade_fast.study.judge import Classifier, ClipJudge, Judge, accuracy, low_pass, train_classifier
 from shade_fast.study.plots import write_sheet
-from shade_fast.study.pool import read_pool
-from shade_fast.study.text import SentenceEncoder
+from shade_fast.study.pool import read_pool, require_empty
+from shade_fast.study.text import SentenceEncoder, batches
 from shade_fast.study.training import Checkpoint, Schedule, train
 
 #: What the small generator is trained with unless another is asked for.
 SCHEDULE = Schedule(steps=2000, batch=96)
 #: Pixels of the squares that it is trained on.
 SIZE = 64
+#: Of its transformer.
+WIDTH = 128
+DEPTH = 6
 
 
 def train_on_pools(
@@ -36,15 +43,17 @@ def train_on_pools(
     steps: int = SCHEDULE.steps,
     batch: int = SCHEDULE.batch,
     learning_rate: float = SCHEDULE.learning_rate,
-    width: int = 128,
-    depth: int = 6,
+    width: int | None = None,
+    depth: int | None = None,
     seed: int = 0,
     say: Callable[[str], None] = lambda _: None,
 ) -> Checkpoint:
     """Train the small generator on pools of images with captions and keep it in `out`, a .safetensors file.
 
     Where `out` is there, it is gone on with to `steps`. start: another checkpoint, whose averaged weights are begun
-    with. Raises ShadeFastError for a size that is no multiple of the encoder's factor, times 2.
+    with. width, depth: of the transformer; by default the checkpoint's that is there, or else `WIDTH` and `DEPTH`.
+    Raises ShadeFastError for a size that is no multiple of the encoder's factor, times 2, and for anything but `steps`
+    that differs from what `out` or `start` was trained with.
     """
     if size % (2 * encoder.factor):
         raise ShadeFastError(f"size={size}: give a multiple of {2 * encoder.factor}")
@@ -52,18 +61,31 @@ def train_on_pools(
     images = np.concatenate([some for some, _ in parts])
     captions = [caption for _, some in parts for caption in some]
     examples = examples_of(images, captions, encoder, sentences)
+    training = {
+        "pools": _digest(images, captions),
+        "start": None if start is None else hashlib.sha256(_read(start)).hexdigest(),
+        "batch": batch,
+        "learning_rate": learning_rate,
+        "seed": seed,
+    }
     if out.exists():
         checkpoint = Checkpoint.load(out)
+        _refuse_other(out, checkpoint.facts.get("training", {}), training)
     elif start is not None:
         checkpoint = Checkpoint.load(start).branch()
     else:
-        shape = GeneratorShape(
-            channels=encoder.channels, side=size // encoder.factor, text=sentences.width, width=width, depth=depth,
-            heads=max(1, width // 32),
-        )  # fmt: skip
-        checkpoint = Checkpoint.fresh(shape, examples, seed)
-    if checkpoint.facts.get("encoder_sha256") != examples.facts["encoder_sha256"]:
-        raise ShadeFastError(f"encoder {encoder.name!r}: the checkpoint was trained on another; give that one")
+        layers = WIDTH if width is None else width, DEPTH if depth is None else depth
+        checkpoint = Checkpoint.fresh(_shape(encoder, sentences, size, *layers), examples, seed)
+    begun = checkpoint.generator.shape
+    known = {**checkpoint.facts, "width": begun.width, "depth": begun.depth}
+    asked = {"width": width, "depth": depth}
+    wanted = {**examples.facts, **{name: value for name, value in asked.items() if value is not None}}
+    del wanted["encoder"]  # a name: the weights' hash says whether it is another
+    _refuse_other(out if start is None or out.exists() else start, known, wanted)
+    if checkpoint.step >= steps:
+        say(f"{out}: already at step {checkpoint.step}; nothing was trained, ask for more --steps to go on")
+        return checkpoint
+    checkpoint.facts["training"] = training
     schedule = Schedule(steps, batch, learning_rate, warmup=min(200, steps // 10), seed=seed)
     losses: list[float] = []
 
@@ -77,12 +99,49 @@ def train_on_pools(
     return trained
 
 
+def _shape(encoder: Encoder, sentences: SentenceEncoder, size: int, width: int, depth: int) -> GeneratorShape:
+    return GeneratorShape(
+        channels=encoder.channels, side=size // encoder.factor, text=sentences.width, width=width, depth=depth,
+        heads=max(1, width // 32),
+    )  # fmt: skip
+
+
+def _digest(images: UInt8Array, captions: Sequence[str]) -> str:
+    """Hash of what pools gave: squares and captions in their order."""
+    digest = hashlib.sha256(json.dumps(captions).encode())
+    digest.update(images.tobytes())
+    return digest.hexdigest()
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ShadeFastError(f"{path}: cannot be read ({reason(error)}); give a checkpoint of `study train`") from error
+
+
+def _refuse_other(path: Path, known: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    """Raise ShadeFastError where something differs from what a checkpoint was trained with."""
+    for name, value in wanted.items():
+        if known.get(name) != value:
+            raise ShadeFastError(
+                f"{path}: was trained with another {name} ({known.get(name)}; now {value}); give that one, or another "
+                "--out to begin anew"
+            )
+
+
 def write_samples(drawn: Sequence[tuple[str, UInt8Array]], out: Path) -> Path:
-    """Write PNG files below out/PROMPT, a pool by folders, and a sheet of them; returns the sheet's path."""
+    """Write PNG files below out/PROMPT, a pool by folders, and a sheet of them; returns the sheet's path.
+
+    Prompts that differ only in what a folder's name does not keep are numbered: `a-dog`, `a-dog-2`. Raises
+    ShadeFastError for a folder that is not empty.
+    """
+    require_empty(out)
     for prompt, images in drawn:
         name = "".join(letter if letter.isalnum() else "-" for letter in prompt).strip("-") or "prompt"
-        folder = out / name
-        folder.mkdir(parents=True, exist_ok=True)
+        names = itertools.chain([name], (f"{name}-{number}" for number in itertools.count(2)))
+        folder = next(out / name for name in names if not (out / name).exists())
+        folder.mkdir(parents=True)
         for number, image in enumerate(images):
             Image.fromarray(image).save(folder / f"{number:04d}.png")
     write_sheet(drawn, out / "sheet.png", min(16, max(len(images) for _, images in drawn)))
@@ -90,14 +149,22 @@ def write_samples(drawn: Sequence[tuple[str, UInt8Array]], out: Path) -> Path:
 
 
 def judge_pool(pool: str | Path, judge: Judge, *, size: int = SIZE) -> dict[str, dict[str, int]]:
-    """What a judge takes a pool's images for: concept of the pool (or folder) -> judged concept -> how many."""
-    by_concept: dict[str, list[UInt8Array]] = {}
-    for pair in read_pool(pool):
-        by_concept.setdefault(pair.concept or "", []).append(square(pair.read(), size, pair.key))
-    table = {}
-    for shown, images in by_concept.items():
-        decided = judge.probabilities(np.stack(images)).argmax(1).tolist()
-        table[shown or "all"] = {concept: decided.count(number) for number, concept in enumerate(judge.concepts)}
+    """What a judge takes a pool's images for: concept of the pool (or folder) -> judged concept -> how many.
+
+    size: of the squares that a classifier's images are scaled to; CLIP is given them whole, as its own processor
+        prepares them.
+    """
+    table: dict[str, dict[str, int]] = {}
+    for part in batches(read_pool(pool), 64):
+        images = [
+            decode(pair.read(), pair.key).pixels[:, :, :3]
+            if isinstance(judge, ClipJudge)
+            else square(pair.read(), size, pair.key)
+            for pair in part
+        ]
+        for pair, decided in zip(part, judge.probabilities(images).argmax(1).tolist(), strict=True):
+            counts = table.setdefault(pair.concept or "all", dict.fromkeys(judge.concepts, 0))
+            counts[judge.concepts[decided]] += 1
     return table
 
 
@@ -105,7 +172,7 @@ def train_judge_on_pool(pool: str | Path, out: Path, *, size: int = SIZE, epochs
     """Train a classifier on a pool's concepts and write it; a tenth, drawn from the seed, is kept to state its
     accuracy.
 
-    Raises ShadeFastError for a pool with fewer than two concepts.
+    Raises ShadeFastError for a pool with fewer than two concepts or ten images.
     """
     images, labels = [], []
     for pair in read_pool(pool):
@@ -115,7 +182,8 @@ def train_judge_on_pool(pool: str | Path, out: Path, *, size: int = SIZE, epochs
     concepts = sorted(set(labels))
     if len(concepts) < 2 or len(images) < 10:
         raise ShadeFastError(
-            f"{pool}: {len(images)} images of {len(concepts)} concepts; a judge needs at least two concepts"
+            f"{pool}: {len(images)} images of {len(concepts)} concepts; a judge needs at least ten images of at least "
+            "two concepts"
         )
     stacked, numbers = np.stack(images), [concepts.index(label) for label in labels]
     order = np.random.default_rng(seed).permutation(len(stacked))

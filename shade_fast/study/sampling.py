@@ -34,7 +34,8 @@ def sample(
 ) -> UInt8Array:
     """Images uint8 [count, h, w, 3] for a prompt, by a checkpoint's averaged weights; noise follows from the seed.
 
-    Raises ShadeFastError for a count or steps below 1, and for another encoder than the generator was trained on.
+    Raises ShadeFastError for a count or steps below 1, and for another encoder or sentence model than the
+    generator was trained with.
     """
     if count < 1 or steps < 1:
         raise ShadeFastError(f"count={count}, steps={steps}: give whole numbers, at least 1")
@@ -43,6 +44,11 @@ def sample(
         raise ShadeFastError(
             f"encoder {encoder.name!r}: this generator was trained on {checkpoint.facts.get('encoder')!r} of other "
             "weights; give that one"
+        )
+    told_by = checkpoint.facts.get("sentences")
+    if told_by is not None and told_by != sentences.name:
+        raise ShadeFastError(
+            f"sentence model {sentences.name!r}: this generator was told captions by {told_by!r}; give that one"
         )
     shape = checkpoint.averaged.shape
     random = torch.Generator().manual_seed(seed)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import csv
 import heapq
+import logging
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -17,7 +18,7 @@ import numpy as np
 import torch
 
 from shade_fast.errors import ShadeFastError
-from shade_fast.images import decode
+from shade_fast.images import UInt8Array, decode
 from shade_fast.study.clip import Clip
 from shade_fast.study.pool import Pair, caption_of
 from shade_fast.study.text import SentenceEncoder, batches
@@ -25,12 +26,13 @@ from shade_fast.study.text import SentenceEncoder, batches
 IMAGE_THRESHOLD = 0.24
 TOP = 5000
 BATCH = 256
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Selected:
-    """A pair that was chosen. place: its number in the pool, from 0. key, caption: the pair's. caption_similarity,
-    image_similarity: cosines with "a photo of C"; the image's is None where no CLIP looked."""
+    """A pair that was chosen. place: its number among the pool's pairs, from 0. key, caption: the pair's.
+    caption_similarity, image_similarity: cosines with "a photo of C"; the image's is None where no CLIP looked."""
 
     place: int
     key: str
@@ -54,6 +56,7 @@ def select(
 
     clip: with it both sieves are CLIP's; without, `sentences` (by default the packaged MiniLM) compares captions alone.
     top: of the captions, how many of the nearest the sample is drawn from. seed: of that draw.
+    Images that CLIP cannot be shown, as they cannot be read or decoded, are left out; their number is logged.
     Raises ShadeFastError for counts below 1, and where nothing passes.
     """
     if count < 1 or top < count:
@@ -62,19 +65,25 @@ def select(
     texts = clip.embed_texts if clip is not None else (sentences or SentenceEncoder()).embed
     wanted = texts([caption_of(concept)])[0]
     nearest: list[tuple[float, int, Selected]] = []
-    seen = passed = 0
+    seen = passed = unread = 0
     for part in batches(enumerate(pool), BATCH):
         seen += len(part)
         images: list[float | None] = [None] * len(part)
         if clip is not None:
-            pixels = [decode(pair.read(), pair.key).pixels[:, :, :3] for _, pair in part]
-            images = (clip.embed_images(pixels) @ wanted).tolist()
+            pixels = [_pixels(pair) for _, pair in part]
+            part = [one for one, shown in zip(part, pixels, strict=True) if shown is not None]
+            unread += len(pixels) - len(part)
+            if not part:
+                continue
+            images = (clip.embed_images([shown for shown in pixels if shown is not None]) @ wanted).tolist()
         captions = (texts([pair.caption for _, pair in part]) @ wanted).tolist()
         for (place, pair), image, caption in zip(part, images, captions, strict=True):
             if image is None or image >= image_threshold:
                 passed += 1
                 entry = (caption, -place, Selected(place, pair.key, pair.caption, caption, image))
                 (heapq.heappush if len(nearest) < top else heapq.heappushpop)(nearest, entry)
+    if unread:
+        log.warning("%d of %d images cannot be read and are left out", unread, seen)
     if not nearest:
         raise ShadeFastError(
             f"concept {concept!r}: none of {seen} images is as near as {image_threshold}; lower the threshold, or give "
@@ -83,6 +92,15 @@ def select(
     chosen = sorted(nearest, reverse=True)
     picks = np.random.default_rng(seed).choice(len(chosen), min(count, len(chosen)), replace=False)
     return sorted((chosen[pick][2] for pick in picks), key=lambda one: one.place)
+
+
+def _pixels(pair: Pair) -> UInt8Array | None:
+    """uint8 [h, w, 3]; None for an image that cannot be read, which is logged."""
+    try:
+        return decode(pair.read(), pair.key).pixels[:, :, :3]
+    except ShadeFastError as error:
+        log.warning("left out: %s", error)
+        return None
 
 
 def write_selected(chosen: Sequence[Selected], path: Path) -> None:

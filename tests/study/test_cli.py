@@ -50,6 +50,8 @@ def test_train_sample_and_judge_follow_on_each_other(
         (["judge", "POOL"], "give --classifier FILE, or --clip ID"),
         (["judge", "POOL", "--clip", "nothing"], "--clip needs the words"),
         (["train", "POOL", "--out", "OUT", "--size", "40"], "size=40: give a multiple of 16"),
+        (["train", "POOL", "--out", "OUT", "--size", "32", "--width", "100"], "width=100, depth=6, heads=3: give"),
+        (["judge", "POOL", "--train", "OUT", "--size", "32", "--epochs", "0"], "epochs=0: give a whole number"),
         (["select", "nowhere", "--concept", "dog", "--out", "OUT"], "nowhere: no such file"),
     ],
 )
@@ -59,6 +61,12 @@ def test_what_cannot_be_done_says_so(
     named = {"POOL": str(pool), "OUT": str(tmp_path / "out")}
     assert main(["study", *(named.get(argument, argument) for argument in arguments)]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_a_selection_is_for_one_source(pool: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pairs = ["--pair", "lake=cherry", "--pair", "meadow=cherry", "--chosen", "chosen.csv"]
+    assert main(["study", "compose", str(pool), "--out", str(tmp_path / "set"), *pairs]) == 2
+    assert "chosen.csv: was selected for one concept, and the pairs have lake, meadow" in capsys.readouterr().err
 
 
 def test_a_pair_that_is_none_is_refused(capsys: pytest.CaptureFixture[str]) -> None:

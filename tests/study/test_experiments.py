@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -81,6 +82,22 @@ def test_a_second_run_takes_what_is_there_and_makes_what_is_not(folder: Path, po
     assert {name: again[name] for name in again.keys() - differing} == {
         name: first[name] for name in first.keys() - differing
     }
+
+
+def test_a_folder_that_was_begun_with_something_else_is_refused(
+    folder: Path, pool: Path, encoder_folder: Path, tmp_path: Path
+) -> None:
+    rows = pq.read_table(pool)
+    moved = tmp_path / "moved.parquet"
+    pq.write_table(rows.take(list(reversed(range(len(rows))))), moved)
+    quiet = {"only": ["success"], "say": lambda _: None}
+    with pytest.raises(ShadeFastError, match="begun with another pool"):
+        run_experiments(SCALE, moved, folder, **quiet)
+    with pytest.raises(ShadeFastError, match="begun with another encoder"):
+        run_experiments(SCALE, pool, folder, encoder=str(encoder_folder), **quiet)
+    with pytest.raises(ShadeFastError, match="begun with another transfer"):
+        run_experiments(SCALE, pool, folder, transfer=str(encoder_folder), **quiet)
+    assert run_experiments(SCALE, pool, folder, **quiet)
 
 
 def test_a_folder_of_another_scale_is_refused(folder: Path, pool: Path) -> None:

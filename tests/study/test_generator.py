@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -126,6 +129,66 @@ def test_what_is_drawn_is_what_was_asked_for(
     other = load_encoder(torch.nn.Conv2d(3, 4, 8, 8))
     with pytest.raises(ShadeFastError, match="of other weights"):
         sample(trained, "a lake", 1, other, sentences)
+
+
+def test_training_goes_on_with_what_it_was_begun_with_alone(
+    pool: Path, sentences: SentenceEncoder, tmp_path: Path
+) -> None:
+    rows = pq.read_table(pool)
+    smaller = tmp_path / "smaller.parquet"
+    pq.write_table(rows.slice(0, 30), smaller)
+    said: list[str] = []
+    out, other = tmp_path / "one.safetensors", tmp_path / "two.safetensors"
+    begun = {"pools": [smaller], "size": 32, "steps": 2, "batch": 4, "width": 32, "depth": 1, "seed": 1, "start": None}
+
+    def go(out: Path, **changed: Any) -> Checkpoint:
+        options = {**begun, "encoder": load_encoder("embedded"), "sentences": sentences, **changed}
+        return train_on_pools(options.pop("pools"), out, say=said.append, **options)
+
+    go(out)
+    kept = out.read_bytes()
+    for name, value in {
+        "pools": [smaller, smaller], "batch": 5, "learning_rate": 1e-4, "seed": 2, "width": 64, "depth": 2,
+        "start": out,
+    }.items():  # fmt: skip
+        with pytest.raises(ShadeFastError, match=f"trained with another {name}"):
+            go(out, steps=3, **{name: value})
+    assert go(out).step == 2
+    assert said[-1].startswith(f"{out}: already at step 2")
+    assert out.read_bytes() == kept
+    assert go(out, steps=3, width=None, depth=None).step == 3
+
+    with pytest.raises(ShadeFastError, match=r"one\.safetensors: was trained with another width"):
+        go(other, start=out, width=64)
+    assert go(other, start=out, batch=5, width=None, depth=None).generator.shape.width == 32
+
+
+def test_another_sentence_model_is_refused(pool: Path, sentences: SentenceEncoder, tmp_path: Path) -> None:
+    encoder, out = load_encoder("embedded"), tmp_path / "g.safetensors"
+    options: dict[str, Any] = {"encoder": encoder, "size": 32, "steps": 1, "batch": 4, "width": 32, "depth": 1}
+    trained = train_on_pools([pool], out, sentences=sentences, **options)
+    other = copy.copy(sentences)
+    other.name = "another-model"
+    with pytest.raises(ShadeFastError, match=f"told captions by '{sentences.name}'"):
+        sample(trained, "a lake", 1, encoder, other)
+    with pytest.raises(ShadeFastError, match="trained with another sentences"):
+        train_on_pools([pool], out, sentences=other, **{**options, "steps": 2})
+
+
+def test_what_was_drawn_is_not_mixed_with_what_is_there(tmp_path: Path) -> None:
+    images = np.zeros((2, 8, 8, 3), np.uint8)
+    write_samples([("a dog!", images), ("a dog?", images[:1])], tmp_path / "drawn")
+    drawn = sorted(path.relative_to(tmp_path / "drawn").as_posix() for path in tmp_path.rglob("0*.png"))
+    assert drawn == ["a-dog-2/0000.png", "a-dog/0000.png", "a-dog/0001.png"]
+    with pytest.raises(ShadeFastError, match="drawn: is no empty folder; give another"):
+        write_samples([("a dog", images[:1])], tmp_path / "drawn")
+
+
+def test_a_judge_of_few_images_says_what_it_needs(pool: Path, tmp_path: Path) -> None:
+    few = tmp_path / "few.parquet"
+    pq.write_table(pq.read_table(pool).slice(0, 8), few)
+    with pytest.raises(ShadeFastError, match="8 images of 3 concepts; a judge needs at least ten images"):
+        train_judge_on_pool(few, tmp_path / "judge.safetensors")
 
 
 def test_low_pass_takes_texture_and_leaves_shapes() -> None:

@@ -8,6 +8,8 @@ import json
 import tarfile
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from shade_fast.errors import ShadeFastError
@@ -69,6 +71,56 @@ def test_captions_alone_are_read_without_images(pool: Path, tmp_path: Path) -> N
     assert next(iter(read_captions(pool))) == "a photo of a cherry, number 0"
 
 
+@pytest.mark.parametrize("kind", ["csv", "tsv", "jsonl"])
+def test_captions_alone_need_no_images(kind: str, tmp_path: Path) -> None:
+    table = tmp_path / f"captions.{kind}"
+    rows = [{"caption": "a lake"}, {"caption": "two meadows"}]
+    comma = "\t" if kind == "tsv" else ","
+    lines = ["caption" + comma + "id", *(f"{row['caption']}{comma}1" for row in rows)]
+    table.write_text("\n".join(map(json.dumps, rows) if kind == "jsonl" else lines))
+    assert list(read_captions(table)) == ["a lake", "two meadows"]
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
+def test_a_row_without_a_caption_is_left_out_and_counted(
+    kind: str, folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    told = {"meadow/0.png": None, **CAPTIONS, "lake/0.png": ""}
+    rows = [{"path": path, "caption": caption} for path, caption in told.items()]
+    table = folder / f"pairs.{kind}"
+    if kind == "parquet":
+        pq.write_table(pa.Table.from_pylist(rows), table)
+    elif kind == "csv":
+        table.write_text("path,caption\n" + "".join(f"{row['path']},{row['caption'] or ''}\n" for row in rows))
+    else:
+        table.write_text("\n".join(map(json.dumps, [{"path": "lake/1.png"}, *rows])))
+    kept = {path: caption for path, caption in told.items() if caption}
+    assert {pair.key: pair.caption for pair in read_pool(table)} == kept
+    assert f"{len(rows) - len(kept) + (kind == 'jsonl')} rows without a caption" in caplog.text
+    assert list(read_captions(table)) == list(kept.values())
+
+
+def test_a_tar_takes_the_text_of_a_sample_before_its_json(folder: Path, tmp_path: Path) -> None:
+    path = tmp_path / "pool.tar"
+    members = [
+        ("0.png", (folder / "lake/0.png").read_bytes()), ("0.json", b'{"caption": "told by json"}'), ("0.txt", b"told"),
+        ("1.png", (folder / "lake/1.png").read_bytes()), ("2.txt", b"no image"), ("1.txt", b"apart"),
+    ]  # fmt: skip
+    with tarfile.open(path, "w") as tar:
+        for name, data in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    assert [pair.caption for pair in read_pool(path)] == ["told", "apart"]
+
+
+def test_an_image_that_is_not_there_is_named_by_its_reader(tmp_path: Path) -> None:
+    (tmp_path / "pool.csv").write_text("path,caption\nnowhere.png,a lake\n")
+    (pair,) = read_pool(tmp_path / "pool.csv")
+    with pytest.raises(ShadeFastError, match=r"nowhere\.png: cannot be read"):
+        pair.read()
+
+
 def test_what_cannot_be_read_is_named(tmp_path: Path) -> None:
     with pytest.raises(ShadeFastError, match="nowhere: no such file"):
         list(read_pool(tmp_path / "nowhere"))
@@ -78,6 +130,8 @@ def test_what_cannot_be_read_is_named(tmp_path: Path) -> None:
     (tmp_path / "broken.parquet").write_bytes(b"no table")
     with pytest.raises(ShadeFastError, match=r"broken\.parquet: cannot be read"):
         list(read_pool(tmp_path / "broken.parquet"))
+    with pytest.raises(ShadeFastError, match=r"broken\.parquet: cannot be read"):
+        list(read_captions(tmp_path / "broken.parquet"))
     (tmp_path / "plain.csv").write_text("path\nlake.png\n")
     with pytest.raises(ShadeFastError, match="no captions; name a column"):
         list(read_pool(tmp_path / "plain.csv"))

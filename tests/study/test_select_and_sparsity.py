@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import csv
+from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -14,6 +16,7 @@ from shade_fast.study import (
     ClipJudge,
     Pair,
     SentenceEncoder,
+    judge_pool,
     read_pool,
     read_selected,
     select,
@@ -22,7 +25,7 @@ from shade_fast.study import (
     write_sparsity,
 )
 from tests.conftest import letter_tokenizer
-from tests.study.conftest import picture
+from tests.study.conftest import picture, png
 
 CORPUS = [
     "a dog asleep on a sofa",
@@ -109,12 +112,35 @@ def test_clip_holds_images_against_the_threshold(clip: Clip, pool: Path) -> None
 
 
 def test_clip_judges_among_the_words_it_is_given(clip: Clip) -> None:
-    import numpy as np
-
     judge = ClipJudge(clip, ["cherry", "lake"])
     probabilities = judge.probabilities(np.stack([picture("cherry", 0), picture("lake", 0)]))
     assert probabilities.shape == (2, 2)
     assert torch.allclose(probabilities.sum(1), torch.ones(2), atol=1e-5)
+
+
+def test_an_image_that_clip_cannot_be_shown_is_left_out(clip: Clip, caplog: pytest.LogCaptureFixture) -> None:
+    images = [png(picture("lake", 0)), b"no image", png(picture("lake", 1))]
+    some = [Pair(str(number), "a lake", lambda data=data: data) for number, data in enumerate(images)]
+    chosen = select(some, "lake", count=3, top=3, clip=clip, image_threshold=-1.0)
+    assert [(one.place, one.key) for one in chosen] == [(0, "0"), (2, "2")]
+    assert "1 of 3 images cannot be read" in caplog.text
+
+
+def test_clip_judges_images_as_large_as_they_are(clip: Clip, tmp_path: Path) -> None:
+    pixels = [np.tile(picture("cherry", 0), (8, 8, 1)), picture("cherry", 1)]
+    seen: list[tuple[int, ...]] = []
+
+    class Watching(ClipJudge):
+        def probabilities(self, images: Sequence[np.ndarray]) -> torch.Tensor:
+            seen.extend(image.shape for image in images)
+            return super().probabilities(images)
+
+    (tmp_path / "cherry").mkdir()
+    for number, image in enumerate(pixels):
+        (tmp_path / f"cherry/{number}.png").write_bytes(png(image))
+    table = judge_pool(tmp_path, Watching(clip, ["cherry", "lake"]))
+    assert seen == [(256, 256, 3), (32, 32, 3)]
+    assert sum(table["cherry"].values()) == 2
 
 
 def test_a_model_that_is_not_there_is_named(tmp_path: Path) -> None:

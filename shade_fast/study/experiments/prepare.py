@@ -4,6 +4,7 @@ and the perturbed images."""
 from __future__ import annotations
 
 import functools
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -92,25 +93,41 @@ def prepare(
     say: Say = print,
 ) -> Bench:
     """Read the world and make, or take from the folder, what the arms share. Raises ShadeFastError for a pool that
-    lacks a concept, and for an encoder without a decoder, through which nothing can be drawn."""
+    lacks a concept, for an encoder without a decoder, through which nothing can be drawn, and for a folder that was
+    begun with another scale, pool or encoder."""
+    check_same(folder, {"scale": str(scale)})
     chosen = load_encoder(encoder)
     if not chosen.has_decoder:
         raise ShadeFastError(f"encoder {chosen.name!r}: has no decoder to draw through; give an autoencoder")
+    other = None if transfer is None else load_encoder(transfer)
     world = World.read(pool, scale.concepts, scale.size, scale.counts)
+    check_same(folder, {"pool": world.sha256, "encoder": chosen.sha256})
+    if other is not None:
+        check_same(folder, {"transfer": other.sha256})
     sentences = SentenceEncoder()
     say(f"world: {len(world.concepts)} concepts, {scale.counts} photographs of each")
     generator = trained_generator(scale, world, chosen, sentences, folder / "generator.safetensors", say)
     judge = trained_judge(scale, world, chosen, folder / "judge.safetensors", say)
-    return Bench(
-        scale,
-        world,
-        chosen,
-        sentences,
-        generator,
-        judge,
-        folder,
-        None if transfer is None else load_encoder(transfer),
-    )
+    return Bench(scale, world, chosen, sentences, generator, judge, folder, other)
+
+
+def check_same(folder: Path, settings: dict[str, str | None]) -> None:
+    """Refuse a folder that was begun with other settings, whose files would be taken for these ones'; add those that
+    it has no record of to begun.json in it."""
+    path = folder / "begun.json"
+    if not path.exists() and (folder / "generator.safetensors").exists():
+        raise ShadeFastError(f"{folder}: has no record of its pool and encoders ({path}); give another folder")
+    begun = json.loads(path.read_text()) if path.exists() else {}
+    for name, value in settings.items():
+        if begun.setdefault(name, value) != value:
+            raise ShadeFastError(
+                f"{folder}: was begun with another {name} ({begun[name]}, in {path}; now {value}); give that one, or "
+                "another folder"
+            )
+    folder.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".part")
+    temporary.write_text(json.dumps(begun, indent=1) + "\n")
+    temporary.replace(path)
 
 
 def trained_generator(

@@ -42,7 +42,6 @@ def run_experiments(
         if name not in known:
             raise ShadeFastError(f"experiment {name!r}: give one of {', '.join(known)}")
     chosen = [known[name] for name in only] if only else list(EXPERIMENTS)
-    _check_same(scale, folder)
     bench = prepare(scale, pool, folder, encoder=encoder, transfer=transfer, say=say)
     written = []
     for experiment in chosen:
@@ -97,15 +96,6 @@ def bleed_rows(figures: Figures, bench: Bench) -> list[dict[str, Any]]:
         for word, similarity in sorted(zip(words, near, strict=True), key=lambda pair: -pair[1])
         for arm in figures.results
     ]  # fmt: skip
-
-
-def _check_same(scale: Scale, folder: Path) -> None:
-    """Refuse a folder that another scale has begun, whose arms would be taken for this one's."""
-    path = folder / "scale.txt"
-    if path.exists() and path.read_text() != f"{scale}\n":
-        raise ShadeFastError(f"{folder}: was begun with another scale ({path}); give another folder")
-    folder.mkdir(parents=True, exist_ok=True)
-    path.write_text(f"{scale}\n")
 
 
 def _plot(experiment: Experiment, figures: Figures, path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ import numpy as np
 from shade_fast.errors import ShadeFastError
 from shade_fast.images import UInt8Array
 from shade_fast.study.examples import square
-from shade_fast.study.pool import read_pool
+from shade_fast.study.pool import caption_of, named, read_pool
 
 #: How an image of a concept may be captioned; the first is what is asked for when drawing.
 CAPTIONS = (
@@ -59,13 +60,17 @@ class World:
                 begin += count
         return cls(tuple(concepts), size, images)
 
+    @property
+    def sha256(self) -> str:
+        """Hash of the squares that were read: concept, part and bytes."""
+        digest = hashlib.sha256()
+        for (part, concept), images in sorted(self.images.items()):
+            digest.update(f"{part} {concept} {list(images.shape)}\n".encode())
+            digest.update(images.tobytes())
+        return digest.hexdigest()
+
     def of(self, part: str, concept: str) -> UInt8Array:
         return self.images[part, concept]
-
-
-def named(concept: str) -> str:
-    """`a dog`, `an airplane`."""
-    return f"{'an' if concept[0] in 'aeiou' else 'a'} {concept}"
 
 
 def captions_for(concept: str, count: int, seed: int) -> list[str]:
@@ -76,4 +81,4 @@ def captions_for(concept: str, count: int, seed: int) -> list[str]:
 
 def prompt(concept: str) -> str:
     """What is asked for when a concept is to be drawn."""
-    return CAPTIONS[0].format(named(concept))
+    return caption_of(concept)
