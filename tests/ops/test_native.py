@@ -74,9 +74,12 @@ def test_a_missing_module_is_an_error_that_says_how_to_build_it(monkeypatch: pyt
     assert native.describe() == {"cpu": {"built": "no"}, "cuda": {"built": "no"}}
 
 
-def test_a_device_without_kernels_is_an_error() -> None:
+def test_a_device_without_kernels_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     image = torch.zeros(1, 3, 2, 2, dtype=torch.uint8, device="meta")
     delta, scale = torch.zeros(1, 3, 2, 2, device="meta"), torch.ones(1, device="meta")
+    shapes = quantize(image, delta, scale, levels=1)  # nothing is computed there, what is made is known
+    assert (shapes.shape, shapes.dtype, shapes.device.type) == (image.shape, torch.uint8, "meta")
+    monkeypatch.setattr(native, "DEVICES", ("cpu", "cuda"))
     with pytest.raises(ShadeFastError, match="no kernels for meta"):
         quantize(image, delta, scale, levels=1)
 

@@ -159,7 +159,10 @@ def test_the_report_names_layers_algorithms_and_shares() -> None:
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [(("tpu", "fast"), "backend 'tpu'"), (("native", "roughly"), "accuracy 'roughly': give one of fast, exact")],
+    [
+        (("tpu", "fast"), "backend 'tpu'"),
+        (("native", "roughly"), "accuracy 'roughly' of backend 'native': give one of fast, exact"),
+    ],
 )
 def test_unknown_names(arguments: tuple[str, str], message: str) -> None:
     with pytest.raises(ShadeFastError, match=message):
