@@ -129,7 +129,7 @@ class Frozen(nn.Module):
         self, images: Tensor, anchor_latents: Tensor, out: tuple[Tensor, Tensor] | None = None
     ) -> tuple[Tensor, Tensor] | None:
         """‖module(images) - anchor_latents‖₂ [B] and its gradient [B, 3, h, w]; None where torch runs the module, or
-        it gives other tensors than such latents. With `out`, which they are written to, a steady loop allocates nothing.
+        it gives other tensors than such latents. With `out`, which is written over, a steady loop allocates nothing.
         """
         if out is None or out[1].shape != images.shape:
             out = images.new_empty(len(images)), torch.empty_like(images, memory_format=torch.contiguous_format)
