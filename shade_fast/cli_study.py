@@ -142,6 +142,9 @@ def add_study(commands: Any) -> None:
         help="one experiment; again for more (default: all)",
     )
     add("--encoder", default="embedded", metavar="NAME|PATH|ID", help="autoencoder whose latents are trained on")
+    add("--components", type=int, metavar="N",
+        help="train on the first N principal components of 2x2 patches of the latents: for autoencoders of many "
+        "channels")  # fmt: skip
     add("--transfer", metavar="NAME|PATH|ID", help="another encoder, to make poison on that should transfer")
 
 
@@ -289,6 +292,7 @@ def _run(options: argparse.Namespace) -> int:
         only=options.only,
         encoder=options.encoder,
         transfer=options.transfer,
+        components=options.components,
         say=lambda line: print(line, flush=True),
     )
     return EXIT_OK

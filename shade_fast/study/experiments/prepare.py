@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +20,7 @@ from shade_fast.encoders import Encoder, load_encoder
 from shade_fast.errors import ShadeFastError
 from shade_fast.images import UInt8Array
 from shade_fast.poisoner import Poisoner
+from shade_fast.study.components import with_components
 from shade_fast.study.examples import decode_latents, encode, examples_of
 from shade_fast.study.experiments.scale import Scale
 from shade_fast.study.experiments.world import World, captions_for
@@ -90,12 +91,14 @@ def prepare(
     *,
     encoder: str = "embedded",
     transfer: str | None = None,
+    components: int | None = None,
     say: Say = print,
 ) -> Bench:
-    """Read the world and make, or take from the folder, what the arms share. Raises ShadeFastError for a pool that
-    lacks a concept, for an encoder without a decoder, through which nothing can be drawn, and for a folder that was
-    begun with another scale, pool or encoder."""
-    check_same(folder, {"scale": str(scale)})
+    """Read the world and make, or take from the folder, what the arms share. components: of the latents, see
+    `with_components`; None for the latents as they are. Raises ShadeFastError for a pool that lacks a concept, for an
+    encoder without a decoder, through which nothing can be drawn, or that does not take the world's size, and for a
+    folder that was begun with another scale, pool or encoder."""
+    check_same(folder, {"scale": str(scale), "components": components})
     chosen = load_encoder(encoder)
     if not chosen.has_decoder:
         raise ShadeFastError(f"encoder {chosen.name!r}: has no decoder to draw through; give an autoencoder")
@@ -104,6 +107,11 @@ def prepare(
     check_same(folder, {"pool": world.sha256, "encoder": chosen.sha256})
     if other is not None:
         check_same(folder, {"transfer": other.sha256})
+    if components is not None:
+        known = np.concatenate([world.of("training", concept)[:300] for concept in world.concepts])
+        chosen = with_components(chosen, components, known, folder / "components.safetensors")
+    if scale.size % chosen.factor:
+        raise ShadeFastError(f"encoder {chosen.name!r}: takes multiples of {chosen.factor} pixels, not {scale.size}")
     sentences = SentenceEncoder()
     say(f"world: {len(world.concepts)} concepts, {scale.counts} photographs of each")
     generator = trained_generator(scale, world, chosen, sentences, folder / "generator.safetensors", say)
@@ -111,7 +119,7 @@ def prepare(
     return Bench(scale, world, chosen, sentences, generator, judge, folder, other)
 
 
-def check_same(folder: Path, settings: dict[str, str | None]) -> None:
+def check_same(folder: Path, settings: Mapping[str, str | int | None]) -> None:
     """Refuse a folder that was begun with other settings, whose files would be taken for these ones'; add those that
     it has no record of to begun.json in it."""
     path = folder / "begun.json"
@@ -146,7 +154,11 @@ def trained_generator(
     ]
     examples = examples_of(images, captions, encoder, sentences, mirrored=True)
     if checkpoint is None:
-        checkpoint = Checkpoint.fresh(scale.shape, examples, seed=0)
+        side = scale.size // encoder.factor
+        # Tokens of 2x2 latent elements, unless these would be very few.
+        patch = 2 if side % 2 == 0 and side >= 8 else 1
+        shape = replace(scale.shape, channels=encoder.channels, side=side, patch=patch)
+        checkpoint = Checkpoint.fresh(shape, examples, seed=0)
     losses: list[float] = []
 
     def on_step(step: int, loss: float) -> None:

@@ -26,6 +26,7 @@ def run_experiments(
     only: Sequence[str] = (),
     encoder: str = "embedded",
     transfer: str | None = None,
+    components: int | None = None,
     say: Say = print,
 ) -> list[Path]:
     """Run the paper's questions on a pool of photographs with concepts; run again, it goes on where it was cut off.
@@ -33,6 +34,8 @@ def run_experiments(
     folder: gets a subfolder with figures.csv, plot.svg, sheet.png and reading.md for each experiment; what they are
         made from is kept beside: the generator, the judge, perturbed images, and a file for each finished arm and seed.
     only: names of experiments, all by default. encoder: an autoencoder whose latents the generator is trained on.
+    components: how many principal components of the latents' patches the generator is trained on instead of the latents
+        as they are, for autoencoders of many channels.
     transfer: another encoder to poison on; without one the experiment that needs it is left out, and said so.
 
     Returns the experiments' folders. Raises ShadeFastError for an unknown name, and as `prepare` does.
@@ -42,7 +45,7 @@ def run_experiments(
         if name not in known:
             raise ShadeFastError(f"experiment {name!r}: give one of {', '.join(known)}")
     chosen = [known[name] for name in only] if only else list(EXPERIMENTS)
-    bench = prepare(scale, pool, folder, encoder=encoder, transfer=transfer, say=say)
+    bench = prepare(scale, pool, folder, encoder=encoder, transfer=transfer, components=components, say=say)
     written = []
     for experiment in chosen:
         if experiment.needs_transfer and bench.transfer is None:

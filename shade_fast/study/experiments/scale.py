@@ -14,7 +14,8 @@ class Scale:
     """The sizes of a study; all of it follows from these and the seeds.
 
     concepts: of the world; `source` is poisoned to be drawn as `target`. size: pixels of the square photographs.
-    counts: photographs of a concept for training, fresh ones, and held out. shape: of the generator.
+    counts: photographs of a concept for training, fresh ones, and held out. shape: of the generator; its
+    channels, side and patch follow from the encoder.
     training_steps, training_batch: before any attack. tuning_steps, tuning_batch, tuning_rate: going on with fresh
     images, poisoned or not. pool: fresh images of a concept that are gone on with; as many are left as anchors.
     judge_epochs: of the judge. draws: images drawn of a poisoned concept; of another, a third as many. poison_steps:
@@ -37,7 +38,7 @@ class Scale:
     pool: int = 300
     judge_epochs: int = 8
     draws: int = 100
-    poison_steps: int = 30
+    poison_steps: int = 60
     seeds: tuple[int, ...] = (0, 1, 2)
     shares: tuple[float, ...] = (0.25, 0.5, 0.75, 1.0)
 

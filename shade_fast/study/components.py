@@ -1,0 +1,106 @@
+"""An autoencoder whose latents are fewer: the principal components of what its own hold.
+
+Latent diffusion models are trained on few numbers, 4 channels at an eighth of the side in Stable Diffusion. An
+autoencoder for far larger models has many (FLUX.2's 32), most of them of fine detail, which a small generator does not
+learn. Here each 2x2 patch of the latent is projected on the first principal components of photographs' patches. To the
+generator, and to who protects images from it, the two together are the encoder.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.nn import functional
+
+from shade_fast.encoders import Encoder
+from shade_fast.errors import ShadeFastError
+from shade_fast.images import UInt8Array
+from shade_fast.study.examples import encode
+
+#: Side of the patches, in elements of the latent.
+PATCH = 2
+
+
+def with_components(encoder: Encoder, count: int, images: UInt8Array, path: Path) -> Encoder:
+    """The encoder with `count` components for each patch of its latents, and its decoder behind them.
+
+    images: uint8 [N, h, w, 3], photographs whose components these are. path: .safetensors file that they are kept in,
+    or taken from where it is there: on another machine they may be rounded otherwise, and be another encoder.
+    Raises ShadeFastError for a count below 1 or above the numbers of a patch, for a file that holds something else, and
+    for an encoder without a decoder.
+    """
+    numbers = encoder.channels * PATCH**2
+    if not 1 <= count <= numbers:
+        raise ShadeFastError(f"components={count}: encoder {encoder.name!r} has 1 to {numbers} of them")
+    if not encoder.has_decoder:
+        raise ShadeFastError(f"encoder {encoder.name!r}: has no decoder to draw through; give an autoencoder")
+    basis, mean = _read(path, count, numbers) if path.exists() else _found(encode(encoder, images), count)
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f"{path.name}.part")
+        save_file({"basis": basis, "mean": mean}, str(temporary))
+        temporary.replace(path)
+    return Encoder(
+        _Projected(encoder.module, basis),
+        name=f"{encoder.name}, {count} components",
+        kind="module",
+        factor=encoder.factor * PATCH,
+        channels=count,
+        load_decoder=lambda: _Restored(encoder, basis, mean),
+        device=encoder.device,
+    )
+
+
+class _Projected(nn.Module):
+    """Images to the components of the latents' patches, [B, components, h / PATCH, w / PATCH]: a convolution."""
+
+    def __init__(self, module: nn.Module, basis: Tensor) -> None:
+        super().__init__()
+        self.module = module
+        self.project = nn.Conv2d(basis.shape[1] // PATCH**2, len(basis), PATCH, PATCH, bias=False)
+        self.project.weight.data = basis.unflatten(1, (-1, PATCH, PATCH)).clone()
+
+    def forward(self, images: Tensor) -> Tensor:
+        components: Tensor = self.project(self.module(images))
+        return components
+
+
+class _Restored(nn.Module):
+    """Components back to latents, whose others are the mean's, and to images."""
+
+    def __init__(self, encoder: Encoder, basis: Tensor, mean: Tensor) -> None:
+        super().__init__()
+        self.decode = encoder.decode
+        self.register_buffer("basis", basis[:, :, None, None])
+        self.register_buffer("rest", (mean - basis.T @ (basis @ mean))[None, :, None, None])
+        self.basis: Tensor
+        self.rest: Tensor
+
+    def forward(self, components: Tensor) -> Tensor:
+        patches = functional.conv_transpose2d(components, self.basis) + self.rest
+        return self.decode(functional.pixel_shuffle(patches, PATCH))
+
+
+def _found(latents: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """The first components of latents' patches, orthonormal [count, C·PATCH²], and the patches' mean [C·PATCH²]."""
+    patches = functional.pixel_unshuffle(latents.double(), PATCH).transpose(0, 1).flatten(1)
+    mean = patches.mean(1)
+    basis = torch.linalg.eigh(torch.cov(patches)).eigenvectors.flip(1)[:, :count].T
+    # Which way a component points is nothing that is found: the largest number is taken to be positive.
+    largest = basis.gather(1, basis.abs().argmax(1, keepdim=True))
+    return (basis * largest.sign()).float().contiguous(), mean.float()
+
+
+def _read(path: Path, count: int, numbers: int) -> tuple[Tensor, Tensor]:
+    try:
+        tensors = load_file(str(path))
+    except (OSError, SafetensorError) as error:
+        raise ShadeFastError(f"{path}: cannot be read ({error}); delete it, and what was made with it") from error
+    basis, mean = tensors.get("basis"), tensors.get("mean")
+    if basis is None or mean is None or basis.shape != (count, numbers) or mean.shape != (numbers,):
+        raise ShadeFastError(f"{path}: does not hold {count} components of {numbers} numbers; give another folder")
+    return basis, mean
