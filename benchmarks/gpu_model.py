@@ -12,10 +12,13 @@ Assumptions, their constants in gpu_count.py:
 - Plain torch adds a convolution's bias in a pass of its own, as its cuDNN path does, and its attention is the fused
   one. Transposes that cuDNN makes for NCHW tensors are not counted. The host needs `HOST` a launched op, and the step
   is no shorter than that; a graph's replay needs `REPLAY` a kernel.
-- Kept for the backward: what autograd saves, on the published path a convolution's input also where its weight
-  requires no gradient.
-- Memory an image: what is kept, and three times the largest feature map to work in. Weights and `RESERVED` are there
-  once.
+- Kept for the backward: the most that autograd holds at one time, on the published path a convolution's input also
+  where its weight requires no gradient. The engine differentiates the encoder before LPIPS begins, the published path
+  their sum.
+- Held: what is there from step to step, such as images, perturbation, momentum and the clean image's features, which
+  the published path makes anew in each step.
+- Memory an image: what is kept and held, and three times the largest feature map to work in. Weights and `RESERVED` are
+  there once.
 """
 
 from __future__ import annotations
@@ -56,6 +59,7 @@ class Row:
     other_ms: float
     images_per_second_60_steps: float
     kept_megabytes: float
+    held_megabytes: float
     memory_megabytes: float
     largest_batch: int
 
@@ -87,6 +91,7 @@ def _rows(path: str, count: Count, batch: int, case: str) -> Iterator[Row]:
             other_ms=1e3 * other,
             images_per_second_60_steps=batch / (60 * (products + other)),
             kept_megabytes=count.kept / batch / 1e6,
+            held_megabytes=count.held / batch / 1e6,
             memory_megabytes=count.memory / batch / 1e6,
             largest_batch=int((device.memory - RESERVED - count.weights) / (count.memory / batch)),
         )
@@ -95,7 +100,7 @@ def _rows(path: str, count: Count, batch: int, case: str) -> Iterator[Row]:
 def table(found: Sequence[dict[str, str]]) -> str:
     """The rows for reading, and what the fused path takes of the published one."""
     heads = ("path", "case", "batch", "gpu", "step_ms", "product_ms", "other_ms", "other_megabytes", "kept_megabytes")
-    columns = (*heads, "largest_batch")
+    columns = (*heads, "held_megabytes", "largest_batch")
     shown = markdown(columns, [[_short(row[name]) for name in columns] for row in found])
     published_rows = {(row["case"], row["batch"], row["gpu"]): row for row in found if row["path"] == "published"}
     lines = []

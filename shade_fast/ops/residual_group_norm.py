@@ -122,7 +122,7 @@ def _operator(
     activation: int,
     keep: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    if not _has_kernels(x):
+    if not gpu.has_kernels(x):
         return reference(x, gamma, beta, bias, addend, groups, epsilon, activation, keep)
     total = torch.empty_like(x) if _writes(bias, addend, keep) else None
     out, statistics = torch.empty_like(x), _new_statistics(x, groups)
@@ -160,7 +160,7 @@ def _gradient_operator(
     groups: int,
     activation: int,
 ) -> Tensor:
-    if not _has_kernels(x):
+    if not gpu.has_kernels(x):
         return reference_gradient(gradient, x, gamma, beta, bias, statistics, residual, groups, activation)
     out = torch.empty_like(x)
     arrays = (gradient, x, gamma, beta, statistics, out, _new_scratch(x, groups))
@@ -235,10 +235,6 @@ def _new_statistics(x: Tensor, groups: int) -> Tensor:
 def _new_scratch(x: Tensor, groups: int) -> Tensor:
     images, channels, height, width = x.shape
     return x.new_empty(_kernels().scratch_size(images, height * width, channels, groups), dtype=torch.float32)
-
-
-def _has_kernels(x: Tensor) -> bool:
-    return gpu.on_gpu(x) and x.dtype in gpu.DTYPES
 
 
 def _kernels() -> ModuleType:

@@ -78,11 +78,11 @@ def test_what_is_fused_has_no_pass_of_its_own(counts: dict[str, Count]) -> None:
 
 def test_time_is_the_longer_of_rate_and_memory() -> None:
     device = DEVICES[1]
-    count = Count([Op("a", device.operations, 0.0), Op("b", 0.0, device.bandwidth)], 0.0, 0.0, 0.0)
+    count = Count([Op("a", device.operations, 0.0), Op("b", 0.0, device.bandwidth)], 0.0, 0.0, 0.0, 0.0)
     products, other = count.seconds(device, graph=True)
     assert products == pytest.approx(1 / PRODUCTS + REPLAY)
     assert other == pytest.approx(1 / BANDWIDTH + REPLAY)
-    small = Count([Op("a", 1.0, 1.0)] * 1000, 0.0, 0.0, 0.0)
+    small = Count([Op("a", 1.0, 1.0)] * 1000, 0.0, 0.0, 0.0, 0.0)
     assert sum(small.seconds(device, graph=False)) == pytest.approx(1000 * HOST)
 
 

@@ -11,7 +11,9 @@ import torch
 from torch import Tensor, fx, nn
 
 from shade_fast.ops.layout import channels_last
+from shade_fast.ops.max_pool import LARGEST_KERNEL
 from shade_fast.runtime.cuda import layers
+from shade_fast.runtime.cuda.padding import wider_padding
 from shade_fast.runtime.trace import Graph
 
 aten = torch.ops.aten
@@ -110,7 +112,12 @@ class _Rewriting:
         if weight[0, 0].numel() == 1 and set(stride) == {1} and set(padding) == {0} and groups == 1:
             made = self._emit(layers.pointwise, self._node(x), self._weight(weight, flat=True), None, self.tf32)
         else:
-            window = (list(stride), list(padding), list(dilation), groups, self.tf32)
+            crop = None
+            wider = wider_padding(_source(node), weight.shape[2:], stride, padding, dilation)
+            if wider is not None:
+                x, padding = self.environment[_source(_source(node))], wider.padding
+                crop = (*wider.skipped, *_shape(node)[2:])
+            window = (list(stride), list(padding), list(dilation), groups, self.tf32, crop)
             made = self._emit(layers.convolution, self._node(x), self._weight(weight), None, *window)
         return made if bias is None else _Pending(made, bias, None)
 
@@ -159,9 +166,24 @@ class _Rewriting:
         return y
 
     def relu(self, node: fx.Node, x: Any) -> Any:
-        if not isinstance(x, _Pending) or x.made is not None or len(_source(node).users) > 1:
+        if len(_shape(node)) != 4:
             return NotImplemented
+        if not isinstance(x, _Pending) or x.made is not None or len(_source(node).users) > 1:
+            x = _Pending(self._node(x), None, None)
+        compared = [one for one in node.users if self._compares(one, node)]
+        if compared and x.addend is None:
+            clean, head = self._of(compared[0].args[1:])
+            made = self._emit(layers.relu_lpips_layer, x.x, self._array(x.bias), self._node(clean), self._array(head))
+            self.environment[compared[0]] = self._emit(operator.getitem, made, 1)
+            return self._emit(operator.getitem, made, 0)
         return self._emit(layers.epilogue, x.x, self._array(x.bias), x.addend, relu=True)
+
+    def _compares(self, node: fx.Node, activations: fx.Node) -> bool:
+        """Whether a node is an LPIPS layer of these activations whose other side is there already."""
+        if str(node.target) != "shade_fast.lpips_layer.default" or node.args[0] is not activations:
+            return False
+        clean, head = node.args[1:]
+        return clean in self.environment and isinstance(self.environment.get(head), Tensor)  # type: ignore[arg-type]
 
     def add(self, node: fx.Node, a: Any, b: Any, alpha: Any = 1) -> Any:
         if alpha != 1 or not all(isinstance(one, fx.Node | _Pending) for one in (a, b)) or a is b:
@@ -182,8 +204,23 @@ class _Rewriting:
         terms = [*(one.x for one in free), *(self._node(one) for one in others)]
         return _Pending(terms[0], torch.stack(biases).sum(0) if biases else None, terms[1])
 
-    def max_pool(self, node: fx.Node, x: Any, *window: Any) -> Any:
-        return self._emit(layers.max_pool, self._node(x), *window)
+    def max_pool(
+        self,
+        node: fx.Node,
+        x: Any,
+        kernel: Sequence[int],
+        stride: Sequence[int] = (),
+        padding: Sequence[int] = (0, 0),
+        dilation: Sequence[int] = (1, 1),
+        ceil: bool = False,
+    ) -> Any:
+        sides = [set(one) for one in (kernel, stride or kernel, padding)]
+        if len(_shape(node)) != 4 or any(len(one) > 1 for one in sides) or set(dilation) != {1}:
+            return NotImplemented
+        window = [one.pop() for one in sides]
+        if window[0] > LARGEST_KERNEL:
+            return NotImplemented
+        return self._emit(layers.max_pool, self._node(x), *window, _shape(node)[2:])
 
     def attention(self, node: fx.Node, query: Any, key: Any, value: Any, *rest: Any, **named: Any) -> Any:
         parts = [self._node(part) for part in (query, key, value)]
