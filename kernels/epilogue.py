@@ -3,10 +3,10 @@
     y = relu(x + bias[c] + residual), each part where it is asked for
     dx = gradient where the mask has a 1, else 0
 
-x, residual, out and gradient: float32, float16 or bfloat16 [B, C, h, w], in memory [B, h, w, C]; bias float32 [C]; mask
-int16 [B, h, w, ceil(C / 16)], channel c in bit c % 16 of word c // 16, 0 where y is at most 0 and past the last channel.
-Everything between a load and a store is float32. Per value of size s: s bytes read, s more with a residual, s written
-and a bit with the mask; backward s and a bit read, s written.
+x, residual, out and gradient: float32, float16 or bfloat16 [B, C, h, w], in memory [B, h, w, C]; bias float32 [C];
+mask int16 [B, h, w, ceil(C / 16)], channel c in bit c % 16 of word c // 16, 0 where y is at most 0 and past the last
+channel. Everything between a load and a store is float32. Per value of size s: s bytes read, s more with a residual, s
+written and a bit with the mask; backward s and a bit read, s written.
 """
 
 from __future__ import annotations
@@ -109,9 +109,7 @@ def epilogue_kernel(
 
 
 @triton.jit
-def relu_gradient_kernel(
-    gradient, mask, out, pixels, channels, pixel_block: tl.constexpr, channel_block: tl.constexpr
-):
+def relu_gradient_kernel(gradient, mask, out, pixels, channels, pixel_block: tl.constexpr, channel_block: tl.constexpr):
     """One tile of dx."""
     first = tl.program_id(0).to(tl.int64) * pixel_block
     channel = tl.program_id(1) * channel_block + tl.arange(0, channel_block)

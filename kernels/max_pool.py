@@ -22,7 +22,7 @@ WARPS = 8
 
 def forward(x: Tensor, out: Tensor, index: Tensor | None, kernel: int, stride: int, padding: int) -> None:
     """out = y, and the index where it is asked for."""
-    images, channels, height, width = x.shape
+    channels, height, width = x.shape[1:]
     rows, columns = out.shape[2:]
     if not out.numel():
         return
@@ -39,7 +39,7 @@ def forward(x: Tensor, out: Tensor, index: Tensor | None, kernel: int, stride: i
 
 def backward(gradient: Tensor, index: Tensor, out: Tensor, kernel: int, stride: int, padding: int) -> None:
     """out = dx."""
-    images, channels, height, width = out.shape
+    channels, height, width = out.shape[1:]
     rows, columns = gradient.shape[2:]
     if not out.numel():
         return

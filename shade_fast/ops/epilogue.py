@@ -67,9 +67,7 @@ def reference_gradient(gradient: Tensor, mask: Tensor) -> Tensor:
 
 
 @torch.library.custom_op("shade_fast::epilogue", mutates_args=())
-def _operator(
-    x: Tensor, bias: Tensor | None, residual: Tensor | None, relu: bool, mark: bool
-) -> tuple[Tensor, Tensor]:
+def _operator(x: Tensor, bias: Tensor | None, residual: Tensor | None, relu: bool, mark: bool) -> tuple[Tensor, Tensor]:
     """y and, with `mark`, the mask of its ReLU; else that is empty."""
     if not gpu.has_kernels(x):
         result = reference(x, bias, residual, relu)

@@ -38,7 +38,10 @@ def max_pool(x: Tensor, kernel: int, stride: int, padding: int, size: tuple[int,
     if x.ndim != 4 or not x.is_floating_point():
         raise ShadeFastError(f"x is {x.dtype} {list(x.shape)}: give float [B, C, h, w]")
     reach = [(count - 1) * stride - padding - side for count, side in zip(size, x.shape[2:], strict=True)]
-    if not (1 <= kernel <= LARGEST_KERNEL and stride >= 1 and 0 <= padding < kernel and min(size) >= 1) or max(reach) >= 0:
+    if (
+        not (1 <= kernel <= LARGEST_KERNEL and stride >= 1 and 0 <= padding < kernel and min(size) >= 1)
+        or max(reach) >= 0
+    ):
         raise ShadeFastError(
             f"{size[0]} by {size[1]} windows with kernel={kernel} (1 to {LARGEST_KERNEL}), stride={stride}, "
             f"padding={padding} do not fit {x.shape[2]} by {x.shape[3]} pixels"
@@ -71,9 +74,7 @@ def _operator(
 
 
 @_operator.register_fake
-def _(
-    x: Tensor, kernel: int, stride: int, padding: int, height: int, width: int, mark: bool
-) -> tuple[Tensor, Tensor]:
+def _(x: Tensor, kernel: int, stride: int, padding: int, height: int, width: int, mark: bool) -> tuple[Tensor, Tensor]:
     return _new(x, height, width, mark)
 
 
@@ -91,9 +92,7 @@ def _gradient_operator(
 
 
 @_gradient_operator.register_fake
-def _(
-    gradient: Tensor, index: Tensor, height: int, width: int, kernel: int, stride: int, padding: int
-) -> Tensor:
+def _(gradient: Tensor, index: Tensor, height: int, width: int, kernel: int, stride: int, padding: int) -> Tensor:
     return _new_image(gradient, height, width)
 
 

@@ -1,4 +1,4 @@
-"""A ReLU whose result LPIPS compares with the clean image's: both in one pass over the features, and so their gradient."""
+"""A ReLU whose result LPIPS compares with the clean image's: one pass over the features, and one for the gradient."""
 
 from __future__ import annotations
 

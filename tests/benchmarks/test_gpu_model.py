@@ -27,7 +27,8 @@ def counts() -> dict[str, Count]:
 
 
 def test_both_paths_have_the_same_products(counts: dict[str, Count]) -> None:
-    assert math.isclose(counts["fused"].operations, counts["published"].operations, rel_tol=1e-3)
+    """But for a row and a column of results more of the strided convolutions, not few of so small an image's."""
+    assert 1 <= counts["fused"].operations / counts["published"].operations < 1.01
 
 
 def test_a_batch_has_its_images_bytes(counts: dict[str, Count]) -> None:
@@ -65,6 +66,33 @@ def test_group_norms_by_hand() -> None:
     assert maps(None, False) == pytest.approx([3, 5], rel=0.1)
     assert maps(images().detach(), False) == pytest.approx([5, 5], rel=0.1)
     assert maps(images().detach(), True) == pytest.approx([5, 6], rel=0.1)
+
+
+def test_kept_is_the_most_at_one_time_and_held_what_was_there() -> None:
+    weight, images = (torch.empty(64, 64, device="meta", dtype=torch.float16) for _ in range(2))
+    size = 2.0 * 64 * 64
+
+    def graph(count: int) -> tuple[torch.Tensor, torch.Tensor]:
+        x = images.detach().requires_grad_()
+        y = x * 2 * weight
+        for _ in range(count):
+            y = y.exp()  # keeps its result
+        return x, y
+
+    def one_after_the_other() -> None:
+        for count in (3, 2):
+            x, y = graph(count)
+            torch.autograd.grad(y.sum(), x)
+
+    def together() -> None:
+        graphs = [graph(3), graph(2)]
+        for x, y in graphs:
+            torch.autograd.grad(y.sum(), x)
+
+    counts = [recorded(step, [weight]) for step in (one_after_the_other, together)]
+    assert [count.kept / size for count in counts] == [3, 5]
+    assert [count.held / size for count in counts] == [1, 1]
+    assert counts[0].weights == size
 
 
 def test_what_is_fused_has_no_pass_of_its_own(counts: dict[str, Count]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from torch import fx
 
@@ -42,7 +43,8 @@ def _zeros(node: fx.Node) -> tuple[int, ...] | None:
     """How many zeros a node puts left, right, above and below an image; None where it is or does something else."""
     if str(node.target) != "aten.pad.default" or node.kwargs:
         return None
-    _, margins, mode, value = [*node.args, *("constant", None)[len(node.args) - 2 :]]
-    if mode != "constant" or value not in (None, 0) or len(margins) > 4 or min(margins) < 0:  # type: ignore
+    margins: Any = node.args[1]
+    mode, value = (node.args[place] if len(node.args) > place else None for place in (2, 3))
+    if mode not in (None, "constant") or value not in (None, 0) or len(margins) > 4 or min(margins) < 0:
         return None
-    return tuple([*margins, 0, 0][:4])  # type: ignore
+    return tuple([*margins, 0, 0][:4])
