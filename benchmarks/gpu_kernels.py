@@ -56,7 +56,7 @@ def configurations(dtype: str, complete: bool = True) -> Iterator[Configuration]
     warps = kernels.WARPS
     sums = ((False, False, ""), (True, False, "bias"), (True, True, "bias, addend"), (False, True, "addend"))
     for shift, add, note in sums if complete else sums[:1] + sums[2:3]:
-        constants = {"shift": shift, "add": add, "keep": add, **tile}
+        constants = {"shift": shift, "add": add, **tile}
         pointers = ("x", "addend", "total")
         yield _configuration("group_norm", kernels.moments_kernel, dtype, pointers, constants, note, warps)
     tile = epilogue.relu_tile(GROUP_NORM_CHANNELS)
@@ -97,15 +97,19 @@ def configurations(dtype: str, complete: bool = True) -> Iterator[Configuration]
             yield _configuration(
                 "lpips_layer", lpips_layer.layer_kernel, dtype, pointers, constants, f"{name}, {channels} channels"
             )
-        note = f"{channels} channels"
-        constants = {"shift": True, **lpips_layer.tile_sides(channels)}
-        pointers = ("x", "clean", "out")
-        yield _configuration("relu_lpips_layer", relu_lpips_layer.forward_kernel, dtype, pointers, constants, note)
+        yield from _compared_relus(dtype, channels, complete)
+
+
+def _compared_relus(dtype: str, channels: int, complete: bool) -> Iterator[Configuration]:
+    op, kernels, note = "relu_lpips_layer", relu_lpips_layer, f"{channels} channels"
+    constants: dict[str, Any] = {"shift": True, **lpips_layer.tile_sides(channels)}
+    pointers: tuple[str, ...] = ("x", "clean", "out")
+    yield _configuration(op, kernels.forward_kernel, dtype, pointers, constants, note, kernels.FORWARD_WARPS)
+    for add in (True, False) if complete else (True,):
+        constants = {"add": add, **lpips_layer.tile_sides(channels)}
         pointers = ("activations", "clean", "residual", "out")
-        for add in (True, False) if complete else (True,):
-            constants = {"add": add, **lpips_layer.tile_sides(channels)}
-            rest = ", ".join([note, *["residual"] * add])
-            yield _configuration("relu_lpips_layer", relu_lpips_layer.backward_kernel, dtype, pointers, constants, rest)
+        rest = ", ".join([note, *["residual"] * add])
+        yield _configuration(op, kernels.backward_kernel, dtype, pointers, constants, rest, kernels.BACKWARD_WARPS)
 
 
 def _pools(dtype: str, complete: bool) -> Iterator[Configuration]:

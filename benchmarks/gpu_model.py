@@ -99,9 +99,14 @@ def _rows(path: str, count: Count, batch: int, case: str) -> Iterator[Row]:
 
 def table(found: Sequence[dict[str, str]]) -> str:
     """The rows for reading, and what the fused path takes of the published one."""
-    heads = ("path", "case", "batch", "gpu", "step_ms", "product_ms", "other_ms", "other_megabytes", "kept_megabytes")
-    columns = (*heads, "held_megabytes", "largest_batch")
-    shown = markdown(columns, [[_short(row[name]) for name in columns] for row in found])
+    columns = {
+        **{name: name for name in ("path", "case", "batch")},
+        **{"GPU": "gpu", "ms a step": "step_ms", "products, ms": "product_ms", "the rest, ms": "other_ms"},
+        **{"the rest, MB an image": "other_megabytes", "kept, MB an image": "kept_megabytes"},
+        **{"held, MB an image": "held_megabytes", "largest batch": "largest_batch"},
+    }
+    found = [{**row, "other_megabytes": str(_of_image(row, "other_megabytes"))} for row in found]
+    shown = markdown(list(columns), [[_short(row[name]) for name in columns.values()] for row in found])
     published_rows = {(row["case"], row["batch"], row["gpu"]): row for row in found if row["path"] == "published"}
     lines = []
     for row in found:
@@ -109,11 +114,16 @@ def table(found: Sequence[dict[str, str]]) -> str:
             continue
         other = published_rows[row["case"], row["batch"], row["gpu"]]
         shares = [
-            f"{float(row[name]) / float(other[name]):.2f}" for name in ("step_ms", "other_megabytes", "kept_megabytes")
+            sum(float(row[name]) for name in names) / sum(float(other[name]) for name in names)
+            for names in (("step_ms",), ("other_megabytes",), ("kept_megabytes",), ("kept_megabytes", "held_megabytes"))
         ]
-        lines.append((row["case"], row["batch"], row["gpu"], *shares))
-    heads = ("case", "batch", "gpu", "time", "other bytes", "kept")
+        lines.append((row["case"], row["batch"], row["gpu"], *(f"{share:.3f}" for share in shares)))
+    heads = ("case", "batch", "GPU", "time", "the rest, bytes", "kept", "kept and held")
     return f"{shown}\n\nFused over published:\n\n{markdown(heads, lines)}"
+
+
+def _of_image(row: dict[str, str], name: str) -> float:
+    return float(row[name]) / int(row["batch"])
 
 
 def _short(text: str) -> str:

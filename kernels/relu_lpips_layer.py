@@ -18,6 +18,10 @@ import triton.language as tl
 from shade_fast.kernels.lpips_layer import MOST_SPLITS, direction, mean_kernel, slope, split, tile_sides
 from torch import Tensor
 
+#: Of 16 values a thread, three feature maps and what is made of them do not stay in registers on sm_100; of 8 those of
+#: the forward do not on sm_80.
+FORWARD_WARPS, BACKWARD_WARPS = 4, 8
+
 
 def forward(
     x: Tensor, bias: Tensor | None, clean: Tensor, head: Tensor, out: Tensor, distance: Tensor, scratch: Tensor
@@ -31,6 +35,7 @@ def forward(
             *(x, head if bias is None else bias, clean, head, out, scratch, pixels, channels, blocks),
             shift=bias is not None,
             **tile_sides(channels),
+            num_warps=FORWARD_WARPS,
         )
     if images:
         mean_kernel[(images,)](scratch, distance, splits, pixels, MOST_SPLITS)
@@ -49,6 +54,7 @@ def backward(
             *(pixels, channels, blocks),
             add=residual is not None,
             **tile_sides(channels),
+            num_warps=BACKWARD_WARPS,
         )
 
 

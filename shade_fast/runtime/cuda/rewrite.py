@@ -45,7 +45,9 @@ class _Pending:
 
     x: fx.Node
     bias: Tensor | None
-    addend: fx.Node | None
+    addend: fx.Node | None = None
+    #: whether something has taken x without its bias, and passes it on
+    shared: bool = False
     #: the node once something has made it
     made: fx.Node | None = None
 
@@ -110,6 +112,10 @@ class _Rewriting:
                 return NotImplemented
             padding = [one // 2 if padding == "same" else 0 for one in reach]
         if weight[0, 0].numel() == 1 and set(stride) == {1} and set(padding) == {0} and groups == 1:
+            if _untaken(x, _source(node)) and x.addend is None and x.bias is not None:
+                # Of one pixel a bias before the product is a bias after it.
+                moved = (weight.flatten(1).double() @ x.bias.double()).float()
+                bias, x = moved if bias is None else moved + bias, x.x
             made = self._emit(layers.pointwise, self._node(x), self._weight(weight, flat=True), None, self.tf32)
         else:
             crop = None
@@ -119,7 +125,7 @@ class _Rewriting:
                 crop = (*wider.skipped, *_shape(node)[2:])
             window = (list(stride), list(padding), list(dilation), groups, self.tf32, crop)
             made = self._emit(layers.convolution, self._node(x), self._weight(weight), None, *window)
-        return made if bias is None else _Pending(made, bias, None)
+        return made if bias is None else _Pending(made, bias)
 
     def linear(self, node: fx.Node, x: Any, weight: Any, bias: Any = None) -> Any:
         if not isinstance(weight, Tensor) or isinstance(bias, fx.Node | _Pending):
@@ -157,10 +163,12 @@ class _Rewriting:
         )
         if keep:
             total = self._emit(operator.getitem, made, 0)
-            if pending is not None:
-                pending.made = total
-            else:
+            if pending is None:
                 self.environment[_source(node)] = total
+            elif addend is None:
+                pending.x, pending.shared = total, True
+            else:
+                pending.made = total
         y = self._emit(operator.getitem, made, 1)
         self.environment[last] = y
         return y
@@ -168,8 +176,8 @@ class _Rewriting:
     def relu(self, node: fx.Node, x: Any) -> Any:
         if len(_shape(node)) != 4:
             return NotImplemented
-        if not isinstance(x, _Pending) or x.made is not None or len(_source(node).users) > 1:
-            x = _Pending(self._node(x), None, None)
+        if not _untaken(x, _source(node)):
+            x = _Pending(self._node(x), None)
         compared = [one for one in node.users if self._compares(one, node)]
         if compared and x.addend is None:
             clean, head = self._of(compared[0].args[1:])
@@ -191,12 +199,11 @@ class _Rewriting:
         traced: list[Any] = list(node.args[:2])
         if _shape(traced[0]) != _shape(traced[1]) or len(_shape(traced[0])) != 4:
             return NotImplemented
-        # Convolutions that nobody else looks at leave their biases to the sum.
+        # Convolutions leave their biases to the sum.
         free: list[_Pending] = []
         others: list[fx.Node | _Pending] = []
         for one, before in zip((a, b), traced, strict=True):
-            unmade = isinstance(one, _Pending) and one.made is None and one.addend is None
-            if unmade and len(before.users) == 1:
+            if _untaken(one, before) and one.addend is None:
                 free.append(one)
             else:
                 others.append(one)
@@ -277,6 +284,8 @@ class _Rewriting:
         return node
 
     def _made(self, one: _Pending) -> fx.Node:
+        if one.shared:
+            return self._emit(layers.epilogue, one.x, self._array(one.bias))
         if one.addend is None:
             # A convolution adds its own bias, unless something has taken it without.
             x, weight, _, *rest = one.x.args
@@ -360,6 +369,11 @@ def _does_nothing(node: fx.Node) -> bool:
         source, made = _source(node).meta.get("val"), node.meta.get("val")
         return source is not None and made is not None and (source.dtype, source.device) == (made.dtype, made.device)
     return target in ("aten.div.Tensor", "aten.mul.Tensor") and node.args[1] in (1, 1.0)
+
+
+def _untaken(one: Any, traced: fx.Node) -> bool:
+    """Whether a value is a sum that what takes it now may make: nobody else does, or each for itself."""
+    return isinstance(one, _Pending) and one.made is None and (one.shared or len(traced.users) == 1)
 
 
 def _source(node: fx.Node) -> fx.Node:
