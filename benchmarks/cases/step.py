@@ -58,6 +58,11 @@ class LatentPart(Part):
     def __init__(self, module: nn.Module, anchors: Tensor) -> None:
         self.module = module
         self.anchors = anchors
+        self._out: tuple[Tensor, Tensor] | None = None
+
+    def step(self, images: Tensor) -> list[Tensor]:
+        self._out = runtime.latent_gradient(self.module, images, self.anchors, self._out)
+        return super().step(images) if self._out is None else list(self._out)
 
     def distance(self, images: Tensor) -> Tensor:
         joint = runtime.latent_distance(self.module, images, self.anchors)

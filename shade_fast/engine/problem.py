@@ -58,6 +58,8 @@ class Problem:
         self._randoms = tuple(randoms)
         self.visible = visible
         self.through = through
+        #: by the encoder's place, the tensors that its last distance and gradient were written to
+        self._made: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
         with torch.no_grad():
             self._clean_view = view = self.see(clean / 255)
             #: each encoder's distance at the clean images, [B]
@@ -80,6 +82,7 @@ class Problem:
     def room(self, count: int) -> Problem:
         """A problem of as many images that are to be put in; until then they are this one's first."""
         made = copy.copy(self)
+        made._made = {}
         for name, value in self._of_images().items():
             several = isinstance(value, tuple)
             rooms = tuple(_room(tensor, count) for tensor in (value if several else (value,)))
@@ -119,6 +122,20 @@ class Problem:
         encoder.check_images(view)
         joint = runtime.latent_distance(encoder.module, view, latents)
         return latent_distance(encoder.encode(view), latents, backend=kernels(self.backend)) if joint is None else joint
+
+    def _latent_gradient(
+        self, index: int, view: torch.Tensor, draws: Sequence[Draw]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """One encoder's latent distance [B] and its gradient in what it sees; the next call may write over them."""
+        encoder, latents = self.encoders[index], _drawn(self.anchor_latents[index], draws)
+        encoder.check_images(view)
+        made = runtime.latent_gradient(encoder.module, view, latents, self._made.get(index))
+        if made is not None:
+            self._made[index] = made
+            return made
+        view = view.requires_grad_(True)
+        distance = self._latent_distance(encoder, view, latents)
+        return distance.detach(), torch.autograd.grad(distance.sum(), view)[0]
 
     def distance(self, view: torch.Tensor) -> torch.Tensor:
         """The objective [B] of what the encoders see, [B, 3, h, w]; differentiable."""
@@ -172,13 +189,13 @@ class Problem:
         shown = view
         if draws:
             shown = torch.cat([draw.image(view[index : index + 1]) for index, draw in enumerate(draws)])
-        distances = self.distances(shown, draws)
-        direction = torch.zeros_like(view)
-        for weight, distance, start in zip(self.weights, distances, self.starts, strict=True):
-            (gradient,) = torch.autograd.grad(distance.sum(), shown)
+        distances, direction = [], torch.zeros_like(view)
+        for index, (weight, start) in enumerate(zip(self.weights, self.starts, strict=True)):
+            distance, gradient = self._latent_gradient(index, shown.detach(), draws)
+            distances.append(distance.clone())
             # Steps count as shares of what is left: an encoder that is moved easily does not pay for the others.
             least = 1e-3 * start.clamp_min(torch.finfo(start.dtype).tiny)
-            share = start / torch.maximum(distance.detach(), least)
+            share = start / torch.maximum(distance, least)
             direction += (weight * share)[:, None, None, None] * _normalized(gradient)
         if draws:
             (direction,) = torch.autograd.grad(shown, view, direction)
@@ -188,7 +205,7 @@ class Problem:
             constraint = _normalized(torch.autograd.grad(lpips.sum(), view)[0])
             direction = direction + weigh(lpips.detach())[:, None, None, None] * constraint
         (gradient,) = torch.autograd.grad(seen, delta, direction)
-        return gradient, self.objective([distance.detach() for distance in distances])
+        return gradient, self.objective(distances)
 
 
 def _drawn(latents: torch.Tensor, draws: Sequence[Draw]) -> torch.Tensor:

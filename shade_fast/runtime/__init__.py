@@ -5,7 +5,15 @@ from __future__ import annotations
 from shade_fast.runtime.arena import BLOCKS
 from shade_fast.runtime.cuda import PRECISIONS as CUDA_PRECISIONS
 from shade_fast.runtime.cuda import CudaNetwork
-from shade_fast.runtime.freeze import ONNXRUNTIME, Frozen, Report, freeze, latent_distance, onnx_provider
+from shade_fast.runtime.freeze import (
+    ONNXRUNTIME,
+    Frozen,
+    Report,
+    freeze,
+    latent_distance,
+    latent_gradient,
+    onnx_provider,
+)
 from shade_fast.runtime.onnx import PRECISIONS, OnnxNetwork, check_onnxruntime, check_precision
 from shade_fast.runtime.plan import ACCURACIES
 
@@ -23,5 +31,6 @@ __all__ = [
     "check_precision",
     "freeze",
     "latent_distance",
+    "latent_gradient",
     "onnx_provider",
 ]

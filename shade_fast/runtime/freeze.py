@@ -76,6 +76,14 @@ def latent_distance(network: nn.Module, images: Tensor, anchor_latents: Tensor) 
     return network.distance(images, anchor_latents) if isinstance(network, OnnxNetwork) else None
 
 
+def latent_gradient(
+    network: nn.Module, images: Tensor, anchor_latents: Tensor, out: tuple[Tensor, Tensor] | None = None
+) -> tuple[Tensor, Tensor] | None:
+    """The latent distance [B] and its gradient in images [B, 3, h, w], where a network has them without autograd, else
+    None. out: what an earlier call for as large a batch gave, to be written over."""
+    return network.latent_gradient(images, anchor_latents, out) if isinstance(network, Frozen) else None
+
+
 class Frozen(nn.Module):
     """A network of compiled layers; differentiable, once, in its first input alone.
 
@@ -116,6 +124,34 @@ class Frozen(nn.Module):
             run.end()
         return outputs[0] if self._single else outputs
 
+    @torch.no_grad()
+    def latent_gradient(
+        self, images: Tensor, anchor_latents: Tensor, out: tuple[Tensor, Tensor] | None = None
+    ) -> tuple[Tensor, Tensor] | None:
+        """‖module(images) - anchor_latents‖₂ [B] and its gradient [B, 3, h, w]; None where torch runs the module, or
+        it gives other tensors than such latents. With `out`, which is written over, a steady loop allocates nothing.
+        """
+        if out is None or out[1].shape != images.shape:
+            out = images.new_empty(len(images)), torch.empty_like(images, memory_format=torch.contiguous_format)
+        distance, gradient = out
+        run = self._begin((images,), True)
+        if run is None:
+            return None
+        try:
+            outputs = run.forward(images, ())
+            if len(outputs) > 1 or outputs[0].shape != anchor_latents.shape:
+                return None
+            (seed,) = run.program.seeds
+            torch.sub(outputs[0], anchor_latents, out=seed)
+            torch.linalg.vector_norm(seed, dim=(1, 2, 3), out=distance)
+            inverse = torch.reciprocal(distance, out=run.program.scratch)
+            torch.nan_to_num_(inverse, nan=torch.nan, posinf=0.0)
+            seed.mul_(inverse[:, None, None, None])
+            run.program.backward(gradient)
+        finally:
+            run.end()
+        return out
+
     def report(self, *inputs: Tensor) -> Report:
         """Each layer, the algorithms of its forward and backward, and its share of a step's time on these inputs."""
         images, extras = inputs[0], inputs[1:]
@@ -128,8 +164,10 @@ class Frozen(nn.Module):
             for _ in range(4):
                 program.seconds = [0.0] * len(program.steps)
                 with torch.no_grad():
-                    outputs = run.forward(images, extras)
-                    program.backward([torch.ones_like(output) for output in outputs], torch.empty_like(images))
+                    run.forward(images, extras)
+                    for seed in program.seeds:
+                        seed.fill_(1)
+                    program.backward(torch.empty_like(images))
                 times.append(program.seconds)
         finally:
             program.seconds = None
@@ -260,6 +298,8 @@ class _Step(torch.autograd.Function):
         if ctx.run.ended:
             raise ShadeFastError("the gradient of a frozen network's step is taken once: run its forward again")
         result = torch.empty_like(ctx.images, memory_format=torch.contiguous_format)
-        ctx.run.program.backward(gradients, result)
+        for seed, gradient in zip(ctx.run.program.seeds, gradients, strict=True):
+            seed.copy_(gradient)
+        ctx.run.program.backward(result)
         ctx.run.end()
         return None, result, *([None] * len(ctx.extras))

@@ -173,7 +173,8 @@ class Schedule:
         for value in self._network.outputs:
             seed = self.new_buffer(value.dims, channels_last=True)
             self.seeds.append(seed)
-        self._mark("seeds", writes=self.seeds)
+        # A single output is still there while its gradient is made of it.
+        self._mark("seeds", reads=self.outputs if len(self.outputs) == 1 else (), writes=self.seeds)
         for value, seed in zip(self._network.outputs, self.seeds, strict=True):
             self.pass_on(value, seed)
         for layer in reversed(self._network.layers):
@@ -222,6 +223,8 @@ class Program:
         self._bound_to = -1
         self._calls: list[Call] = []
         self._extras: list[tuple[int, ...]] = []
+        #: a value for each image, for who makes the gradients in the outputs
+        self.scratch = torch.empty(network.images[0].output.dims[0])
         #: seconds of each step's last run while profiling, else None
         self.seconds: list[float] | None = None
 
@@ -238,10 +241,16 @@ class Program:
             for buffer, view in zip(self._schedule.outputs, self._network.views, strict=True)
         ]
 
-    def backward(self, gradients: Sequence[Tensor], result: Tensor) -> None:
-        """The gradient in the images, into result [B, 3, h, w], from those in the outputs; after one `forward`."""
-        for seed, view, gradient in zip(self._schedule.seeds, self._network.views, gradients, strict=True):
-            self._at(seed).as_strided(*view).copy_(gradient)
+    @property
+    def seeds(self) -> list[Tensor]:
+        """Where `backward` reads the gradients in the outputs; of a single output, memory that it does not share."""
+        return [
+            self._at(buffer).as_strided(*view)
+            for buffer, view in zip(self._schedule.seeds, self._network.views, strict=True)
+        ]
+
+    def backward(self, result: Tensor) -> None:
+        """The gradient in the images, into result [B, 3, h, w], from those in `seeds`; after one `forward`."""
         self._run(self.forward_steps, len(self.steps))
         threads = self._schedule.threads
         pairs = [

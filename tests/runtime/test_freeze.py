@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from shade_fast import runtime
 from shade_fast.errors import ShadeFastError
 from shade_fast.ops import native
 from shade_fast.runtime import BLOCKS, Frozen, freeze
@@ -132,6 +133,51 @@ def test_a_steady_step_takes_its_memory_from_the_block() -> None:
     largest = max((event.cpu_memory_usage for event in profile.events()), default=0)
     # The result and the gradient, which outlive the step; a layer here has 32 channels.
     assert largest <= 4 * 4 * 64 * 64
+
+
+@pytest.mark.parametrize("name", ["group norms", "kernels and strides"])
+def test_latent_distances_and_their_gradients(name: str) -> None:
+    frozen, images = freeze(made(name)), photograph(34, 21, 3)
+    latents = frozen(images)
+    anchors = latents.roll(1, 0).contiguous()
+    anchors[0] = latents[0]
+    double = images.double().requires_grad_(True)
+    distance = (made(name).double()(double) - anchors.double()).flatten(1).norm(dim=1)
+    (right,) = torch.autograd.grad(distance[1:].sum(), double)
+    found = runtime.latent_gradient(frozen, images, anchors)
+    assert found is not None
+    assert relative(found[0][1:], distance[1:].detach()) < 1e-4 and relative(found[1][1:], right[1:]) < 1e-4
+    # At its anchor an image is not drawn anywhere.
+    assert found[0][0] == 0 and not found[1][0].any()
+    for number in range(3):
+        alone = runtime.latent_gradient(frozen, images[number : number + 1], anchors[number : number + 1])
+        assert alone is not None
+        assert torch.equal(alone[0][0], found[0][number]) and torch.equal(alone[1][0], found[1][number])
+
+
+def test_a_steady_loop_of_latent_gradients_allocates_nothing() -> None:
+    frozen, images = freeze(made("group norms")), photograph(64, 64)
+    anchors = torch.zeros_like(frozen(images))
+    out = runtime.latent_gradient(frozen, images, anchors)
+    assert out is not None
+    right = [one.clone() for one in out]
+    for one in out:
+        one.fill_(torch.nan)
+    with torch.profiler.profile(profile_memory=True, activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        again = runtime.latent_gradient(frozen, images, anchors, out)
+    assert again is not None and all(one is other for one, other in zip(again, out, strict=True))
+    assert all(torch.equal(one, other) for one, other in zip(out, right, strict=True))
+    assert not [event for event in profile.events() if event.cpu_memory_usage > 0]
+
+
+def test_latent_gradients_of_what_torch_runs_are_left_to_autograd() -> None:
+    class Moody(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            return images * 2 if images.mean() > 0.5 else images
+
+    images = torch.full((1, 3, 8, 8), 0.9)
+    assert runtime.latent_gradient(freeze(Moody()), images, images) is None
+    assert runtime.latent_gradient(made("group norms"), images, images) is None
 
 
 def test_what_cannot_be_traced_runs_through_torch_and_says_so() -> None:
