@@ -121,5 +121,7 @@ def test_the_committed_table_is_what_is_counted() -> None:
     for row in made:
         assert {name: gpu_model._written(value) for name, value in asdict(row).items()} in table
     assert {row["path"] for row in table} == set(gpu_model.PATHS)
+    shown, _ = gpu_model.table(table).split("\n\nFused over published")
+    assert shown in (gpu_model.TABLE.parents[2] / "docs" / "gpu.md").read_text()
     forward = sum(op.operations for op in count.ops if op.name in ("convolution", "addmm", "mm", "attention"))
     assert forward / 2e9 == pytest.approx(558, abs=1)
