@@ -191,6 +191,47 @@ def test_a_convolution_adds_the_zeros_before_it(name: str) -> None:
         assert relative(gradient, right_gradient) < TOLERANCE["fp32"]
 
 
+class Branches(nn.Module):
+    """A biased convolution that a norm takes, and something else beside it."""
+
+    def __init__(self, beside: str) -> None:
+        super().__init__()
+        self.first, self.norm, self.second = nn.Conv2d(3, 8, 3, padding=1), nn.GroupNorm(2, 8), nn.Conv2d(8, 6, 3)
+        self.beside = {
+            "one pixel": nn.Conv2d(8, 6, 1),
+            "one pixel, no bias": nn.Conv2d(8, 6, 1, bias=False),
+            "window": nn.Conv2d(8, 6, 3, padding=1),
+            "relu": nn.Sequential(nn.ReLU(), nn.Conv2d(8, 6, 1)),
+            "norm": nn.Sequential(nn.GroupNorm(4, 8), nn.Conv2d(8, 6, 1)),
+            "sum": nn.Identity(),
+            "pool": nn.Sequential(nn.MaxPool2d(5, 1, 2), nn.MaxPool2d((1, 3), 1, (0, 1)), nn.Conv2d(8, 6, 1)),
+        }[beside]
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = self.first(images)
+        y, beside = nn.functional.silu(self.norm(x)), self.beside(x)
+        if beside is x:
+            return self.second(y + x)
+        return torch.cat([self.second(y), beside[..., 1:-1, 1:-1]], dim=1)
+
+
+@pytest.mark.parametrize(
+    ("beside", "adds"),
+    [("one pixel", 0), ("one pixel, no bias", 0), ("window", 1), ("relu", 1), ("norm", 0), ("sum", 1), ("pool", 1)],
+)
+def test_a_bias_that_a_norm_takes_is_added_once_more_only_where_it_must_be(beside: str, adds: int) -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        module = Branches(beside).requires_grad_(False)
+    images = photograph(14, 17, 2)
+    network = freeze(module, "cuda", accuracy="fp32")
+    (output,), gradient = gradients(network, images)
+    assert network.kinds(images)["epilogue"] == adds
+    (right,), right_gradient = gradients(module.double(), images.double())
+    assert relative(output, right) < RESULTS["fp32"]
+    assert relative(gradient, right_gradient) < TOLERANCE["fp32"]
+
+
 def test_relus_keep_bits_and_those_that_lpips_compares_nothing() -> None:
     images = photograph(64, 64).requires_grad_(True)
     network = freeze(random_taesd(), "cuda")
