@@ -56,20 +56,14 @@ class Op:
 
 @dataclass(frozen=True)
 class Count:
-    """A step's ops, and bytes: kept for the backward, of the largest feature map, of weights."""
+    """A step's ops, and bytes: the most that is kept for a backward at one time, what is held from step to step, of the
+    largest feature map, of weights."""
 
     ops: list[Op]
     kept: float
+    held: float
     largest: float
     weights: float
-
-    def __add__(self, other: Count) -> Count:
-        return Count(
-            self.ops + other.ops,
-            self.kept + other.kept,
-            max(self.largest, other.largest),
-            self.weights + other.weights,
-        )
 
     def bytes(self, products: bool) -> float:
         return sum(op.bytes for op in self.ops if op.is_product == products)
@@ -81,7 +75,7 @@ class Count:
     @property
     def memory(self) -> float:
         """Of the images of the step, without weights."""
-        return self.kept + 3 * self.largest
+        return self.kept + self.held + 3 * self.largest
 
     def seconds(self, device: Device, graph: bool) -> tuple[float, float]:
         """Of the products, and of everything else."""

@@ -14,7 +14,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from shade_fast.kernels import epilogue, group_norm_silu, latent_distance, lpips_layer
+from shade_fast.kernels import epilogue, group_norm_silu, latent_distance, lpips_layer, max_pool, relu_lpips_layer
 from shade_fast.ops.group_norm import ACTIVATIONS
 
 DTYPES = ("fp32", "fp16", "bf16")
@@ -23,6 +23,8 @@ GROUP_NORM_CHANNELS, LPIPS_CHANNELS = 512, (64, 128, 256, 512)
 MULTIPLES_OF_16 = ("channels", "elements")
 #: Pointers that hold float32, whatever the features are.
 FLOAT32 = ("partial", "distance", "upstream", "statistics", "means", "gamma", "beta", "bias", "head")
+#: Pointers to masks and to places in a window.
+INTEGERS = {"mask": "*i16", "index": "*u8"}
 
 
 @dataclass(frozen=True)
@@ -54,14 +56,20 @@ def configurations(dtype: str, complete: bool = True) -> Iterator[Configuration]
     warps = kernels.WARPS
     sums = ((False, False, ""), (True, False, "bias"), (True, True, "bias, addend"), (False, True, "addend"))
     for shift, add, note in sums if complete else sums[:1] + sums[2:3]:
-        constants = {"shift": shift, "add": add, "keep": add, **tile}
+        constants = {"shift": shift, "add": add, **tile}
         pointers = ("x", "addend", "total")
         yield _configuration("group_norm", kernels.moments_kernel, dtype, pointers, constants, note, warps)
-    for relu, add in ((True, False), (True, True), (False, True)) if complete else ((True, False),):
-        constants = {"shift": True, "add": add, "relu": relu, **tile}
-        note = ", ".join(["bias", *["residual"] * add, *["relu"] * relu])
+    tile = epilogue.relu_tile(GROUP_NORM_CHANNELS)
+    sums = ((True, False, True), (True, False, False), (True, True, True), (True, True, False), (False, True, False))
+    for relu, add, mark in sums if complete else sums[:1]:
+        constants = {"shift": True, "add": add, "relu": relu, "mark": mark, **tile}
+        note = ", ".join(["bias", *["residual"] * add, *["relu"] * relu, *["mask"] * mark])
         pointers = ("x", "residual", "out")
         yield _configuration("epilogue", epilogue.epilogue_kernel, dtype, pointers, constants, note, epilogue.WARPS)
+    pointers = ("gradient", "out")
+    yield _configuration("epilogue", epilogue.relu_gradient_kernel, dtype, pointers, tile, "", epilogue.WARPS)
+    yield from _pools(dtype, complete)
+    tile = group_norm_silu.tile_sides(GROUP_NORM_CHANNELS)
     yield _configuration("group_norm", kernels.statistics_kernel, dtype, (), most)
     yield _configuration("group_norm", kernels.means_kernel, dtype, (), most)
     for number, activation in enumerate(ACTIVATIONS):
@@ -89,6 +97,37 @@ def configurations(dtype: str, complete: bool = True) -> Iterator[Configuration]
             yield _configuration(
                 "lpips_layer", lpips_layer.layer_kernel, dtype, pointers, constants, f"{name}, {channels} channels"
             )
+        yield from _compared_relus(dtype, channels, complete)
+
+
+def _compared_relus(dtype: str, channels: int, complete: bool) -> Iterator[Configuration]:
+    op, kernels, note = "relu_lpips_layer", relu_lpips_layer, f"{channels} channels"
+    constants: dict[str, Any] = {"shift": True, **lpips_layer.tile_sides(channels)}
+    pointers: tuple[str, ...] = ("x", "clean", "out")
+    yield _configuration(op, kernels.forward_kernel, dtype, pointers, constants, note, kernels.FORWARD_WARPS)
+    for add in (True, False) if complete else (True,):
+        constants = {"add": add, **lpips_layer.tile_sides(channels)}
+        pointers = ("activations", "clean", "residual", "out")
+        rest = ", ".join([note, *["residual"] * add])
+        yield _configuration(op, kernels.backward_kernel, dtype, pointers, constants, rest, kernels.BACKWARD_WARPS)
+
+
+def _pools(dtype: str, complete: bool) -> Iterator[Configuration]:
+    """Of VGG and of AlexNet and SqueezeNet: windows of 2 · 2 pixels side by side, and of 3 · 3 that overlap."""
+    tile = max_pool.tile_sides(GROUP_NORM_CHANNELS)
+    for kernel in (2, 3) if complete else (2,):
+        size = f"{kernel} by {kernel}"
+        for mark in (True, False) if complete else (True,):
+            constants = {"kernel": kernel, "mark": mark, **tile}
+            note = ", ".join([size, *["index"] * mark])
+            yield _configuration(
+                "max_pool", max_pool.max_pool_kernel, dtype, ("x", "out"), constants, note, max_pool.WARPS
+            )
+        constants = {"kernel": kernel, "reach": kernel - 1, **tile}
+        pointers = ("gradient", "out")
+        yield _configuration(
+            "max_pool", max_pool.max_pool_gradient_kernel, dtype, pointers, constants, size, max_pool.WARPS
+        )
 
 
 def _configuration(
@@ -120,4 +159,6 @@ def _type(name: str, dtype: str, features: tuple[str, ...], constants: dict[str,
         return f"*{dtype}"
     if name in FLOAT32:
         return "*fp32"
+    if name in INTEGERS:
+        return INTEGERS[name]
     return "fp32" if name == "epsilon" else "i32"

@@ -12,10 +12,13 @@ Assumptions, their constants in gpu_count.py:
 - Plain torch adds a convolution's bias in a pass of its own, as its cuDNN path does, and its attention is the fused
   one. Transposes that cuDNN makes for NCHW tensors are not counted. The host needs `HOST` a launched op, and the step
   is no shorter than that; a graph's replay needs `REPLAY` a kernel.
-- Kept for the backward: what autograd saves, on the published path a convolution's input also where its weight
-  requires no gradient.
-- Memory an image: what is kept, and three times the largest feature map to work in. Weights and `RESERVED` are there
-  once.
+- Kept for the backward: the most that autograd holds at one time, on the published path a convolution's input also
+  where its weight requires no gradient. The engine differentiates the encoder before LPIPS begins, the published path
+  their sum.
+- Held: what is there from step to step, such as images, perturbation, momentum and the clean image's features, which
+  the published path makes anew in each step.
+- Memory an image: what is kept and held, and three times the largest feature map to work in. Weights and `RESERVED` are
+  there once.
 """
 
 from __future__ import annotations
@@ -56,6 +59,7 @@ class Row:
     other_ms: float
     images_per_second_60_steps: float
     kept_megabytes: float
+    held_megabytes: float
     memory_megabytes: float
     largest_batch: int
 
@@ -87,6 +91,7 @@ def _rows(path: str, count: Count, batch: int, case: str) -> Iterator[Row]:
             other_ms=1e3 * other,
             images_per_second_60_steps=batch / (60 * (products + other)),
             kept_megabytes=count.kept / batch / 1e6,
+            held_megabytes=count.held / batch / 1e6,
             memory_megabytes=count.memory / batch / 1e6,
             largest_batch=int((device.memory - RESERVED - count.weights) / (count.memory / batch)),
         )
@@ -94,9 +99,14 @@ def _rows(path: str, count: Count, batch: int, case: str) -> Iterator[Row]:
 
 def table(found: Sequence[dict[str, str]]) -> str:
     """The rows for reading, and what the fused path takes of the published one."""
-    heads = ("path", "case", "batch", "gpu", "step_ms", "product_ms", "other_ms", "other_megabytes", "kept_megabytes")
-    columns = (*heads, "largest_batch")
-    shown = markdown(columns, [[_short(row[name]) for name in columns] for row in found])
+    columns = {
+        **{name: name for name in ("path", "case", "batch")},
+        **{"GPU": "gpu", "ms a step": "step_ms", "products, ms": "product_ms", "the rest, ms": "other_ms"},
+        **{"the rest, MB an image": "other_megabytes", "kept, MB an image": "kept_megabytes"},
+        **{"held, MB an image": "held_megabytes", "largest batch": "largest_batch"},
+    }
+    found = [{**row, "other_megabytes": str(_of_image(row, "other_megabytes"))} for row in found]
+    shown = markdown(list(columns), [[_short(row[name]) for name in columns.values()] for row in found])
     published_rows = {(row["case"], row["batch"], row["gpu"]): row for row in found if row["path"] == "published"}
     lines = []
     for row in found:
@@ -104,11 +114,16 @@ def table(found: Sequence[dict[str, str]]) -> str:
             continue
         other = published_rows[row["case"], row["batch"], row["gpu"]]
         shares = [
-            f"{float(row[name]) / float(other[name]):.2f}" for name in ("step_ms", "other_megabytes", "kept_megabytes")
+            sum(float(row[name]) for name in names) / sum(float(other[name]) for name in names)
+            for names in (("step_ms",), ("other_megabytes",), ("kept_megabytes",), ("kept_megabytes", "held_megabytes"))
         ]
-        lines.append((row["case"], row["batch"], row["gpu"], *shares))
-    heads = ("case", "batch", "gpu", "time", "other bytes", "kept")
+        lines.append((row["case"], row["batch"], row["gpu"], *(f"{share:.3f}" for share in shares)))
+    heads = ("case", "batch", "GPU", "time", "the rest, bytes", "kept", "kept and held")
     return f"{shown}\n\nFused over published:\n\n{markdown(heads, lines)}"
+
+
+def _of_image(row: dict[str, str], name: str) -> float:
+    return float(row[name]) / int(row["batch"])
 
 
 def _short(text: str) -> str:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import weakref
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -18,39 +20,85 @@ _LAUNCHES = {
     "shade_fast::residual_group_norm": 3,
     "shade_fast::residual_group_norm_gradient": 3,
     "shade_fast::lpips_layer": 2,
+    "shade_fast::relu_lpips_layer": 2,
     "shade_fast::latent_distance": 2,
     "shade_fast::optimizer_update": 2,
 }
 
 
 def recorded(step: Callable[[], None], weights: Iterable[Tensor]) -> Count:
-    """What a step on the meta device takes; weights are there whatever the batch, and not counted as kept."""
+    """What a step on the meta device takes; weights are there whatever the batch, and not counted as kept or held."""
     known = {tensor.untyped_storage()._cdata: tensor.untyped_storage().nbytes() for tensor in weights}
-    saved: dict[int, int] = {}
-    alive: list[Tensor] = []
-
-    def save(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage._cdata not in known:
-            saved[storage._cdata] = storage.nbytes()
-        alive.append(tensor)
-        return tensor
-
-    recorder = _Recorder()
-    with recorder, _FusedAttention(recorder), torch.autograd.graph.saved_tensors_hooks(save, lambda tensor: tensor):
+    recorder = _Recorder(known)
+    kept = _Kept(recorder)
+    with recorder, _FusedAttention(recorder), torch.autograd.graph.saved_tensors_hooks(kept.save, kept.read):
         step()
-    return Count(recorder.ops, sum(saved.values()), recorder.largest, sum(known.values()))
+    return Count(recorder.ops, kept.most, sum(recorder.held.values()), recorder.largest, sum(known.values()))
+
+
+class _Kept:
+    """What autograd holds on to, and the most that it ever did: a graph lets go when it has been differentiated.
+
+    Without what was there before the step: that is not there for the backward.
+    """
+
+    def __init__(self, recorder: _Recorder) -> None:
+        self.most = 0
+        self._recorder = recorder
+        self._times: Counter[int] = Counter()
+        self._bytes: dict[int, int] = {}
+
+    def save(self, tensor: Tensor) -> _Saved:
+        storage = tensor.untyped_storage()
+        self._times[storage._cdata] += 1
+        if self._recorder.makes(tensor):
+            self._bytes[storage._cdata] = storage.nbytes()
+        self.most = max(self.most, sum(self._bytes.values()))
+        return _Saved(tensor, self._release)
+
+    def read(self, saved: _Saved) -> Tensor:
+        return saved.tensor
+
+    def _release(self, key: int) -> None:
+        self._times[key] -= 1
+        if not self._times[key]:
+            self._bytes.pop(key, None)
+
+
+class _Saved:
+    """A tensor in autograd's hands. The storage lives as long, so that no other has its address."""
+
+    def __init__(self, tensor: Tensor, release: Callable[[int], None]) -> None:
+        self.tensor = tensor
+        weakref.finalize(self, release, tensor.untyped_storage()._cdata)
 
 
 class _Recorder(TorchDispatchMode):
     """Each op that does something, with its products' operations and the bytes of its tensors."""
 
-    def __init__(self) -> None:
+    def __init__(self, weights: Iterable[int]) -> None:
         super().__init__()
         self.ops: list[Op] = []
         self.largest = 0.0
+        #: bytes of storages that were there before, by their address
+        self.held: dict[int, int] = {}
+        self._weights = set(weights)
+        self._made: set[int] = set()
+
+    def makes(self, tensor: Tensor) -> bool:
+        """Whether a tensor was not there before the step."""
+        return tensor.untyped_storage()._cdata in self._made
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        for tensor in _tensors([args, list((kwargs or {}).values())]):
+            storage = tensor.untyped_storage()
+            if storage._cdata not in self._made | self._weights:
+                self.held[storage._cdata] = storage.nbytes()
+        result = self._call(function, args, kwargs)
+        self._made |= {one.untyped_storage()._cdata for one in _tensors(result)} - self.held.keys() - self._weights
+        return result
+
+    def _call(self, function: Any, args: Any, kwargs: Any) -> Any:
         result = function(*args, **(kwargs or {}))
         name = function._schema.name.removeprefix("aten::")
         views = any(one.alias_info is not None and not one.alias_info.is_write for one in function._schema.returns)
@@ -75,6 +123,8 @@ class _Recorder(TorchDispatchMode):
             moved = _size(gradient) + _size(weight) + written
             if weight.ndim == 4 and not weight.is_contiguous():
                 result = (result[0].to(memory_format=torch.channels_last), *result[1:])
+        elif name == "constant_pad_nd" and args[0].is_contiguous(memory_format=torch.channels_last):
+            result = result.to(memory_format=torch.channels_last)  # as on a device, but not on the meta device
         elif name in ("addmm", "mm", "bmm"):
             left = args[1] if name == "addmm" else args[0]
             operations = 2.0 * result.numel() * left.shape[-1]

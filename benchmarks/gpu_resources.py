@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.rows import csv_file, read_rows
+from benchmarks.tables import markdown
 
 TABLE = Path(__file__).parent / "results" / "gpu_resources.csv"
 ARCHITECTURES = (80, 90, 100)
@@ -170,6 +171,27 @@ def complaints(rows: Iterable[Row], before: Iterable[dict[str, str]]) -> list[st
     return found + [f"{' '.join(part for part in key if part)} is in the table alone" for key in sorted(gone)]
 
 
+def table(found: Iterable[dict[str, str]]) -> str:
+    """For reading: the kernels of a step, on features in bfloat16, and on images that lie on the 16-byte grid."""
+    from benchmarks.gpu_kernels import configurations
+
+    step = {(one.name, one.dtype) for one in configurations("bf16", complete=False)}
+    of = {(row["kernel"], row["dtype"], row["architecture"]): row for row in found}
+    lines = []
+    for kernel, dtype, architecture in of:
+        row = of[kernel, dtype, "sm_90"]
+        if architecture != "sm_90" or (
+            (kernel, dtype) not in step and (row["language"] != "cuda" or "false" in kernel)
+        ):
+            continue
+        registers = [of[kernel, dtype, f"sm_{number}"]["registers"] for number in ARCHITECTURES]
+        accesses = [f"{row[name]}, {row[f'wide_{name}']}" for name in ("loads", "stores")]
+        features = dtype or "uint8, float32"
+        lines.append((f"`{kernel}`", features, ", ".join(registers), row["shared_bytes"], *accesses, row["wide_share"]))
+    heads = ("kernel", "features", f"registers sm_{', '.join(map(str, ARCHITECTURES))}", "shared bytes sm_90")
+    return markdown((*heads, "global loads, of 128 bits", "stores, of 128 bits", "wide_share"), lines)
+
+
 def _of_functions(text: str) -> dict[tuple[str, int], list[str]]:
     """The lines of a dump by function and architecture."""
     found: dict[tuple[str, int], list[str]] = {}
@@ -229,7 +251,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu_resources", description=__doc__)
     parser.add_argument("--write", action="store_true", help="write the table anew instead of comparing with it")
     parser.add_argument("--table", type=Path, default=TABLE, help="the table (default: %(default)s)")
+    parser.add_argument("--show", action="store_true", help="print the table's kernels of a step, compile nothing")
     options = parser.parse_args(arguments)
+    if options.show:
+        print(table(read_rows(options.table)))
+        return 0
     try:
         rows: list[Any] = sorted([*cuda_rows(), *triton_rows()], key=lambda row: row.key)
     except ValueError as error:

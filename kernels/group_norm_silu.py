@@ -55,7 +55,7 @@ def forward(
 ) -> None:
     """out = activation(normalised t), the statistics that the backward takes, and t into total.
 
-    out may be x; total, which is there wherever an addend is, may be neither.
+    out may be x; total, which is there where an addend is, may be neither.
     """
     images, channels, pixels = _sizes(x)
     if not x.numel():
@@ -68,7 +68,6 @@ def forward(
         *(pixels, channels, blocks),
         shift=bias is not None,
         add=addend is not None,
-        keep=total is not None,
         **tile,
         num_warps=WARPS,
     )
@@ -166,13 +165,12 @@ def moments_kernel(
     blocks,
     shift: tl.constexpr,
     add: tl.constexpr,
-    keep: tl.constexpr,
     pixel_block: tl.constexpr,
     channel_block: tl.constexpr,
 ):
     """Mean and sum of squared deviations of each channel over this program's pixels: partial [B, splits, 2, C].
 
-    Of x, with `shift` its bias and with `add` its addend on it; with `keep` that sum goes into total, and is rounded.
+    Of x, with `shift` its bias on it, and with `add` its addend: that sum is rounded, and goes into total.
     """
     part = tl.program_id(0)
     image = tl.program_id(2).to(tl.int64)
@@ -198,7 +196,6 @@ def moments_kernel(
             value += offset[None, :]
         if add:
             value += tl.load(addend + place, mask=inside, other=0.0).to(tl.float32)
-        if keep:
             kept = value.to(total.dtype.element_ty)
             tl.store(total + place, kept, mask=inside)
             value = kept.to(tl.float32)

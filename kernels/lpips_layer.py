@@ -117,16 +117,12 @@ def layer_kernel(
         offset = pixel[:, None] * channels + channel[None, :]
         value = tl.load(activations + origin + offset, mask=inside, other=0.0).to(tl.float32)
         wanted = tl.load(clean + origin + offset, mask=inside, other=0.0).to(tl.float32)
-        length = tl.sqrt_rn(tl.sum(value * value, axis=1))
-        inverse = tl.where(length == 0.0, 0.0, 1.0 / (length + 1e-10))
-        unit = value * inverse[:, None]
+        unit, length, inverse = direction(value)
         weighted = weight[None, :] * (unit - wanted)
         if measure:
             total += tl.sum(weighted * (unit - wanted), axis=1)
         if differentiate:
-            outer = factor * weighted
-            inner = tl.sum(unit * outer, axis=1) / tl.where(length == 0.0, 1.0, length)
-            dx = (outer - value * inner[:, None]) * inverse[:, None]
+            dx = slope(value, unit, length, inverse, factor * weighted)
             tl.store(gradient + origin + offset, dx.to(gradient.dtype.element_ty), mask=inside)
     if measure:
         tl.store(partial + image * tl.num_programs(0) + part, tl.sum(total))
@@ -139,3 +135,18 @@ def mean_kernel(partial, distance, splits, pixels, most_splits: tl.constexpr):
     part = tl.arange(0, most_splits)
     sums = tl.load(partial + image * splits + part, mask=part < splits, other=0.0)
     tl.store(distance + image, tl.sum(sums) / pixels)
+
+
+@triton.jit
+def direction(value):
+    """Unit, length and what the value is multiplied by for the unit, of a tile [pixels, C]."""
+    length = tl.sqrt_rn(tl.sum(value * value, axis=1))
+    inverse = tl.where(length == 0.0, 0.0, 1.0 / (length + 1e-10))
+    return value * inverse[:, None], length, inverse
+
+
+@triton.jit
+def slope(value, unit, length, inverse, outer):
+    """The gradient in a tile's values, of the gradient in their unit."""
+    inner = tl.sum(unit * outer, axis=1) / tl.where(length == 0.0, 1.0, length)
+    return (outer - value * inner[:, None]) * inverse[:, None]

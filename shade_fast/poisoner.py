@@ -304,12 +304,14 @@ class Poisoner:
         if self.start is not None:
             size = (clean.shape[2], clean.shape[3])
             start = torch.cat([self.start.perturbation(pick, plan.crop, size) for pick in picks]).to(self.device)
-        moved = problem_of(*self.moving) if self.backend == "cuda" else problem
-        if not bool(torch.isfinite(moved.start).all()):
-            raise ShadeFastError(
-                f"the latent is not finite with accuracy {self.accuracy!r} under encoder {self.encoder_name}; give "
-                "'bf16' or 'fp32'"
-            )
+        moved = problem
+        if self.backend == "cuda":
+            moved = problem_of(*self.moving)
+            if not bool(torch.isfinite(moved.start).all()):
+                raise ShadeFastError(
+                    f"the latent is not finite with accuracy {self.accuracy!r} under encoder {self.encoder_name}; give "
+                    "'bf16' or 'fp32'"
+                )
         made = optimize(moved, self.optimizer, self.budget, self.steps, start, self.stopping, self._slots)
         delta = made.delta if problem.visible is None else made.delta * problem.visible
         projected, places = project_to_files(problem, delta, self.budget, codecs)

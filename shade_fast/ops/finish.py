@@ -89,13 +89,13 @@ def mask_shape(shape: torch.Size | tuple[int, ...]) -> tuple[int, int, int, int]
 def pack_mask(condition: Tensor) -> Tensor:
     """The mask of a bool tensor [B, C, h, w]."""
     batch, height, width, words = mask_shape(condition.shape)
-    bits = torch.zeros(batch, height, width, words * BITS, dtype=torch.int32)
+    bits = torch.zeros(batch, height, width, words * BITS, dtype=torch.int32, device=condition.device)
     bits[..., : condition.shape[1]] = condition.permute(0, 2, 3, 1)
-    weights = 2 ** torch.arange(BITS, dtype=torch.int32)
+    weights = 2 ** torch.arange(BITS, dtype=torch.int32, device=condition.device)
     return (bits.reshape(batch, height, width, words, BITS) * weights).sum(-1).to(torch.int16)
 
 
 def unpack_mask(mask: Tensor, channels: int) -> Tensor:
     """The bool tensor [B, channels, h, w] of a mask."""
-    bits = (mask.to(torch.int32)[..., None] >> torch.arange(BITS, dtype=torch.int32)) & 1
+    bits = (mask.to(torch.int32)[..., None] >> torch.arange(BITS, dtype=torch.int32, device=mask.device)) & 1
     return bits.flatten(3)[..., :channels].permute(0, 3, 1, 2).bool()

@@ -28,6 +28,11 @@ def on_gpu(tensor: Tensor) -> bool:
     return tensor.device.type == "cuda"
 
 
+def has_kernels(tensor: Tensor) -> bool:
+    """Whether the Triton kernels take a tensor."""
+    return on_gpu(tensor) and tensor.dtype in DTYPES
+
+
 def triton(name: str) -> ModuleType:
     """A module of Triton kernels. Raises ShadeFastError where Triton is missing."""
     try:

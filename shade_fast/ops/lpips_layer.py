@@ -41,7 +41,7 @@ def lpips_layer(activations: Tensor, clean: Tensor, head: Tensor, *, backend: st
     Raises:
         ShadeFastError: shapes, dtypes or devices do not fit, or the compiled module is missing.
     """
-    _check(activations, clean, head)
+    check(activations, clean, head)
     if backend == "reference":
         return reference(activations, clean, head)
     if backend != "native" or activations.device.type not in native.DEVICES:
@@ -73,7 +73,7 @@ def lpips_layer_with_gradient(
     On CUDA one pass over the features makes both. upstream: [B], of the distance's dtype. The gradient is of the
     activations' shape and dtype, channels-last. Not differentiable. The rest as in `lpips_layer`.
     """
-    _check(activations, clean, head)
+    check(activations, clean, head)
     if upstream.shape != activations.shape[:1] or upstream.dtype != _sum_dtype(activations):
         raise ShadeFastError(
             f"upstream is {upstream.dtype} {list(upstream.shape)}: "
@@ -93,8 +93,8 @@ def lpips_layer_with_gradient(
                 _gradient_operator(upstream, activations, clean, head),
             )
         activations, clean = channels_last(activations), channels_last(clean)
-        distance, out = _new_distance(activations), torch.empty_like(activations)
-        buffers = (head.contiguous(), upstream.contiguous(), distance, out, _new_scratch(activations))
+        distance, out = new_distance(activations), torch.empty_like(activations)
+        buffers = (head.contiguous(), upstream.contiguous(), distance, out, new_scratch(activations))
         _run(gpu.launched(_kernels().forward_backward, activations, activations, clean, *buffers))
         return distance, out
 
@@ -208,14 +208,14 @@ def _operator(activations: Tensor, clean: Tensor, head: Tensor) -> Tensor:
     if not _has_kernels(activations):
         return reference(activations, clean, head)
     activations, clean = channels_last(activations), channels_last(clean)
-    distance, scratch = _new_distance(activations), _new_scratch(activations)
+    distance, scratch = new_distance(activations), new_scratch(activations)
     _run(bind(activations, clean, head.contiguous(), distance, scratch, torch.get_num_threads()))
     return distance
 
 
 @_operator.register_fake
 def _(activations: Tensor, clean: Tensor, head: Tensor) -> Tensor:
-    return _new_distance(activations)
+    return new_distance(activations)
 
 
 @torch.library.custom_op("shade_fast::lpips_layer_gradient", mutates_args=())
@@ -270,11 +270,13 @@ def _has_kernels(activations: Tensor) -> bool:
     return activations.dtype in (gpu.DTYPES if gpu.on_gpu(activations) else (torch.float32,))
 
 
-def _new_distance(activations: Tensor) -> Tensor:
+def new_distance(activations: Tensor) -> Tensor:
+    """Room for the distance [B] of activations."""
     return activations.new_empty(activations.shape[0], dtype=_sum_dtype(activations))
 
 
-def _new_scratch(activations: Tensor) -> Tensor:
+def new_scratch(activations: Tensor) -> Tensor:
+    """Room for the kernels' sums."""
     device = "cuda" if gpu.on_gpu(activations) else "cpu"
     return activations.new_empty(scratch_size(activations.shape, device), dtype=torch.float32)
 
@@ -285,7 +287,8 @@ def _run(call: Call) -> None:
         native.check(native.cpu(), status)
 
 
-def _check(activations: Tensor, clean: Tensor, head: Tensor) -> None:
+def check(activations: Tensor, clean: Tensor, head: Tensor) -> None:
+    """Raise ShadeFastError unless clean features and head fit activations."""
     if activations.ndim != 4 or activations.shape != clean.shape or not activations.is_floating_point():
         raise ShadeFastError(
             f"activations are {activations.dtype} {list(activations.shape)}, clean ones {list(clean.shape)}: "

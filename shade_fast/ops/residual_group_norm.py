@@ -30,19 +30,21 @@ def residual_group_norm(
 
         total = x + bias[c] + addend,    y = activation(group_norm(total)·gamma[c] + beta[c])
 
-    Whoever else needs the sum takes `total`: the gradient that comes back through it is added by the pass that makes
-    the norm's. The gradient in x and in the addend is one tensor; bias, gamma and beta get none.
+    Whoever else needs the sum takes the first result: the gradient that comes back through it is added by the pass that
+    makes the norm's. Without an addend that is x as it is: a bias costs nothing here and in most of what follows, a sum
+    with it would be written for it alone. The gradient in x and in the addend is one tensor; bias, gamma and beta get
+    none.
 
     Args:
         x: float [B, C, h, w], channels-last; other layouts are copied.
         gamma, beta: float32 [C].
         groups: of channels; divides C. epsilon: on the variance, 0 or more. activation: none, relu or silu.
         bias: float32 [C]. addend: as x. None for none.
-        keep: whether the total is asked for. Without, and without an addend, a bias costs nothing.
+        keep: whether the first result is asked for.
 
     Returns:
-        The total, rounded to x's dtype, x itself where nothing is added, or None; and y, of x's dtype and shape,
-        channels-last. Sums are float32, float64 for float64.
+        The total, rounded to x's dtype; without an addend x, without its bias; None where it is not asked for. And y,
+        of x's dtype and shape, channels-last. Sums are float32, float64 for float64.
 
     Where the tensors are on a GPU, in float32, float16 or bfloat16, Triton's kernels run; elsewhere plain torch does,
     which is the specification. Differentiable once.
@@ -55,7 +57,7 @@ def residual_group_norm(
     addend = None if addend is None else channels_last(addend.to(x.dtype))
     number = group_norm.number(activation)
     result: tuple[Tensor | None, Tensor] = _Norm.apply(  # type: ignore[no-untyped-call]
-        x, addend, bias, gamma, beta, groups, epsilon, number, keep or addend is not None
+        x, addend, bias, gamma, beta, groups, epsilon, number, keep
     )
     return (result[0] if keep else None), result[1]
 
@@ -69,18 +71,15 @@ def reference(
     groups: int,
     epsilon: float,
     activation: int,
-    keep: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The specification, in plain torch: total (empty where it is not kept, or x), y, statistics [B, groups, 2]."""
+    """The specification, in plain torch: total (empty without an addend), y, statistics [B, groups, 2]."""
     sums = _sum_dtype(x)
     total = x.to(sums)
     if bias is not None:
         total = total + bias[:, None, None]
-    if addend is not None:
-        total = total + addend
     kept = x.new_empty(0)
-    if _writes(bias, addend, keep):
-        kept = channels_last(total.to(x.dtype))
+    if addend is not None:
+        kept = channels_last((total + addend).to(x.dtype))
         total = kept.to(sums)
     y, statistics = group_norm.reference(
         total, gamma.to(sums), beta.to(sums), groups, epsilon, group_norm.ACTIVATIONS[activation]
@@ -120,11 +119,10 @@ def _operator(
     groups: int,
     epsilon: float,
     activation: int,
-    keep: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    if not _has_kernels(x):
-        return reference(x, gamma, beta, bias, addend, groups, epsilon, activation, keep)
-    total = torch.empty_like(x) if _writes(bias, addend, keep) else None
+    if not gpu.has_kernels(x):
+        return reference(x, gamma, beta, bias, addend, groups, epsilon, activation)
+    total = None if addend is None else torch.empty_like(x)
     out, statistics = torch.empty_like(x), _new_statistics(x, groups)
     parameters = (_new_scratch(x, groups), groups, epsilon, activation)
     with gpu.selected(x):
@@ -142,9 +140,8 @@ def _(
     groups: int,
     epsilon: float,
     activation: int,
-    keep: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    total = torch.empty_like(x) if _writes(bias, addend, keep) else x.new_empty(0)
+    total = x.new_empty(0) if addend is None else torch.empty_like(x)
     return total, torch.empty_like(x), _new_statistics(x, groups)
 
 
@@ -160,7 +157,7 @@ def _gradient_operator(
     groups: int,
     activation: int,
 ) -> Tensor:
-    if not _has_kernels(x):
+    if not gpu.has_kernels(x):
         return reference_gradient(gradient, x, gamma, beta, bias, statistics, residual, groups, activation)
     out = torch.empty_like(x)
     arrays = (gradient, x, gamma, beta, statistics, out, _new_scratch(x, groups))
@@ -198,12 +195,11 @@ class _Norm(torch.autograd.Function):
         activation: int,
         keep: bool,
     ) -> tuple[Tensor | None, Tensor]:
-        total, y, statistics = _operator(x, gamma, beta, bias, addend, groups, epsilon, activation, keep)
-        written = _writes(bias, addend, keep)
-        source = total if written else x
-        ctx.save_for_backward(source, statistics, gamma, beta, None if written else bias)
-        ctx.parameters = groups, activation
+        total, y, statistics = _operator(x, gamma, beta, bias, addend, groups, epsilon, activation)
         ctx.adds = addend is not None
+        source = total if ctx.adds else x
+        ctx.save_for_backward(source, statistics, gamma, beta, None if ctx.adds else bias)
+        ctx.parameters = groups, activation
         ctx.set_materialize_grads(False)
         return (source if keep else None), y
 
@@ -219,11 +215,6 @@ class _Norm(torch.autograd.Function):
         return made, made if ctx.adds else None, *[None] * 7
 
 
-def _writes(bias: Tensor | None, addend: Tensor | None, keep: bool) -> bool:
-    """Whether the sum is a tensor of its own."""
-    return addend is not None or (keep and bias is not None)
-
-
 def _sum_dtype(x: Tensor) -> torch.dtype:
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 
@@ -235,10 +226,6 @@ def _new_statistics(x: Tensor, groups: int) -> Tensor:
 def _new_scratch(x: Tensor, groups: int) -> Tensor:
     images, channels, height, width = x.shape
     return x.new_empty(_kernels().scratch_size(images, height * width, channels, groups), dtype=torch.float32)
-
-
-def _has_kernels(x: Tensor) -> bool:
-    return gpu.on_gpu(x) and x.dtype in gpu.DTYPES
 
 
 def _kernels() -> ModuleType:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import gpu
+from benchmarks import gpu, gpu_eager
 from benchmarks.rows import read_rows
 from shade_fast.engine import step
 
@@ -18,13 +18,13 @@ def test_it_runs_through(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert "all results are right" in capsys.readouterr().out
     rows = read_rows(tmp_path / "gpu.csv")
     kinds = [row["what"] for row in rows]
-    assert {kind: kinds.count(kind) for kind in kinds} == {"kernel": 11, "encoder's gradient": 4, "step": 2}
+    assert {kind: kinds.count(kind) for kind in kinds} == {"kernel": 14, "encoder's gradient": 4, "step": 2}
     assert all(float(row["ms"]) > 0 and float(row["eager_ms"]) > 0 for row in rows)
 
 
 def test_a_wrong_kernel_is_seen(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    right = gpu.epilogue
-    monkeypatch.setattr(gpu, "epilogue", lambda *args, **named: right(*args, **named) * 1.1)
+    right = gpu_eager.epilogue
+    monkeypatch.setattr(gpu_eager, "epilogue", lambda *args, **named: right(*args, **named) * 1.1)
     monkeypatch.setattr(gpu, "network_rows", lambda *_: [])
     monkeypatch.setattr(gpu, "step_rows", lambda *_: [])
     assert gpu.main(["--smoke"]) == 1

@@ -27,7 +27,8 @@ def counts() -> dict[str, Count]:
 
 
 def test_both_paths_have_the_same_products(counts: dict[str, Count]) -> None:
-    assert math.isclose(counts["fused"].operations, counts["published"].operations, rel_tol=1e-3)
+    """But for a row and a column of results more of the strided convolutions, not few of so small an image's."""
+    assert 1 <= counts["fused"].operations / counts["published"].operations < 1.01
 
 
 def test_a_batch_has_its_images_bytes(counts: dict[str, Count]) -> None:
@@ -67,6 +68,33 @@ def test_group_norms_by_hand() -> None:
     assert maps(images().detach(), True) == pytest.approx([5, 6], rel=0.1)
 
 
+def test_kept_is_the_most_at_one_time_and_held_what_was_there() -> None:
+    weight, images = (torch.empty(64, 64, device="meta", dtype=torch.float16) for _ in range(2))
+    size = 2.0 * 64 * 64
+
+    def graph(count: int) -> tuple[torch.Tensor, torch.Tensor]:
+        x = images.detach().requires_grad_()
+        y = x * 2 * weight
+        for _ in range(count):
+            y = y.exp()  # keeps its result
+        return x, y
+
+    def one_after_the_other() -> None:
+        for count in (3, 2):
+            x, y = graph(count)
+            torch.autograd.grad(y.sum(), x)
+
+    def together() -> None:
+        graphs = [graph(3), graph(2)]
+        for x, y in graphs:
+            torch.autograd.grad(y.sum(), x)
+
+    counts = [recorded(step, [weight]) for step in (one_after_the_other, together)]
+    assert [count.kept / size for count in counts] == [3, 5]
+    assert [count.held / size for count in counts] == [1, 1]
+    assert counts[0].weights == size
+
+
 def test_what_is_fused_has_no_pass_of_its_own(counts: dict[str, Count]) -> None:
     names = {path: Counter(op.name for op in count.ops) for path, count in counts.items()}
     norms = sum(isinstance(one, nn.GroupNorm) for one in networks.encoder("kl").modules())
@@ -78,11 +106,11 @@ def test_what_is_fused_has_no_pass_of_its_own(counts: dict[str, Count]) -> None:
 
 def test_time_is_the_longer_of_rate_and_memory() -> None:
     device = DEVICES[1]
-    count = Count([Op("a", device.operations, 0.0), Op("b", 0.0, device.bandwidth)], 0.0, 0.0, 0.0)
+    count = Count([Op("a", device.operations, 0.0), Op("b", 0.0, device.bandwidth)], 0.0, 0.0, 0.0, 0.0)
     products, other = count.seconds(device, graph=True)
     assert products == pytest.approx(1 / PRODUCTS + REPLAY)
     assert other == pytest.approx(1 / BANDWIDTH + REPLAY)
-    small = Count([Op("a", 1.0, 1.0)] * 1000, 0.0, 0.0, 0.0)
+    small = Count([Op("a", 1.0, 1.0)] * 1000, 0.0, 0.0, 0.0, 0.0)
     assert sum(small.seconds(device, graph=False)) == pytest.approx(1000 * HOST)
 
 
@@ -93,5 +121,7 @@ def test_the_committed_table_is_what_is_counted() -> None:
     for row in made:
         assert {name: gpu_model._written(value) for name, value in asdict(row).items()} in table
     assert {row["path"] for row in table} == set(gpu_model.PATHS)
+    shown, _ = gpu_model.table(table).split("\n\nFused over published")
+    assert shown in (gpu_model.TABLE.parents[2] / "docs" / "gpu.md").read_text()
     forward = sum(op.operations for op in count.ops if op.name in ("convolution", "addmm", "mm", "attention"))
     assert forward / 2e9 == pytest.approx(558, abs=1)

@@ -91,3 +91,12 @@ def test_the_committed_table_has_every_kernel() -> None:
             "try_scale": 2,
         }
     assert not [row for row in rows if int(row["spills"]) or int(row["stack_bytes"])]
+
+
+def test_the_page_shows_the_committed_table(capsys: pytest.CaptureFixture[str]) -> None:
+    assert gpu_resources.main(["--show"]) == 0
+    shown = capsys.readouterr().out.strip()
+    assert len(shown.splitlines()) > 20
+    page = (Path(__file__).resolve().parents[2] / "docs" / "gpu.md").read_text()
+    assert shown in page
+    assert f"None of the table's {len(read_rows(gpu_resources.TABLE))} compiled kernels spills." in page

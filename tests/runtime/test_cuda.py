@@ -128,6 +128,7 @@ def test_an_autoencoders_norms_take_activations_sums_and_biases_in() -> None:
     assert program is not None
     biased = [node for node in program.run.graph.nodes if node.name.startswith("convolution") and node.args[2]]
     assert len(biased) <= 1  # the last convolution
+    assert kinds["pad.default"] == 0
 
 
 @pytest.mark.parametrize(
@@ -155,35 +156,126 @@ def test_lpips_trunks(trunk: str, precision: str) -> None:
     assert relative(gradient, right_gradient) < {"fp32": 1e-4, "fp16": 0.1, "bf16": 0.3}[precision]
 
 
+#: Zeros left, right, above and below, and the window after them; whether the convolution adds them by itself.
+PADDINGS = {
+    "at the far ends": ((0, 1, 0, 1), {"kernel_size": 3, "stride": 2}, True),
+    "at the near ends": ((1, 0, 1, 0), {"kernel_size": 3, "stride": 2}, True),
+    "all around, beside the window's own": ((1, 1, 1, 1), {"kernel_size": 5, "stride": 2, "padding": 1}, True),
+    "other zeros on each end": ((2, 0, 1, 3), {"kernel_size": 5, "stride": 1, "dilation": 2}, True),
+    "of columns alone": ((1, 2), {"kernel_size": (2, 4), "stride": (3, 1)}, True),
+    "more than a window": ((0, 4, 0, 1), {"kernel_size": 3, "stride": 2}, False),
+    "less than nothing": ((-1, 1, 0, 0), {"kernel_size": 3}, False),
+}
+
+
+@pytest.mark.parametrize("name", PADDINGS)
+def test_a_convolution_adds_the_zeros_before_it(name: str) -> None:
+    zeros, window, itself = PADDINGS[name]
+
+    class Padded(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Conv2d(3, 6, 3, padding=1), nn.Conv2d(6, 5, **window)
+
+        def forward(self, images: Tensor) -> Tensor:
+            return self.second(nn.functional.pad(self.first(images), zeros))
+
+    for size in ((16, 16), (15, 18)):
+        module, images = Padded().requires_grad_(False), photograph(*size)
+        network = freeze(module, "cuda", accuracy="fp32")
+        (output,), gradient = gradients(network, images)
+        assert (network.kinds(images)["pad.default"] == 0) == itself
+        (right,), right_gradient = gradients(module.double(), images.double())
+        assert output.shape == right.shape
+        assert relative(output, right) < RESULTS["fp32"]
+        assert relative(gradient, right_gradient) < TOLERANCE["fp32"]
+
+
+class Branches(nn.Module):
+    """A biased convolution that a norm takes, and something else beside it."""
+
+    def __init__(self, beside: str) -> None:
+        super().__init__()
+        self.first, self.norm, self.second = nn.Conv2d(3, 8, 3, padding=1), nn.GroupNorm(2, 8), nn.Conv2d(8, 6, 3)
+        self.beside = {
+            "one pixel": nn.Conv2d(8, 6, 1),
+            "one pixel, no bias": nn.Conv2d(8, 6, 1, bias=False),
+            "window": nn.Conv2d(8, 6, 3, padding=1),
+            "relu": nn.Sequential(nn.ReLU(), nn.Conv2d(8, 6, 1)),
+            "norm": nn.Sequential(nn.GroupNorm(4, 8), nn.Conv2d(8, 6, 1)),
+            "sum": nn.Identity(),
+            "pool": nn.Sequential(nn.MaxPool2d(5, 1, 2), nn.MaxPool2d((1, 3), 1, (0, 1)), nn.Conv2d(8, 6, 1)),
+        }[beside]
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = self.first(images)
+        y, beside = nn.functional.silu(self.norm(x)), self.beside(x)
+        if beside is x:
+            return self.second(y + x)
+        return torch.cat([self.second(y), beside[..., 1:-1, 1:-1]], dim=1)
+
+
+@pytest.mark.parametrize(
+    ("beside", "adds"),
+    [("one pixel", 0), ("one pixel, no bias", 0), ("window", 1), ("relu", 1), ("norm", 0), ("sum", 1), ("pool", 1)],
+)
+def test_a_bias_that_a_norm_takes_is_added_once_more_only_where_it_must_be(beside: str, adds: int) -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        module = Branches(beside).requires_grad_(False)
+    images = photograph(14, 17, 2)
+    network = freeze(module, "cuda", accuracy="fp32")
+    (output,), gradient = gradients(network, images)
+    assert network.kinds(images)["epilogue"] == adds
+    (right,), right_gradient = gradients(module.double(), images.double())
+    assert relative(output, right) < RESULTS["fp32"]
+    assert relative(gradient, right_gradient) < TOLERANCE["fp32"]
+
+
+def test_relus_keep_bits_and_those_that_lpips_compares_nothing() -> None:
+    images = photograph(64, 64).requires_grad_(True)
+    network = freeze(random_taesd(), "cuda")
+    sizes = kept_by(network, images)
+    assert sizes
+    assert sum(sizes) < 0.1 * sum(kept_by(random_taesd().requires_grad_(False), images)) / 2  # of two bytes a value
+
+    perceptual = random_perceptual("vgg").frozen(lambda module: freeze(module, "cuda"))
+    clean = perceptual.features(photograph(64, 64))
+    kinds = perceptual._distances.kinds(images, *clean)
+    assert (kinds["relu_lpips_layer"], kinds["epilogue"], kinds["max_pool"]) == (5, 8, 4)
+    assert kinds["lpips_layer"] == kinds["relu.default"] == kinds["max_pool2d.default"] == 0
+
+
+def kept_by(run: nn.Module, images: Tensor) -> list[int]:
+    """Bytes of each feature map, or what stands for it, that autograd keeps of a network that has run before."""
+    run(images)
+    own = {one.untyped_storage()._cdata for one in [*run.parameters(), *run.buffers(), images]}
+    sizes: dict[int, int] = {}
+    alive: list[Tensor] = []
+
+    def save(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        # Held, or the address would be given to another.
+        alive.append(tensor)
+        if storage._cdata not in own and tensor.ndim > 2 and tensor.shape[0] == 1:
+            sizes[storage._cdata] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(save, lambda tensor: tensor):
+        result = run(images)
+    del result
+    return list(sizes.values())
+
+
 def test_nothing_is_kept_that_only_a_weights_gradient_needs() -> None:
     """What autograd keeps of a norm is its input and of a convolution nothing, where plain torch keeps both."""
     module = small_kl()
     images = photograph(64, 64).requires_grad_(True)
     network = freeze(module, "cuda", accuracy="fp32")
-
-    def kept(run: nn.Module) -> int:
-        own = {one.untyped_storage()._cdata for one in [*run.parameters(), *run.buffers(), images]}
-        sizes: dict[int, int] = {}
-
-        def save(tensor: Tensor) -> Tensor:
-            storage = tensor.untyped_storage()
-            # Held, or the address would be given to another.
-            alive.append(tensor)
-            if storage._cdata not in own and tensor.ndim > 2 and tensor.shape[0] == 1:
-                sizes[storage._cdata] = storage.nbytes()
-            return tensor
-
-        alive: list[Tensor] = []
-        with torch.autograd.graph.saved_tensors_hooks(save, lambda tensor: tensor):
-            result = run(images)
-        del result
-        return sum(sizes.values())
-
-    network(images)
     module.requires_grad_(True)  # as a pipeline loads it
-    plain = kept(module)
+    plain = kept_by(module, images)
     module.requires_grad_(False)
-    assert kept(network) < 0.45 * plain
+    assert sum(kept_by(network, images)) < 0.45 * sum(plain)
 
 
 def test_gradients_in_float16_do_not_vanish() -> None:

@@ -1,7 +1,7 @@
 """The layers of a network frozen for a GPU, as functions of tensors with the gradient in the data alone.
 
 What autograd would keep of a product for its weight's gradient is not kept: a convolution keeps the size of its input,
-pooling its input, which a ReLU before it keeps anyway. Features are channels-last, in the dtype of the weights.
+a ReLU a bit a value, pooling a byte a window. Features are channels-last, in the dtype of the weights.
 """
 
 from __future__ import annotations
@@ -17,11 +17,24 @@ from torch.nn import functional
 from shade_fast.ops.epilogue import epilogue
 from shade_fast.ops.layout import channels_last
 from shade_fast.ops.lpips_layer import lpips_layer as layer_distance
+from shade_fast.ops.max_pool import max_pool
+from shade_fast.ops.relu_lpips_layer import relu_lpips_layer as relu_layer_distance
 from shade_fast.ops.residual_group_norm import residual_group_norm
 
 aten = torch.ops.aten
 
-__all__ = ["attention", "convolution", "epilogue", "linear", "lpips_layer", "max_pool", "norm", "pointwise", "scaled"]
+__all__ = [
+    "attention",
+    "convolution",
+    "epilogue",
+    "linear",
+    "lpips_layer",
+    "max_pool",
+    "norm",
+    "pointwise",
+    "relu_lpips_layer",
+    "scaled",
+]
 
 
 def convolution(
@@ -33,11 +46,15 @@ def convolution(
     dilation: Sequence[int],
     groups: int,
     tf32: bool,
+    crop: Sequence[int] | None = None,
 ) -> Tensor:
-    """torch's convolution of [B, C, h, w], with algorithms that give the same bits each time."""
+    """torch's convolution of [B, C, h, w], with algorithms that give the same bits each time.
+
+    crop: top, left, height and width of what is wanted of the result; None for all of it.
+    """
     x = channels_last(x.to(weight.dtype))
     made: Tensor = _Convolution.apply(  # type: ignore[no-untyped-call]
-        x, weight, bias, list(stride), list(padding), list(dilation), groups, tf32
+        x, weight, bias, list(stride), list(padding), list(dilation), groups, tf32, crop
     )
     return made
 
@@ -80,20 +97,6 @@ def norm(
     return (None if total is None else total.reshape(shape)), y.reshape(shape)
 
 
-def max_pool(
-    x: Tensor,
-    kernel: Sequence[int],
-    stride: Sequence[int] = (),
-    padding: Sequence[int] = (0, 0),
-    dilation: Sequence[int] = (1, 1),
-    ceil: bool = False,
-) -> Tensor:
-    """torch's max pooling."""
-    window = (list(kernel), list(stride) or list(kernel), list(padding), list(dilation), ceil)
-    made: Tensor = _MaxPool.apply(x, window)  # type: ignore[no-untyped-call]
-    return made
-
-
 def attention(query: Tensor, key: Tensor, value: Tensor, dtype: torch.dtype, *rest: Any, **named: Any) -> Tensor:
     """torch's scaled dot-product attention, which takes the fused kernel that fits."""
     query, key, value = (part.to(dtype) for part in (query, key, value))
@@ -103,6 +106,11 @@ def attention(query: Tensor, key: Tensor, value: Tensor, dtype: torch.dtype, *re
 def lpips_layer(activations: Tensor, clean: Tensor, head: Tensor) -> Tensor:
     """One layer's share of the LPIPS distance, [B]."""
     return layer_distance(activations, clean.to(activations.dtype), head)
+
+
+def relu_lpips_layer(x: Tensor, bias: Tensor | None, clean: Tensor, head: Tensor) -> tuple[Tensor, Tensor]:
+    """A ReLU's result, and its share of the LPIPS distance, [B]."""
+    return relu_layer_distance(x, bias, clean.to(x.dtype), head)
 
 
 def scaled(x: Tensor, scale: float) -> Tensor:
@@ -123,12 +131,17 @@ class _Convolution(torch.autograd.Function):
         dilation: list[int],
         groups: int,
         tf32: bool,
+        crop: Sequence[int] | None,
     ) -> Tensor:
         ctx.save_for_backward(weight)
-        ctx.shape, ctx.tf32 = x.shape, tf32
+        ctx.shape, ctx.tf32, ctx.margin = x.shape, tf32, None
         ctx.parameters = stride, padding, dilation, False, [0, 0], groups
         with _products(tf32):
             made: Tensor = aten.convolution(x, weight, bias, *ctx.parameters)
+        if crop is not None and tuple(made.shape[2:]) != tuple(crop[2:]):
+            top, left, height, width = crop
+            ctx.margin = left, made.shape[3] - left - width, top, made.shape[2] - top - height
+            made = channels_last(made[..., top : top + height, left : left + width])
         return made
 
     @staticmethod
@@ -136,12 +149,14 @@ class _Convolution(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         (weight,) = ctx.saved_tensors
         gradient = channels_last(gradient.to(weight.dtype))
+        if ctx.margin is not None:
+            gradient = channels_last(functional.pad(gradient, ctx.margin))
         size_alone = gradient.new_empty(1).expand(ctx.shape)
         with _products(ctx.tf32):
             made = aten.convolution_backward(gradient, size_alone, weight, None, *ctx.parameters, [True, False, False])[
                 0
             ]
-        return made, *[None] * 7
+        return made, *[None] * 8
 
 
 class _Linear(torch.autograd.Function):
@@ -158,26 +173,6 @@ class _Linear(torch.autograd.Function):
         (weight,) = ctx.saved_tensors
         with _products(ctx.tf32):
             return gradient.to(weight.dtype) @ weight, None, None, None
-
-
-class _MaxPool(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, window: tuple[Any, ...]) -> Tensor:
-        ctx.save_for_backward(x)
-        ctx.window = window
-        made: Tensor = aten.max_pool2d_with_indices(x, *window)[0]
-        return made
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        (x,) = ctx.saved_tensors
-        # Eight bytes for each result are found again rather than kept.
-        indices = aten.max_pool2d_with_indices(x, *ctx.window)[1]
-        gradient = gradient.to(x.dtype)
-        if x.ndim == 4:
-            gradient = channels_last(gradient)
-        return aten.max_pool2d_with_indices_backward(gradient, x, *ctx.window, indices), None
 
 
 class _Scaled(torch.autograd.Function):

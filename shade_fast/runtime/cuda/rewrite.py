@@ -11,7 +11,9 @@ import torch
 from torch import Tensor, fx, nn
 
 from shade_fast.ops.layout import channels_last
+from shade_fast.ops.max_pool import LARGEST_KERNEL
 from shade_fast.runtime.cuda import layers
+from shade_fast.runtime.cuda.padding import wider_padding
 from shade_fast.runtime.trace import Graph
 
 aten = torch.ops.aten
@@ -43,7 +45,9 @@ class _Pending:
 
     x: fx.Node
     bias: Tensor | None
-    addend: fx.Node | None
+    addend: fx.Node | None = None
+    #: whether something has taken x without its bias, and passes it on
+    shared: bool = False
     #: the node once something has made it
     made: fx.Node | None = None
 
@@ -108,11 +112,20 @@ class _Rewriting:
                 return NotImplemented
             padding = [one // 2 if padding == "same" else 0 for one in reach]
         if weight[0, 0].numel() == 1 and set(stride) == {1} and set(padding) == {0} and groups == 1:
+            if _untaken(x, _source(node)) and x.addend is None and x.bias is not None:
+                # Of one pixel a bias before the product is a bias after it.
+                moved = (weight.flatten(1).double() @ x.bias.double()).float()
+                bias, x = moved if bias is None else moved + bias, x.x
             made = self._emit(layers.pointwise, self._node(x), self._weight(weight, flat=True), None, self.tf32)
         else:
-            window = (list(stride), list(padding), list(dilation), groups, self.tf32)
+            crop = None
+            wider = wider_padding(_source(node), weight.shape[2:], stride, padding, dilation)
+            if wider is not None:
+                x, padding = self.environment[_source(_source(node))], wider.padding
+                crop = (*wider.skipped, *_shape(node)[2:])
+            window = (list(stride), list(padding), list(dilation), groups, self.tf32, crop)
             made = self._emit(layers.convolution, self._node(x), self._weight(weight), None, *window)
-        return made if bias is None else _Pending(made, bias, None)
+        return made if bias is None else _Pending(made, bias)
 
     def linear(self, node: fx.Node, x: Any, weight: Any, bias: Any = None) -> Any:
         if not isinstance(weight, Tensor) or isinstance(bias, fx.Node | _Pending):
@@ -150,18 +163,35 @@ class _Rewriting:
         )
         if keep:
             total = self._emit(operator.getitem, made, 0)
-            if pending is not None:
-                pending.made = total
-            else:
+            if pending is None:
                 self.environment[_source(node)] = total
+            elif addend is None:
+                pending.x, pending.shared = total, True
+            else:
+                pending.made = total
         y = self._emit(operator.getitem, made, 1)
         self.environment[last] = y
         return y
 
     def relu(self, node: fx.Node, x: Any) -> Any:
-        if not isinstance(x, _Pending) or x.made is not None or len(_source(node).users) > 1:
+        if len(_shape(node)) != 4:
             return NotImplemented
+        if not _untaken(x, _source(node)):
+            x = _Pending(self._node(x), None)
+        compared = [one for one in node.users if self._compares(one, node)]
+        if compared and x.addend is None:
+            clean, head = self._of(compared[0].args[1:])
+            made = self._emit(layers.relu_lpips_layer, x.x, self._array(x.bias), self._node(clean), self._array(head))
+            self.environment[compared[0]] = self._emit(operator.getitem, made, 1)
+            return self._emit(operator.getitem, made, 0)
         return self._emit(layers.epilogue, x.x, self._array(x.bias), x.addend, relu=True)
+
+    def _compares(self, node: fx.Node, activations: fx.Node) -> bool:
+        """Whether a node is an LPIPS layer of these activations whose other side is there already."""
+        if str(node.target) != "shade_fast.lpips_layer.default" or node.args[0] is not activations:
+            return False
+        clean, head = node.args[1:]
+        return clean in self.environment and isinstance(self.environment.get(head), Tensor)  # type: ignore[arg-type]
 
     def add(self, node: fx.Node, a: Any, b: Any, alpha: Any = 1) -> Any:
         if alpha != 1 or not all(isinstance(one, fx.Node | _Pending) for one in (a, b)) or a is b:
@@ -169,12 +199,11 @@ class _Rewriting:
         traced: list[Any] = list(node.args[:2])
         if _shape(traced[0]) != _shape(traced[1]) or len(_shape(traced[0])) != 4:
             return NotImplemented
-        # Convolutions that nobody else looks at leave their biases to the sum.
+        # Convolutions leave their biases to the sum.
         free: list[_Pending] = []
         others: list[fx.Node | _Pending] = []
         for one, before in zip((a, b), traced, strict=True):
-            unmade = isinstance(one, _Pending) and one.made is None and one.addend is None
-            if unmade and len(before.users) == 1:
+            if _untaken(one, before) and one.addend is None:
                 free.append(one)
             else:
                 others.append(one)
@@ -182,8 +211,23 @@ class _Rewriting:
         terms = [*(one.x for one in free), *(self._node(one) for one in others)]
         return _Pending(terms[0], torch.stack(biases).sum(0) if biases else None, terms[1])
 
-    def max_pool(self, node: fx.Node, x: Any, *window: Any) -> Any:
-        return self._emit(layers.max_pool, self._node(x), *window)
+    def max_pool(
+        self,
+        node: fx.Node,
+        x: Any,
+        kernel: Sequence[int],
+        stride: Sequence[int] = (),
+        padding: Sequence[int] = (0, 0),
+        dilation: Sequence[int] = (1, 1),
+        ceil: bool = False,
+    ) -> Any:
+        sides = [set(one) for one in (kernel, stride or kernel, padding)]
+        if len(_shape(node)) != 4 or any(len(one) > 1 for one in sides) or set(dilation) != {1}:
+            return NotImplemented
+        window = [one.pop() for one in sides]
+        if window[0] > LARGEST_KERNEL:
+            return NotImplemented
+        return self._emit(layers.max_pool, self._node(x), *window, _shape(node)[2:])
 
     def attention(self, node: fx.Node, query: Any, key: Any, value: Any, *rest: Any, **named: Any) -> Any:
         parts = [self._node(part) for part in (query, key, value)]
@@ -240,6 +284,8 @@ class _Rewriting:
         return node
 
     def _made(self, one: _Pending) -> fx.Node:
+        if one.shared:
+            return self._emit(layers.epilogue, one.x, self._array(one.bias))
         if one.addend is None:
             # A convolution adds its own bias, unless something has taken it without.
             x, weight, _, *rest = one.x.args
@@ -323,6 +369,11 @@ def _does_nothing(node: fx.Node) -> bool:
         source, made = _source(node).meta.get("val"), node.meta.get("val")
         return source is not None and made is not None and (source.dtype, source.device) == (made.dtype, made.device)
     return target in ("aten.div.Tensor", "aten.mul.Tensor") and node.args[1] in (1, 1.0)
+
+
+def _untaken(one: Any, traced: fx.Node) -> bool:
+    """Whether a value is a sum that what takes it now may make: nobody else does, or each for itself."""
+    return isinstance(one, _Pending) and one.made is None and (one.shared or len(traced.users) == 1)
 
 
 def _source(node: fx.Node) -> fx.Node:

@@ -1,4 +1,4 @@
-"""The epilogue's kernel against the op's plain-torch body, in Triton's interpreter."""
+"""The epilogue's kernels against the op's plain-torch body, in Triton's interpreter."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from shade_fast.errors import ShadeFastError
+from shade_fast.ops import epilogue as op
 from shade_fast.ops import gpu
 from shade_fast.ops.epilogue import epilogue, reference
 
@@ -40,6 +41,35 @@ def test_agrees_with_the_reference_to_the_bit(
     leaves = [x] if residual is None else [x, residual]
     for gradient in torch.autograd.grad(made, leaves, upstream):
         assert torch.equal(gradient, torch.where(right > 0, upstream, 0) if relu else upstream)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=["float32", "float16"])
+@pytest.mark.parametrize("shape", [*SHAPES, (0, 3, 4, 4), (2, 5, 3, 0)], ids=str)
+def test_the_mask_is_that_of_the_reference(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    """Zeros, values that float16 rounds to 0, and NaNs among them; the bits past the last channel are 0."""
+    x = values(shape, dtype, 0)
+    flat = x.permute(0, 2, 3, 1).reshape(-1)
+    flat[::3], flat[1::5] = 0, torch.nan
+    x = flat.reshape(*(shape[0], *shape[2:], shape[1])).permute(0, 3, 1, 2)
+    bias = torch.full((shape[1],), 2.0**-26)
+    y, mask = op._operator(x, bias, None, True, True)
+    assert torch.equal(y.nan_to_num(7.0), reference(x, bias, None, True).nan_to_num(7.0))
+    assert torch.equal(mask, op.reference_mask(y))
+    upstream = values(shape, dtype, 1)
+    made = op._gradient_operator(upstream, mask)
+    assert torch.equal(made, op.reference_gradient(upstream, mask))
+    assert torch.equal(made, torch.ops.aten.threshold_backward(upstream, y, 0))
+    assert op._operator(x, bias, None, True, False)[1].numel() == 0
+
+
+def test_what_is_kept_for_a_relu_is_its_bits() -> None:
+    kept: list[Tensor] = []
+    x = values((2, 32, 5, 7), torch.float16, 0).requires_grad_()
+    with torch.autograd.graph.saved_tensors_hooks(lambda one: kept.append(one) or one, lambda one: one):
+        epilogue(x, torch.zeros(32), relu=True)
+        epilogue(x, torch.zeros(32))
+        epilogue(x.detach(), relu=True)
+    assert [(one.dtype, one.numel()) for one in kept] == [(torch.int16, 2 * 5 * 7 * 2)]
 
 
 def test_nan_stays_and_what_does_not_fit_is_named() -> None:

@@ -207,6 +207,9 @@ def test_the_op_takes_sums_in(
             keep=keep,
         )
         assert (total is None) != keep
+        if total is not None:
+            whole = x if other is None else x + other + (0 if shift is None else shift[:, None, None])
+            assert relative_rms(total, whole.double()) < (1e-12 if kind == torch.float64 else GRADIENT_TOLERANCE[kind])
         results, gradients = [y], [given.gradient.to(kind)]
         if total is not None:
             results, gradients = [y, total], [*gradients, upstream.to(kind)]

@@ -11,10 +11,14 @@ from torch import Tensor
 
 @pytest.fixture(autouse=True)
 def poisoned_outputs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every output starts as NaN, so that a value that no program writes is seen."""
+    """Every output starts as NaN, whole numbers as 85, so that a value that no program writes is seen."""
     new_empty, empty_like = Tensor.new_empty, torch.empty_like
-    monkeypatch.setattr(Tensor, "new_empty", lambda *args, **named: new_empty(*args, **named).fill_(torch.nan))
-    monkeypatch.setattr(torch, "empty_like", lambda *args, **named: empty_like(*args, **named).fill_(torch.nan))
+
+    def poisoned(tensor: Tensor) -> Tensor:
+        return tensor.fill_(torch.nan if tensor.is_floating_point() else 85)
+
+    monkeypatch.setattr(Tensor, "new_empty", lambda *args, **named: poisoned(new_empty(*args, **named)))
+    monkeypatch.setattr(torch, "empty_like", lambda *args, **named: poisoned(empty_like(*args, **named)))
 
 
 @pytest.fixture
