@@ -23,14 +23,17 @@ from shade_fast.poisoner import Poisoner
 from shade_fast.study.components import with_components
 from shade_fast.study.examples import decode_latents, encode, examples_of
 from shade_fast.study.experiments.scale import Scale
-from shade_fast.study.experiments.world import World, captions_for
+from shade_fast.study.experiments.world import World, captions_for, prompt
 from shade_fast.study.judge import Classifier, accuracy, low_pass, train_classifier
+from shade_fast.study.sampling import sample
 from shade_fast.study.text import SentenceEncoder
 from shade_fast.study.training import Checkpoint, Schedule, train
 from shade_fast.view import View
 
 #: linf of a protection, in the file's own values.
 LEVELS = 16
+#: Seed of the anchors' noise, which no arm draws from.
+ANCHORS = 1_000_000
 Say = Callable[[str], None]
 
 
@@ -55,19 +58,27 @@ class Bench:
         held = np.concatenate([self.world.of("held_out", concept)[:100] for concept in self.world.concepts])
         return self.judge.features(decode_latents(self.encoder, encode(self.encoder, held)))
 
+    def anchors(self, concept: str) -> UInt8Array:
+        """Of what the generator draws of a concept before any attack the most typical, uint8 [anchors, size, size, 3]:
+        as in the paper anchors are drawn, and those are taken whose latents are nearest to the mean of all."""
+        scale = self.scale
+        drawn = sample(self.generator, prompt(concept), scale.anchor_draws, self.encoder, self.sentences, seed=ANCHORS)
+        latents = encode(self.encoder, drawn).flatten(1)
+        nearest = (latents - latents.mean(0)).norm(dim=1).argsort()[: scale.anchors]
+        return drawn[nearest.numpy()]
+
     def perturbed(self, concept: str, towards: str, encoder: str = "own", levels: int = LEVELS) -> UInt8Array:
         """The pool's fresh images of a concept, uint8 [pool, size, size, 3], each moved at linf levels/255 to the
-        nearest of as many of another's that are not in the pool; from the folder where they are kept."""
+        nearest of another's anchors; from the folder where they are kept."""
         path = self.folder / "perturbed" / f"{concept}-to-{towards}-by-{encoder}-{levels}.safetensors"
         if path.exists():
             kept: UInt8Array = load_file(path)["images"].numpy()
             return kept
-        pool = self.scale.pool
         chosen = self.encoder if encoder == "own" else self.transfer
         if chosen is None:
             raise ShadeFastError("transfer: no other encoder was given; name one with --transfer")
-        images = self.world.of("fresh", concept)[:pool]
-        anchor = Anchor(towards, list(self.world.of("fresh", towards)[pool : 2 * pool]))
+        images = self.world.of("fresh", concept)[: self.scale.pool]
+        anchor = Anchor(towards, list(self.anchors(towards)))
         with fixed_plan():
             poisoner = Poisoner(
                 encoder=chosen,

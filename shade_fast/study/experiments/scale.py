@@ -17,7 +17,8 @@ class Scale:
     counts: photographs of a concept for training, fresh ones, and held out. shape: of the generator; its
     channels, side and patch follow from the encoder.
     training_steps, training_batch: before any attack. tuning_steps, tuning_batch, tuning_rate: going on with fresh
-    images, poisoned or not. pool: fresh images of a concept that are gone on with; as many are left as anchors.
+    images, poisoned or not. pool: fresh images of a concept that are gone on with. anchor_draws: images that are drawn of a
+    concept before any attack, of which `anchors` are what others are moved to.
     judge_epochs: of the judge. draws: images drawn of a poisoned concept; of another, a third as many. poison_steps:
     of the optimiser, for each image.
     seeds: arms are repeated with each. shares: of the source's images that are replaced.
@@ -36,6 +37,8 @@ class Scale:
     tuning_batch: int = 48
     tuning_rate: float = 5e-4
     pool: int = 300
+    anchor_draws: int = 200
+    anchors: int = 5
     judge_epochs: int = 8
     draws: int = 100
     poison_steps: int = 60
@@ -52,6 +55,8 @@ SMOKE = Scale(
     training_batch=48,
     tuning_steps=20,
     pool=30,
+    anchor_draws=20,
+    anchors=2,
     judge_epochs=2,
     draws=12,
     poison_steps=20,
