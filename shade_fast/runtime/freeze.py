@@ -105,11 +105,7 @@ class Frozen(nn.Module):
     def forward(self, *inputs: Tensor) -> Any:
         """The module's result. Raises ShadeFastError for images that are not float32 [B, C, h, w] on the CPU."""
         images, extras = inputs[0], inputs[1:]
-        if images.dtype != torch.float32 or images.ndim != 4 or images.device.type != "cpu":
-            raise ShadeFastError(
-                f"a network frozen for the CPU takes float32 images [B, C, h, w]; got {images.dtype} "
-                f"{list(images.shape)} on {images.device}"
-            )
+        _check(images)
         if not images.numel():
             return self.module(*inputs)
         differentiable = torch.is_grad_enabled() and images.requires_grad
@@ -130,14 +126,16 @@ class Frozen(nn.Module):
     ) -> tuple[Tensor, Tensor] | None:
         """‖module(images) - anchor_latents‖₂ [B] and its gradient [B, 3, h, w]; None where torch runs the module, or
         it gives other tensors than such latents. With `out`, which is written over, a steady loop allocates nothing.
+        Raises ShadeFastError as `forward` does.
         """
-        if out is None or out[1].shape != images.shape:
-            out = images.new_empty(len(images)), torch.empty_like(images, memory_format=torch.contiguous_format)
-        distance, gradient = out
-        run = self._begin((images,), True)
+        _check(images)
+        run = self._begin((images,), True) if images.numel() else None
         if run is None:
             return None
         try:
+            if out is None or out[1].shape != images.shape:
+                out = images.new_empty(len(images)), torch.empty_like(images, memory_format=torch.contiguous_format)
+            distance, gradient = out
             outputs = run.forward(images, ())
             if len(outputs) > 1 or outputs[0].shape != anchor_latents.shape:
                 return None
@@ -220,6 +218,14 @@ class Frozen(nn.Module):
         self._single = graph.single
         choose = functools.partial(plan.choose, self.accuracy)
         return Program(network, differentiable, torch.get_num_threads(), choose)
+
+
+def _check(images: Tensor) -> None:
+    if images.dtype != torch.float32 or images.ndim != 4 or images.device.type != "cpu":
+        raise ShadeFastError(
+            f"a network frozen for the CPU takes float32 images [B, C, h, w]; got {images.dtype} "
+            f"{list(images.shape)} on {images.device}"
+        )
 
 
 def _shapes(inputs: Sequence[Tensor]) -> tuple[tuple[int, ...], ...]:

@@ -33,9 +33,7 @@ def with_components(encoder: Encoder, count: int, images: UInt8Array, path: Path
     Raises ShadeFastError for a count below 1 or above the numbers of a patch, for a file that holds something else, and
     for an encoder without a decoder.
     """
-    numbers = encoder.channels * PATCH**2
-    if not 1 <= count <= numbers:
-        raise ShadeFastError(f"components={count}: encoder {encoder.name!r} has 1 to {numbers} of them")
+    numbers = check_components(encoder, count)
     if not encoder.has_decoder:
         raise ShadeFastError(f"encoder {encoder.name!r}: has no decoder to draw through; give an autoencoder")
     basis, mean = _read(path, count, numbers) if path.exists() else _found(encode(encoder, images), count)
@@ -55,6 +53,14 @@ def with_components(encoder: Encoder, count: int, images: UInt8Array, path: Path
     )
 
 
+def check_components(encoder: Encoder, count: int) -> int:
+    """The numbers of a patch of the encoder's latents. Raises ShadeFastError where it has no so many components."""
+    numbers = encoder.channels * PATCH**2
+    if not 1 <= count <= numbers:
+        raise ShadeFastError(f"components={count}: encoder {encoder.name!r} has 1 to {numbers} of them")
+    return numbers
+
+
 class _Projected(nn.Module):
     """Images to the components of the latents' patches, [B, components, h / PATCH, w / PATCH]: a convolution."""
 
@@ -62,7 +68,7 @@ class _Projected(nn.Module):
         super().__init__()
         self.module = module
         self.project = nn.Conv2d(basis.shape[1] // PATCH**2, len(basis), PATCH, PATCH, bias=False)
-        self.project.weight.data = basis.unflatten(1, (-1, PATCH, PATCH)).clone()
+        self.project.weight.data = basis.reshape(len(basis), -1, PATCH, PATCH).clone()
 
     def forward(self, images: Tensor) -> Tensor:
         components: Tensor = self.project(self.module(images))

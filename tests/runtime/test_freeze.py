@@ -180,6 +180,15 @@ def test_latent_gradients_of_what_torch_runs_are_left_to_autograd() -> None:
     assert runtime.latent_gradient(made("group norms"), images, images) is None
 
 
+def test_latent_gradients_of_images_of_another_type_are_refused_and_spoil_nothing() -> None:
+    frozen, images = freeze(made("group norms")), photograph(32, 32)
+    anchors = torch.zeros_like(frozen(images))
+    with pytest.raises(ShadeFastError, match="takes float32 images"):
+        runtime.latent_gradient(frozen, images.double(), anchors)
+    assert runtime.latent_gradient(frozen, images, anchors) is not None
+    assert runtime.latent_gradient(frozen, images[:0], anchors[:0]) is None
+
+
 def test_what_cannot_be_traced_runs_through_torch_and_says_so() -> None:
     class Moody(nn.Module):
         def forward(self, images: Tensor) -> Tensor:

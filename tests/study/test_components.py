@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -64,3 +65,12 @@ def test_an_arm_in_them(pool: Path, tmp_path: Path) -> None:
     assert sum(result.draws["cherry"].values()) == SCALE.draws
     with pytest.raises(ShadeFastError, match="begun with another components"):
         prepare(SCALE, pool, tmp_path, components=4, say=lambda _: None)
+
+
+def test_settings_that_are_refused_leave_the_folder_to_better_ones(pool: Path, tmp_path: Path) -> None:
+    with pytest.raises(ShadeFastError, match="components=17"):
+        prepare(SCALE, pool, tmp_path, components=17, say=lambda _: None)
+    odd = replace(SCALE, size=24)
+    with pytest.raises(ShadeFastError, match="takes multiples of 16 pixels here, not 24"):
+        prepare(odd, pool, tmp_path / "odd", components=3, say=lambda _: None)
+    assert prepare(SCALE, pool, tmp_path, components=3, say=lambda _: None)

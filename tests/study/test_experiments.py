@@ -13,12 +13,14 @@ import torch
 
 from shade_fast.errors import ShadeFastError
 from shade_fast.study import GeneratorShape
+from shade_fast.study.examples import encode
 from shade_fast.study.experiments import SMOKE, Scale, run_experiments
 from shade_fast.study.experiments.arms import Arm, Mixture, mix
 from shade_fast.study.experiments.defences import DEFENCES, area_under_curve, defend
 from shade_fast.study.experiments.figures import wilson
-from shade_fast.study.experiments.prepare import Bench, prepare
+from shade_fast.study.experiments.prepare import ANCHORS, Bench, prepare
 from shade_fast.study.experiments.registry import EXPERIMENTS, chain
+from shade_fast.study.sampling import sample
 
 SCALE = Scale(
     "tiny",
@@ -113,6 +115,18 @@ def test_transfer_is_left_out_and_said_so_without_another_encoder(folder: Path, 
     said: list[str] = []
     assert run_experiments(SCALE, pool, folder, only=["transfer"], say=said.append) == []
     assert any(line.startswith("transfer: left out") for line in said)
+
+
+def test_anchors_are_the_most_typical_of_what_is_drawn(bench: Bench) -> None:
+    found = bench.anchors("lake")
+    drawn = sample(
+        bench.generator, "a photo of a lake", SCALE.anchor_draws, bench.encoder, bench.sentences, seed=ANCHORS
+    )
+    latents = encode(bench.encoder, drawn).flatten(1)
+    far = (latents - latents.mean(0)).norm(dim=1)
+    places = [next(place for place, one in enumerate(drawn) if np.array_equal(one, anchor)) for anchor in found]
+    assert places == far.argsort()[: SCALE.anchors].tolist()
+    assert np.array_equal(bench.anchors("lake"), found)
 
 
 @pytest.mark.parametrize("kind", ["placebo", "optimised", "dirty-label"])

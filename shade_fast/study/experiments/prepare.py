@@ -20,7 +20,7 @@ from shade_fast.encoders import Encoder, load_encoder
 from shade_fast.errors import ShadeFastError
 from shade_fast.images import UInt8Array
 from shade_fast.poisoner import Poisoner
-from shade_fast.study.components import with_components
+from shade_fast.study.components import PATCH, check_components, with_components
 from shade_fast.study.examples import decode_latents, encode, examples_of
 from shade_fast.study.experiments.scale import Scale
 from shade_fast.study.experiments.world import World, captions_for, prompt
@@ -60,12 +60,19 @@ class Bench:
 
     def anchors(self, concept: str) -> UInt8Array:
         """Of what the generator draws of a concept before any attack the most typical, uint8 [anchors, size, size, 3]:
-        as in the paper anchors are drawn, and those are taken whose latents are nearest to the mean of all."""
+        as in the paper anchors are drawn, and those are taken whose latents are nearest to the mean of all; from the
+        folder where they are kept."""
+        path = self.folder / "anchors" / f"{concept}.safetensors"
+        if path.exists():
+            kept: UInt8Array = load_file(path)["images"].numpy()
+            return kept
         scale = self.scale
         drawn = sample(self.generator, prompt(concept), scale.anchor_draws, self.encoder, self.sentences, seed=ANCHORS)
         latents = encode(self.encoder, drawn).flatten(1)
         nearest = (latents - latents.mean(0)).norm(dim=1).argsort()[: scale.anchors]
-        return drawn[nearest.numpy()]
+        anchors: UInt8Array = drawn[nearest.numpy()]
+        _keep(anchors, path)
+        return anchors
 
     def perturbed(self, concept: str, towards: str, encoder: str = "own", levels: int = LEVELS) -> UInt8Array:
         """The pool's fresh images of a concept, uint8 [pool, size, size, 3], each moved at linf levels/255 to the
@@ -108,21 +115,25 @@ def prepare(
     """Read the world and make, or take from the folder, what the arms share. components: of the latents, see
     `with_components`; None for the latents as they are. Raises ShadeFastError for a pool that lacks a concept, for an
     encoder without a decoder, through which nothing can be drawn, or that does not take the world's size, and for a
-    folder that was begun with another scale, pool or encoder."""
-    check_same(folder, {"scale": str(scale), "components": components})
+    folder that was begun with another scale, pool, encoder or count of components."""
+    check_same(folder, {"scale": str(scale)})
     chosen = load_encoder(encoder)
     if not chosen.has_decoder:
         raise ShadeFastError(f"encoder {chosen.name!r}: has no decoder to draw through; give an autoencoder")
+    factor = chosen.factor
+    if components is not None:
+        check_components(chosen, components)
+        factor *= PATCH
+    if scale.size % factor:
+        raise ShadeFastError(f"encoder {chosen.name!r}: takes multiples of {factor} pixels here, not {scale.size}")
     other = None if transfer is None else load_encoder(transfer)
     world = World.read(pool, scale.concepts, scale.size, scale.counts)
-    check_same(folder, {"pool": world.sha256, "encoder": chosen.sha256})
+    check_same(folder, {"pool": world.sha256, "encoder": chosen.sha256, "components": components})
     if other is not None:
         check_same(folder, {"transfer": other.sha256})
     if components is not None:
         known = np.concatenate([world.of("training", concept)[:300] for concept in world.concepts])
         chosen = with_components(chosen, components, known, folder / "components.safetensors")
-    if scale.size % chosen.factor:
-        raise ShadeFastError(f"encoder {chosen.name!r}: takes multiples of {chosen.factor} pixels, not {scale.size}")
     sentences = SentenceEncoder()
     say(f"world: {len(world.concepts)} concepts, {scale.counts} photographs of each")
     generator = trained_generator(scale, world, chosen, sentences, folder / "generator.safetensors", say)
@@ -215,5 +226,5 @@ def _part(world: World, part: str) -> tuple[UInt8Array, list[int]]:
 def _keep(images: UInt8Array, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{path.name}.part")
-    save_file({"images": torch.from_numpy(images)}, str(temporary))
+    save_file({"images": torch.from_numpy(np.ascontiguousarray(images))}, str(temporary))
     temporary.replace(path)

@@ -32,7 +32,8 @@ PARTS = ("training", "fresh", "held_out")
 @dataclass(frozen=True, eq=False)
 class World:
     """Photographs uint8 [N, size, size, 3] by part and concept: `training` for the generator before any attack and for
-    the judge, `fresh` for what comes after (poison, clean images beside it, anchors), `held_out` to test the judge."""
+    the judge, `fresh` for what comes after (poison, clean images beside it, dirty labels), `held_out` to test the
+    judge."""
 
     concepts: tuple[str, ...]
     size: int
