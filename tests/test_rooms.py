@@ -19,7 +19,7 @@ MAY_IMPORT = {
     "shade_fast/reference": set(),
     "shade_fast/ops": {"shade_fast.errors", "shade_fast.kernels", "shade_fast._cpu", "shade_fast._cuda"},
     "shade_fast/encoders": {"shade_fast.errors"},
-    "shade_fast/runtime": {"shade_fast.errors", "shade_fast.ops", "shade_fast.version"},
+    "shade_fast/runtime": {"shade_fast.errors", "shade_fast.files", "shade_fast.ops", "shade_fast.version"},
     "shade_fast/perceptual": {"shade_fast.errors", "shade_fast.ops"},
     "shade_fast/engine": {
         *("shade_fast.errors", "shade_fast.budget", "shade_fast.view", "shade_fast.transforms", "shade_fast.ops"),
@@ -28,7 +28,7 @@ MAY_IMPORT = {
     "shade_fast/archive": {
         *("shade_fast.errors", "shade_fast.images", "shade_fast.anchors", "shade_fast.poisoner"),
         *("shade_fast.results", "shade_fast.version", "shade_fast.budget", "shade_fast.view", "shade_fast.work"),
-        *("shade_fast.buckets", "shade_fast.workers"),
+        *("shade_fast.buckets", "shade_fast.workers", "shade_fast.files"),
     },
     "shade_fast/workers": {
         *("shade_fast.errors", "shade_fast.anchors", "shade_fast.encoders", "shade_fast.perceptual"),
@@ -38,6 +38,7 @@ MAY_IMPORT = {
     "shade_fast/study": {
         *("shade_fast.errors", "shade_fast.images", "shade_fast.anchors", "shade_fast.poisoner"),
         *("shade_fast.budget", "shade_fast.view", "shade_fast.encoders", "shade_fast.archive"),
+        "shade_fast.files",
     },
 }
 

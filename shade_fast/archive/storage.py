@@ -8,13 +8,13 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from pathlib import Path
 from typing import IO, Any
 
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
 from shade_fast.errors import ShadeFastError
+from shade_fast.files import whole_file
 
 #: Errors of the whole output, not of one file: a full disk, a quota, a disk gone or read-only.
 STOPPING = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ENOTCONN, errno.ESTALE, errno.ENODEV)
@@ -126,42 +126,10 @@ class Storage:
         """A file to write in pieces, which is there under its name once the block has ended without an error."""
         path = self.path(name)
         if self.local:
-            os.makedirs(os.path.dirname(path), exist_ok=True)
-            with _local_file(path, self._temporary) as file:
+            with whole_file(path, self._temporary) as file:
                 yield file
             return
         with tempfile.NamedTemporaryFile() as file:
             yield file
             file.flush()
             self.fs.put_file(file.name, path)
-
-
-def write_whole(path: Path, data: bytes) -> None:
-    """Write a local file so that a crash leaves the whole of it or nothing."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with _local_file(str(path), None) as file:
-        file.write(data)
-
-
-@contextlib.contextmanager
-def _local_file(path: str, temporary_folder: str | None) -> Iterator[IO[bytes]]:
-    """Temporary name, fsync, rename, fsync of the folder."""
-    folder = os.path.dirname(path)
-    descriptor, temporary = tempfile.mkstemp(dir=temporary_folder or folder, prefix=".shade_fast-")
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        Path(temporary).chmod(0o666 & ~umask)
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-    entry = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(entry)
-    finally:
-        os.close(entry)

@@ -84,20 +84,28 @@ class Encoder:
         latents: floating point [B, channels, h, w], scaled as `encode` gives them.
         Raises ShadeFastError where there is no decoder, and for another shape or dtype.
         """
-        if self._load_decoder is None:
-            raise ShadeFastError(
-                f"encoder {self.name!r} has no decoder: load a diffusers autoencoder, or put a TAESD-family decoder "
-                "file beside the encoder's ('encoder' in the name replaced by 'decoder')"
-            )
+        load = self._decoder_loader()
         if latents.ndim != 4 or latents.shape[1] != self.channels or not latents.is_floating_point():
             raise ShadeFastError(
                 f"encoder {self.name!r} decodes floating-point latents [B, {self.channels}, h, w]; "
                 f"got {latents.dtype} {list(latents.shape)}"
             )
         if self._decoder is None:
-            self._decoder = _freeze(self._load_decoder(), self.device)
+            self._decoder = _freeze(load(), self.device)
         images: Tensor = self._decoder(latents.float()).clamp(0, 1)
         return images
+
+    def check_decoder(self) -> None:
+        """Raise ShadeFastError where there is no decoder."""
+        self._decoder_loader()
+
+    def _decoder_loader(self) -> Callable[[], nn.Module]:
+        if self._load_decoder is None:
+            raise ShadeFastError(
+                f"encoder {self.name!r} has no decoder: load a diffusers autoencoder, or put a TAESD-family decoder "
+                "file beside the encoder's ('encoder' in the name replaced by 'decoder')"
+            )
+        return self._load_decoder
 
     def to(self, device: torch.device | str) -> Encoder:
         """This encoder on a device: itself where it is there already, otherwise an independent copy."""

@@ -15,7 +15,6 @@ import json
 import math
 import os
 import platform
-import tempfile
 import threading
 import time
 import zlib
@@ -24,6 +23,7 @@ from pathlib import Path
 import torch
 
 from shade_fast.errors import ShadeFastError
+from shade_fast.files import write_whole
 from shade_fast.ops import convolution as conv
 from shade_fast.ops import native
 from shade_fast.ops.convolution import Convolution
@@ -141,10 +141,7 @@ def _remember(known: dict[str, str]) -> None:
     if file is None:
         return
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=file.parent, delete=False) as written:
-            json.dump(known, written, indent=0, sort_keys=True)
-        Path(written.name).replace(file)
+        write_whole(file, json.dumps(known, indent=0, sort_keys=True).encode())
     except OSError:
         return
 

@@ -12,12 +12,13 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from torch.nn import functional
 
 from shade_fast.encoders import Encoder
 from shade_fast.errors import ShadeFastError
+from shade_fast.files import write_whole
 from shade_fast.images import UInt8Array
 from shade_fast.study.examples import encode
 
@@ -34,14 +35,10 @@ def with_components(encoder: Encoder, count: int, images: UInt8Array, path: Path
     for an encoder without a decoder.
     """
     numbers = check_components(encoder, count)
-    if not encoder.has_decoder:
-        raise ShadeFastError(f"encoder {encoder.name!r}: has no decoder to draw through; give an autoencoder")
+    encoder.check_decoder()
     basis, mean = _read(path, count, numbers) if path.exists() else _found(encode(encoder, images), count)
     if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f"{path.name}.part")
-        save_file({"basis": basis, "mean": mean}, str(temporary))
-        temporary.replace(path)
+        write_whole(path, save({"basis": basis, "mean": mean}))
     return Encoder(
         _Projected(encoder.module, basis),
         name=f"{encoder.name}, {count} components",

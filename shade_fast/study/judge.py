@@ -10,11 +10,12 @@ from typing import Protocol
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save as serialized
 from torch import Tensor, nn
 from torch.nn import functional
 
 from shade_fast.errors import ShadeFastError
+from shade_fast.files import write_whole
 from shade_fast.images import UInt8Array
 from shade_fast.study.clip import Clip
 from shade_fast.study.examples import tensors
@@ -81,11 +82,8 @@ class Classifier(nn.Module):
     def save(self, path: Path) -> None:
         """Write a .safetensors file."""
         facts = {"concepts": self.concepts, "width": self.width, "accuracies": self.accuracies}
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f"{path.name}.part")
-        save_file({name: value.contiguous() for name, value in self.state_dict().items()}, temporary,
-                  {FORMAT: json.dumps(facts)})  # fmt: skip
-        temporary.replace(path)
+        weights = {name: value.contiguous() for name, value in self.state_dict().items()}
+        write_whole(path, serialized(weights, {FORMAT: json.dumps(facts)}))
 
     @classmethod
     def load(cls, path: Path) -> Classifier:

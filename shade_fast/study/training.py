@@ -13,10 +13,11 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save as serialized
 from torch import Tensor
 
 from shade_fast.errors import ShadeFastError
+from shade_fast.files import write_whole
 from shade_fast.study.generator import Generator, GeneratorShape, flow_loss
 
 #: Share of the captions that are left out, so that the model can draw without one (guidance needs it).
@@ -96,13 +97,10 @@ class Checkpoint:
         tensors |= {f"optimizer.{name}": value for name, value in self.optimizer.items()}
         tensors |= {"mean": self.mean, "deviation": self.deviation}
         facts = {"shape": dataclasses.asdict(self.generator.shape), "step": self.step, "facts": self.facts}
-        temporary = path.with_name(f"{path.name}.part")
+        whole = {name: value.detach().contiguous() for name, value in tensors.items()}
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            whole = {name: value.detach().contiguous() for name, value in tensors.items()}
-            save_file(whole, str(temporary), {FORMAT: json.dumps(facts)})
-            temporary.replace(path)
-        except (OSError, SafetensorError) as error:
+            write_whole(path, serialized(whole, {FORMAT: json.dumps(facts)}))
+        except OSError as error:
             raise ShadeFastError(f"{path}: the checkpoint cannot be written ({error}); give another place") from error
 
     @classmethod

@@ -9,7 +9,6 @@ import io
 import json
 import logging
 import os
-import tempfile
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,6 +18,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from shade_fast.errors import ShadeFastError, reason
+from shade_fast.files import whole_file, write_whole
 from shade_fast.runtime.onnx import libraries
 from shade_fast.runtime.onnx.decompositions import OPSET, OPSET_OF_BFLOAT16
 from shade_fast.runtime.onnx.trace import TRACING, Source, read, trace
@@ -191,7 +191,7 @@ def write(model: Any, path: Path) -> None:
         end += -(-len(pieces[digest]) // PAGE) * PAGE
     weights = path.with_name(name)
     if pieces and not (weights.is_file() and weights.stat().st_size == end):
-        with _whole(weights) as file:
+        with whole_file(weights) as file:
             for digest in sorted(pieces):
                 file.write(pieces[digest].ljust(-(-len(pieces[digest]) // PAGE) * PAGE, b"\0"))
     try:
@@ -207,18 +207,4 @@ def write(model: Any, path: Path) -> None:
             tensor.ClearField("external_data")
             tensor.ClearField("data_location")
             tensor.raw_data = pieces[digest]
-    with _whole(path) as file:
-        file.write(text)
-
-
-@contextlib.contextmanager
-def _whole(path: Path) -> Any:
-    """A file that is there under its name only once all of it is written."""
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=path.name[:16], delete=False) as file:
-        try:
-            yield file
-            file.flush()
-        except BaseException:
-            Path(file.name).unlink(missing_ok=True)
-            raise
-    Path(file.name).replace(path)
+    write_whole(path, text)

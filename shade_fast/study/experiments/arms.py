@@ -12,8 +12,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 
+from shade_fast.files import write_whole
 from shade_fast.images import UInt8Array
 from shade_fast.study.examples import examples_of
 from shade_fast.study.experiments.defences import Defended, defend
@@ -115,13 +116,10 @@ def run_arm(bench: Bench, arm: Arm, seed: int) -> Result:
         noise = 1000 * seed + number
         drawn[word] = sample(tuned, prompt(word), count, bench.encoder, bench.sentences, seed=noise)
     result = _judged(bench, arm, seed, mixture, defended, drawn, time.perf_counter() - started)
-    path.parent.mkdir(parents=True, exist_ok=True)
     shown = {word: torch.from_numpy(np.ascontiguousarray(images[:SHOWN])) for word, images in drawn.items()}
-    save_file(shown, str(path.with_suffix(".safetensors")))
+    write_whole(path.with_suffix(".safetensors"), save(shown))
     # The record goes last: where it is, the arm is whole.
-    temporary = path.with_suffix(".part")
-    temporary.write_text(json.dumps(dataclasses.asdict(result), indent=1) + "\n")
-    temporary.replace(path)
+    write_whole(path, json.dumps(dataclasses.asdict(result), indent=1).encode() + b"\n")
     return result
 
 

@@ -11,13 +11,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 
 from shade_fast.anchors import Anchor
 from shade_fast.archive.archive import fixed_plan
 from shade_fast.budget import Budget
 from shade_fast.encoders import Encoder, load_encoder
 from shade_fast.errors import ShadeFastError
+from shade_fast.files import write_whole
 from shade_fast.images import UInt8Array
 from shade_fast.poisoner import Poisoner
 from shade_fast.study.components import PATCH, check_components, with_components
@@ -62,25 +63,23 @@ class Bench:
         """Of what the generator draws of a concept before any attack the most typical, uint8 [anchors, size, size, 3]:
         as in the paper anchors are drawn, and those are taken whose latents are nearest to the mean of all; from the
         folder where they are kept."""
-        path = self.folder / "anchors" / f"{concept}.safetensors"
-        if path.exists():
-            kept: UInt8Array = load_file(path)["images"].numpy()
-            return kept
+        return _kept(self.folder / "anchors" / f"{concept}.safetensors", lambda: self._most_typical(concept))
+
+    def _most_typical(self, concept: str) -> UInt8Array:
         scale = self.scale
         drawn = sample(self.generator, prompt(concept), scale.anchor_draws, self.encoder, self.sentences, seed=ANCHORS)
         latents = encode(self.encoder, drawn).flatten(1)
         nearest = (latents - latents.mean(0)).norm(dim=1).argsort()[: scale.anchors]
         anchors: UInt8Array = drawn[nearest.numpy()]
-        _keep(anchors, path)
         return anchors
 
     def perturbed(self, concept: str, towards: str, encoder: str = "own", levels: int = LEVELS) -> UInt8Array:
         """The pool's fresh images of a concept, uint8 [pool, size, size, 3], each moved at linf levels/255 to the
         nearest of another's anchors; from the folder where they are kept."""
         path = self.folder / "perturbed" / f"{concept}-to-{towards}-by-{encoder}-{levels}.safetensors"
-        if path.exists():
-            kept: UInt8Array = load_file(path)["images"].numpy()
-            return kept
+        return _kept(path, lambda: self._moved(concept, towards, encoder, levels))
+
+    def _moved(self, concept: str, towards: str, encoder: str, levels: int) -> UInt8Array:
         chosen = self.encoder if encoder == "own" else self.transfer
         if chosen is None:
             raise ShadeFastError("transfer: no other encoder was given; name one with --transfer")
@@ -97,9 +96,7 @@ class Bench:
             made = [protected.outcome.image for protected in poisoner.protect((image, anchor) for image in images)]
         if any(image is None for image in made):
             raise ShadeFastError(f"{concept}: {sum(image is None for image in made)} of its images cannot be perturbed")
-        stacked = np.stack([image for image in made if image is not None])
-        _keep(stacked, path)
-        return stacked
+        return np.stack([image for image in made if image is not None])
 
 
 def prepare(
@@ -118,8 +115,7 @@ def prepare(
     folder that was begun with another scale, pool, encoder or count of components."""
     check_same(folder, {"scale": str(scale)})
     chosen = load_encoder(encoder)
-    if not chosen.has_decoder:
-        raise ShadeFastError(f"encoder {chosen.name!r}: has no decoder to draw through; give an autoencoder")
+    chosen.check_decoder()
     factor = chosen.factor
     if components is not None:
         check_components(chosen, components)
@@ -154,10 +150,7 @@ def check_same(folder: Path, settings: Mapping[str, str | int | None]) -> None:
                 f"{folder}: was begun with another {name} ({begun[name]}, in {path}; now {value}); give that one, or "
                 "another folder"
             )
-    folder.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".part")
-    temporary.write_text(json.dumps(begun, indent=1) + "\n")
-    temporary.replace(path)
+    write_whole(path, json.dumps(begun, indent=1).encode() + b"\n")
 
 
 def trained_generator(
@@ -223,8 +216,11 @@ def _part(world: World, part: str) -> tuple[UInt8Array, list[int]]:
     return np.concatenate(images), labels
 
 
-def _keep(images: UInt8Array, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.part")
-    save_file({"images": torch.from_numpy(np.ascontiguousarray(images))}, str(temporary))
-    temporary.replace(path)
+def _kept(path: Path, make: Callable[[], UInt8Array]) -> UInt8Array:
+    """Images from a file, or made and kept in it where it is not there."""
+    if path.exists():
+        images: UInt8Array = load_file(path)["images"].numpy()
+        return images
+    images = make()
+    write_whole(path, save({"images": torch.from_numpy(np.ascontiguousarray(images))}))
+    return images

@@ -1,0 +1,36 @@
+"""Local files that are there whole or not at all."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from shade_fast.files import whole_file, write_whole
+
+
+def test_a_file_that_was_not_written_to_its_end_leaves_what_was_there(tmp_path: Path) -> None:
+    path = tmp_path / "new folder" / "record.json"
+    write_whole(path, b"before")
+    with pytest.raises(RuntimeError, match="cut off"), whole_file(path) as file:
+        file.write(b"half of")
+        raise RuntimeError("cut off")
+    assert path.read_bytes() == b"before"
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_many_write_the_same_file_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "record.json"
+    contents = [bytes([number]) * 100_000 for number in range(16)]
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda data: write_whole(path, data), contents))
+    assert path.read_bytes() in contents
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_file_may_be_read_by_whom_the_user_lets(tmp_path: Path) -> None:
+    plain, whole = tmp_path / "plain", tmp_path / "whole"
+    plain.write_bytes(b"")
+    write_whole(whole, b"")
+    assert whole.stat().st_mode == plain.stat().st_mode
