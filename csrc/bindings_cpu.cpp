@@ -14,12 +14,12 @@ using shade_fast::bindings::pointer;
 namespace {
 
 int optimizer_update(std::uintptr_t delta, std::uintptr_t momentum, std::uintptr_t gradient, std::uintptr_t clean,
-                     std::uintptr_t step, std::uintptr_t mean, std::int64_t images, std::int64_t elements, float decay,
-                     float linf, int threads) {
+                     std::uintptr_t share, std::uintptr_t step, std::uintptr_t mean, std::int64_t images,
+                     std::int64_t elements, float decay, float linf, int threads) {
   return static_cast<int>(shade_fast::cpu::optimizer_update(
       pointer<float>(delta), pointer<float>(momentum), pointer<const float>(gradient),
-      pointer<const std::uint8_t>(clean), pointer<const float>(step), pointer<float>(mean), images, elements, decay,
-      linf, threads));
+      pointer<const std::uint8_t>(clean), pointer<const std::uint8_t>(share), pointer<const float>(step),
+      pointer<float>(mean), images, elements, decay, linf, threads));
 }
 
 int quantize(std::uintptr_t clean, std::uintptr_t delta, std::uintptr_t scale, std::uintptr_t result,

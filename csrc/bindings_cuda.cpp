@@ -24,12 +24,12 @@ Affine affine(const Three& gain, const Three& offset) {
 }
 
 int optimizer_update(std::uintptr_t delta, std::uintptr_t momentum, std::uintptr_t gradient, std::uintptr_t clean,
-                     std::uintptr_t step, std::uintptr_t mean, std::uintptr_t scratch, std::int64_t images,
-                     std::int64_t elements, float decay, float linf, std::uintptr_t stream) {
+                     std::uintptr_t share, std::uintptr_t step, std::uintptr_t mean, std::uintptr_t scratch,
+                     std::int64_t images, std::int64_t elements, float decay, float linf, std::uintptr_t stream) {
   return static_cast<int>(shade_fast::cuda::optimizer_update(
       pointer<float>(delta), pointer<float>(momentum), pointer<const float>(gradient),
-      pointer<const std::uint8_t>(clean), pointer<const float>(step), pointer<float>(mean), pointer<double>(scratch),
-      images, elements, decay, linf, pointer<void>(stream)));
+      pointer<const std::uint8_t>(clean), pointer<const std::uint8_t>(share), pointer<const float>(step),
+      pointer<float>(mean), pointer<double>(scratch), images, elements, decay, linf, pointer<void>(stream)));
 }
 
 int quantize(std::uintptr_t clean, std::uintptr_t delta, std::uintptr_t scale, std::uintptr_t result,

@@ -47,10 +47,14 @@ SHADE_FAST_PIXEL float inverse_of_mean(double mean) {
   return inverse <= static_cast<double>(kLargestFloat) ? static_cast<float>(inverse) : 0.0f;
 }
 
+// What a value's share of its image's step is counted in: this many are the whole of it.
+constexpr std::uint8_t kWholeStep = 64;
+
 SHADE_FAST_PIXEL void update_pixel(float& delta, float& momentum, float gradient, std::uint8_t clean,
-                                   const UpdateFactors& factors) {
+                                   std::uint8_t share, const UpdateFactors& factors) {
   const float moved_momentum = factors.decay * momentum + gradient * factors.inverse_mean;
-  const float bounded = clamp(delta - factors.step * sign(moved_momentum), -factors.linf, factors.linf);
+  const float step = factors.step * (static_cast<float>(share) * (1.0f / kWholeStep));
+  const float bounded = clamp(delta - step * sign(moved_momentum), -factors.linf, factors.linf);
   const float shown = static_cast<float>(clean) / 255.0f;
   momentum = moved_momentum;
   delta = clamp(bounded, -shown, 1.0f - shown);

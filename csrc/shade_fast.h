@@ -52,11 +52,12 @@ const char* selected_isa();
 const char* built_isa(int index);
 
 // mean[i] = mean |gradient| of image i (summed in double, over blocks of fixed size, whatever the thread count).
-// Where it is finite: momentum = decay * momentum + gradient / mean, delta -= step[i] * sign(momentum), then delta is
-// clamped to [-linf, linf] and clean / 255 + delta to [0, 1]. Where it is not, delta and momentum stay as they are.
+// Where it is finite: momentum = decay * momentum + gradient / mean, delta -= step[i] * share / 64 * sign(momentum), then
+// delta is clamped to [-linf, linf] and clean / 255 + delta to [0, 1]. Where it is not, delta and momentum stay as they
+// are. share may be null (64).
 Status optimizer_update(float* delta, float* momentum, const float* gradient, const std::uint8_t* clean,
-                        const float* step, float* mean, std::int64_t images, std::int64_t elements, float decay,
-                        float linf, int threads);
+                        const std::uint8_t* share, const float* step, float* mean, std::int64_t images,
+                        std::int64_t elements, float decay, float linf, int threads);
 
 // result = clamp(clean + clamp(round_half_even(255 * scale[i] * delta), -levels, levels), 0, 255); NaN counts as 0.
 Status quantize(const std::uint8_t* clean, const float* delta, const float* scale, std::uint8_t* result,
@@ -223,8 +224,8 @@ std::int64_t optimizer_update_scratch(std::int64_t images, std::int64_t elements
 
 // As in cpu; all pointers are device memory, and the work is queued on `stream` (a cudaStream_t).
 Status optimizer_update(float* delta, float* momentum, const float* gradient, const std::uint8_t* clean,
-                        const float* step, float* mean, double* scratch, std::int64_t images, std::int64_t elements,
-                        float decay, float linf, void* stream);
+                        const std::uint8_t* share, const float* step, float* mean, double* scratch,
+                        std::int64_t images, std::int64_t elements, float decay, float linf, void* stream);
 
 Status quantize(const std::uint8_t* clean, const float* delta, const float* scale, std::uint8_t* result,
                 std::int64_t images, std::int64_t elements, int levels, void* stream);

@@ -22,8 +22,8 @@ struct JpegPlanes {
 #define SHADE_FAST_DECLARE_KERNELS(isa)                                                                             \
   namespace isa {                                                                                                   \
   double sum_absolute(const float* values, std::int64_t count);                                                     \
-  void update(float* delta, float* momentum, const float* gradient, const std::uint8_t* clean, std::int64_t count,  \
-              UpdateFactors factors);                                                                               \
+  void update(float* delta, float* momentum, const float* gradient, const std::uint8_t* clean,                      \
+              const std::uint8_t* share, std::int64_t count, UpdateFactors factors);                                \
   void quantize(const std::uint8_t* clean, const float* delta, std::uint8_t* result, std::int64_t count,            \
                 float gain, float levels);                                                                          \
   void blend_rows(const float* rows, const float* weights, std::int64_t taps, std::int64_t width, float* result);   \

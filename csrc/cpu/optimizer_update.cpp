@@ -1,4 +1,5 @@
-// Inner loops of the optimizer update: 4 bytes read per value for the mean, then 13 read and 8 written.
+// Inner loops of the optimizer update: 4 bytes read per value for the mean, then 13 read (14 with shares of
+// the step) and 8 written.
 #include "kernels.h"
 
 namespace shade_fast::cpu::SHADE_FAST_ISA {
@@ -19,8 +20,17 @@ double sum_absolute(const float* __restrict values, std::int64_t count) {
 }
 
 void update(float* __restrict delta, float* __restrict momentum, const float* __restrict gradient,
-            const std::uint8_t* __restrict clean, std::int64_t count, UpdateFactors factors) {
-  for (std::int64_t i = 0; i < count; ++i) update_pixel(delta[i], momentum[i], gradient[i], clean[i], factors);
+            const std::uint8_t* __restrict clean, const std::uint8_t* __restrict share, std::int64_t count,
+            UpdateFactors factors) {
+  if (share == nullptr) {
+    for (std::int64_t i = 0; i < count; ++i) {
+      update_pixel(delta[i], momentum[i], gradient[i], clean[i], kWholeStep, factors);
+    }
+    return;
+  }
+  for (std::int64_t i = 0; i < count; ++i) {
+    update_pixel(delta[i], momentum[i], gradient[i], clean[i], share[i], factors);
+  }
 }
 
 }  // namespace shade_fast::cpu::SHADE_FAST_ISA

@@ -75,8 +75,8 @@ bool is_sound(std::int64_t images, std::int64_t height, std::int64_t width, int 
 }  // namespace
 
 Status optimizer_update(float* delta, float* momentum, const float* gradient, const std::uint8_t* clean,
-                        const float* step, float* mean, std::int64_t images, std::int64_t elements, float decay,
-                        float linf, int threads) try {
+                        const std::uint8_t* share, const float* step, float* mean, std::int64_t images,
+                        std::int64_t elements, float decay, float linf, int threads) try {
   if (images < 0 || elements < 0 || threads < 1 || !(linf >= 0.0f)) return Status::bad_argument;
   const Kernels& kernels = selected(kKernels);
   const Blocks blocks{elements};
@@ -101,7 +101,8 @@ Status optimizer_update(float* delta, float* momentum, const float* gradient, co
     const double image_mean = means[static_cast<std::size_t>(image)];
     if (!is_finite(image_mean)) return;
     const std::int64_t begin = blocks.begin(task);
-    kernels.update(delta + begin, momentum + begin, gradient + begin, clean + begin, blocks.count(task),
+    kernels.update(delta + begin, momentum + begin, gradient + begin, clean + begin,
+                   share == nullptr ? nullptr : share + begin, blocks.count(task),
                    {inverse_of_mean(image_mean), decay, step[image], linf});
   });
   return Status::ok;

@@ -1,6 +1,6 @@
 // The optimizer update in two launches: sums of |gradient| over chunks of each image, then the update, in which each
-// block adds the chunk sums of its image up again, always in the same order. 4 bytes read per value, then 13 read and
-// 8 written; up to 8 KiB of sums, read from L2, for each block.
+// block adds the chunk sums of its image up again, always in the same order. 4 bytes read per value, then 13 read (14
+// with shares of the step) and 8 written; up to 8 KiB of sums, read from L2, for each block.
 #include "../pixel.h"
 #include "launch.h"
 #include "values.h"
@@ -65,8 +65,8 @@ __global__ void __launch_bounds__(kThreads)
 template <bool kVector>
 __global__ void __launch_bounds__(kThreads)
     update(float* __restrict__ delta, float* __restrict__ momentum, const float* __restrict__ gradient,
-           const std::uint8_t* __restrict__ clean, const float* __restrict__ step, const double* __restrict__ sums,
-           float* __restrict__ mean, std::int64_t elements, std::int64_t chunk, float decay, float linf) {
+           const std::uint8_t* __restrict__ clean, const std::uint8_t* __restrict__ share,
+           const float* __restrict__ step, const double* __restrict__ sums, float* __restrict__ mean, std::int64_t elements, std::int64_t chunk, float decay, float linf) {
   double sum = 0.0;
   for (unsigned i = threadIdx.x; i < gridDim.x; i += kThreads) sum += sums[blockIdx.y * gridDim.x + i];
   const double image_mean = sum_over_block(sum) / static_cast<double>(elements);
@@ -77,9 +77,17 @@ __global__ void __launch_bounds__(kThreads)
   const std::int64_t origin = blockIdx.y * elements;
   const std::int64_t begin = blockIdx.x * chunk;
   const std::int64_t end = begin + chunk < elements ? begin + chunk : elements;
-  const auto one = [&](std::int64_t i) { update_pixel(delta[i], momentum[i], gradient[i], clean[i], factors); };
+  const auto one = [&](std::int64_t i) {
+    update_pixel(delta[i], momentum[i], gradient[i], clean[i], share == nullptr ? kWholeStep : share[i], factors);
+  };
   const auto group = [&](std::int64_t i) {
     const Pack<std::uint8_t> shown = read(clean + i);
+    Pack<std::uint8_t> part_of_step;
+    if (share != nullptr) {
+      part_of_step = read(share + i);
+    } else {
+      memset(&part_of_step, kWholeStep, sizeof part_of_step);
+    }
 #pragma unroll
     for (int part = 0; part < kGroup; part += Pack<float>::kCount) {
       Pack<float> moved = read(delta + i + part);
@@ -87,7 +95,8 @@ __global__ void __launch_bounds__(kThreads)
       const Pack<float> slope = read(gradient + i + part);
 #pragma unroll
       for (int j = 0; j < Pack<float>::kCount; ++j) {
-        update_pixel(moved.value[j], velocity.value[j], slope.value[j], shown.value[part + j], factors);
+        update_pixel(moved.value[j], velocity.value[j], slope.value[j], shown.value[part + j],
+                     part_of_step.value[part + j], factors);
       }
       write(delta + i + part, moved);
       write(momentum + i + part, velocity);
@@ -103,8 +112,8 @@ std::int64_t optimizer_update_scratch(std::int64_t images, std::int64_t elements
 }
 
 Status optimizer_update(float* delta, float* momentum, const float* gradient, const std::uint8_t* clean,
-                        const float* step, float* mean, double* scratch, std::int64_t images, std::int64_t elements,
-                        float decay, float linf, void* stream) {
+                        const std::uint8_t* share, const float* step, float* mean, double* scratch,
+                        std::int64_t images, std::int64_t elements, float decay, float linf, void* stream) {
   if (images < 0 || images > kMostImages || elements < 0 || !(linf >= 0.0f)) return Status::bad_argument;
   if (images == 0) return Status::ok;
   if (elements == 0) {
@@ -116,8 +125,8 @@ Status optimizer_update(float* delta, float* momentum, const float* gradient, co
   const Status summed = launch(whole ? sum_absolute<true> : sum_absolute<false>, chunks, images, stream, gradient,
                                scratch, elements, chunk);
   if (summed != Status::ok) return summed;
-  return launch(aligned(delta, momentum, gradient, clean) ? update<true> : update<false>, chunks, images, stream,
-                delta, momentum, gradient, clean, step, scratch, mean, elements, chunk, decay, linf);
+  return launch(aligned(delta, momentum, gradient, clean, share) ? update<true> : update<false>, chunks, images,
+                stream, delta, momentum, gradient, clean, share, step, scratch, mean, elements, chunk, decay, linf);
 }
 
 }  // namespace shade_fast::cuda

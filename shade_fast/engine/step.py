@@ -9,6 +9,7 @@ import torch
 from shade_fast.budget import Budget
 from shade_fast.engine.devices import kernels
 from shade_fast.engine.lpips_control import LpipsControl
+from shade_fast.engine.masking import step_shares
 from shade_fast.engine.problem import Problem
 from shade_fast.engine.stopping import NEVER, Progress, Stopping
 from shade_fast.ops import optimizer_update
@@ -42,9 +43,9 @@ class Recipe:
 class Step:
     """Sign-momentum with a step that falls linearly; an LPIPS bound is held by `LpipsControl`.
 
-    m <- 0.8·m + g/mean|g|,   delta <- clamp(k·delta - a_i·s·sign(m), -linf, linf),   a_i = a·linf·(1 - i/steps)
+    m <- 0.8·m + g/mean|g|,   delta <- clamp(k·delta - a_i·s·t·sign(m), -linf, linf),   a_i = a·linf·(1 - i/steps)
     g = ∇objective/mean|∇objective| + weight·∇LPIPS/mean|∇LPIPS|,   s the control's length, k the share it keeps
-    a = 0.6, with an LPIPS bound 0.4
+    a = 0.6, with an LPIPS bound 0.4;   t = 1, with an LPIPS bound each value's share by its texture (`step_shares`)
 
     i counts each image's own steps. A call is one step of all images that still move, in place.
 
@@ -60,6 +61,7 @@ class Step:
         self._momentum = torch.zeros_like(self.delta)
         lpips = recipe.budget.lpips
         self._control = None if lpips is None else LpipsControl(lpips, len(self.delta), self.delta.device)
+        self._shares = None if lpips is None else torch.empty_like(problem.clean)
         self._held = torch.ones(len(self.delta), dtype=torch.bool, device=self.delta.device)
         self._progress = Progress(recipe.stopping, self.delta, recipe.steps, keep_best=not problem.plan.transforms)
 
@@ -75,6 +77,8 @@ class Step:
         self.history[:, image] = torch.nan
         if self._control is not None:
             self._control.begin(image)
+        if self._shares is not None:
+            self._shares[image] = step_shares(self.problem.clean[image : image + 1], self.problem.plan.resized)[0]
         self._progress.begin(image, self.problem.start[image])
 
     def __call__(self) -> None:
@@ -98,6 +102,7 @@ class Step:
             step=torch.where(progress.moving, length, 0).float(),
             decay=DECAY,
             linf=recipe.box,
+            share=self._shares,
             backend=kernels(self.problem.backend),
         )
 

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from shade_fast.errors import ShadeFastError
 from shade_fast.ops import native, optimizer_update
+from shade_fast.ops.optimizer_update import WHOLE_STEP
 
 SHAPES = [(0, 3, 4, 4), (1, 3, 1, 1), (3, 3, 1, 1), (2, 3, 0, 5), (1, 3, 13, 7), (3, 3, 31, 29), (2, 3, 127, 131)]
 LINF = 16 / 255
@@ -39,6 +40,7 @@ def random_arguments(shape: tuple[int, ...], seed: int = 0) -> dict[str, Tensor]
         "momentum": torch.randn(shape, generator=generator),
         "gradient": torch.randn(shape, generator=generator) * 1e-4,
         "clean": torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8),
+        "share": torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8),
         "step": torch.rand(shape[0], generator=generator) * LINF,
     }
 
@@ -48,7 +50,7 @@ def update(arguments: dict[str, Tensor], backend: str, step: float | None = None
     copies = {name: clone(tensor) for name, tensor in arguments.items()}
     steps = {} if step is None else {"step": step}
     mean = optimizer_update(**{**copies, **steps}, decay=0.8, linf=LINF, backend=backend)  # type: ignore[arg-type]
-    for name in ("gradient", "clean", "step"):
+    for name in arguments.keys() - {"delta", "momentum"}:
         torch.testing.assert_close(copies[name], arguments[name], rtol=0, atol=0, equal_nan=True)
     return {"delta": copies["delta"], "momentum": copies["momentum"], "mean": mean}
 
@@ -76,9 +78,9 @@ def test_every_isa_equals_the_reference_bit_for_bit(shape: tuple[int, ...], orde
 
 def test_mixed_memory_orders() -> None:
     arguments = random_arguments((2, 3, 11, 13))
-    orders = ["contiguous", "channels_last", "sliced", "transposed"]
+    orders = ["contiguous", "channels_last", "sliced", "transposed", "channels_last"]
     mixed = {
-        name: layout(tensor, order) for (name, tensor), order in zip(list(arguments.items())[:4], orders, strict=True)
+        name: layout(tensor, order) for (name, tensor), order in zip(list(arguments.items())[:5], orders, strict=True)
     }
     assert_same(update({**mixed, "step": arguments["step"]}, "native"), update(arguments, "reference"))
 
@@ -154,6 +156,29 @@ def test_a_large_gradient_does_not_overflow() -> None:
     assert torch.isfinite(result["mean"]).all()
 
 
+@pytest.mark.parametrize("order", ["contiguous", "channels_last"])
+def test_without_shares_every_value_takes_the_whole_step(order: str, every_isa: list[str]) -> None:
+    arguments = {
+        name: layout(tensor, order) if tensor.ndim == 4 else tensor
+        for name, tensor in random_arguments((2, 3, 127, 131)).items()
+    }
+    whole = {**arguments, "share": torch.full_like(arguments["share"], WHOLE_STEP)}
+    expected = update(whole, "reference")
+    plain = {name: tensor for name, tensor in arguments.items() if name != "share"}
+    assert_same(update(plain, "reference"), expected)
+    for isa in every_isa:
+        native.cpu().select_isa(isa)
+        assert_same(update(plain, "native"), expected)
+
+
+def test_a_value_moves_by_its_share_of_the_step() -> None:
+    delta, momentum = torch.zeros(1, 3, 2, 2), torch.zeros(1, 3, 2, 2)
+    clean = torch.full((1, 3, 2, 2), 128, dtype=torch.uint8)
+    share = torch.tensor([0, 16, 64, 128], dtype=torch.uint8).view(1, 1, 2, 2).repeat(1, 3, 1, 1)
+    optimizer_update(delta, momentum, -torch.ones_like(delta), clean, step=0.02, decay=0.8, linf=0.03, share=share)
+    torch.testing.assert_close(delta[0, 0].flatten(), torch.tensor([0, 0.005, 0.02, 0.03]))
+
+
 def test_step_as_a_number_equals_step_for_each_image() -> None:
     arguments = random_arguments((2, 3, 8, 8))
     same = {**arguments, "step": torch.full((2,), 0.01)}
@@ -188,6 +213,8 @@ def test_cuda_agrees_with_the_cpu(shape: tuple[int, ...]) -> None:
         ({"momentum": torch.zeros(1, 3, 4, 4, dtype=torch.float16)}, "momentum is torch.float16"),
         ({"gradient": torch.zeros(1, 3, 4, 5)}, r"gradient is \[1, 3, 4, 5\]"),
         ({"step": torch.zeros(2)}, "step is torch.float32"),
+        ({"share": torch.ones(1, 3, 4, 4)}, "share is torch.float32"),
+        ({"share": torch.ones(1, 1, 4, 4, dtype=torch.uint8)}, r"share is \[1, 1, 4, 4\]"),
         ({"linf": -0.1}, "linf=-0.1"),
         ({"linf": float("nan")}, "linf=nan"),
         ({"decay": 1.5}, "decay=1.5"),

@@ -28,8 +28,8 @@ bool run(std::int64_t images, std::int64_t elements, std::int64_t shift) {
   for (std::size_t i = 0; i < values; ++i) gradient[i] = std::sin(static_cast<float>(i));
 
   bool ok = cuda::optimizer_update(delta.data() + shift, momentum.data() + shift, gradient.data() + shift,
-                                   clean.data() + shift, step.data(), mean.data(), scratch.data(), images, elements,
-                                   0.8f, 0.05f, nullptr) == Status::ok;
+                                   clean.data() + shift, clean.data() + shift, step.data(), mean.data(),
+                                   scratch.data(), images, elements, 0.8f, 0.05f, nullptr) == Status::ok;
   ok &= cuda::quantize(clean.data() + shift, delta.data() + shift, step.data(), pixels.data() + shift, images, elements,
                        16, nullptr) == Status::ok;
   ok &= cuda::normalize(clean.data() + shift, delta.data() + shift, normalized.data() + shift, images, elements,

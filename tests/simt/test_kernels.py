@@ -53,9 +53,11 @@ def same(result: Tensor, expected: Tensor) -> None:
 
 @every_shape
 @pytest.mark.parametrize("order", [torch.contiguous_format, torch.channels_last], ids=["contiguous", "channels_last"])
-def test_optimizer_update(shape: tuple[int, ...], order: torch.memory_format) -> None:
+@pytest.mark.parametrize("shared", [True, False], ids=["shares", "whole steps"])
+def test_optimizer_update(shape: tuple[int, ...], order: torch.memory_format, shared: bool) -> None:
     generator = torch.Generator().manual_seed(0)
     clean, _ = images(shape)
+    share = torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8) if shared else None
     delta = (torch.rand(shape, generator=generator) * 2 - 1) * LINF
     momentum, gradient = torch.randn(2, *shape, generator=generator)
     step = torch.rand(shape[0], generator=generator) * LINF
@@ -64,7 +66,7 @@ def test_optimizer_update(shape: tuple[int, ...], order: torch.memory_format) ->
 
     def run(update) -> list[Tensor]:
         tensors = [tensor.clone().contiguous(memory_format=order) for tensor in (delta, momentum, gradient, clean)]
-        return [update(*tensors, step, 0.8, LINF), *tensors]
+        return [update(*tensors, share, step, 0.8, LINF), *tensors]
 
     for result, expected in zip(run(optimizer_update), run(optimizer_update_reference), strict=True):
         same(result, expected)
@@ -112,7 +114,7 @@ def test_a_sum_is_the_same_wherever_its_image_lies(module: ModuleType) -> None:
     step = torch.full((3,), 0.01)
 
     def means(part: slice, shift: int) -> Tensor:
-        tensors = [Off(tensor[part], shift) for tensor in (gradient * 0, gradient * 0, gradient, clean)]
+        tensors = [Off(tensor[part], shift) for tensor in (gradient * 0, gradient * 0, gradient, clean, clean)]
         count, elements = len(clean[part]), clean[0].numel()
         mean, scratch = torch.full((count,), torch.nan), torch.full((1000,), torch.nan, dtype=torch.float64)
         pointers = [*(one.pointer for one in tensors), step.data_ptr(), mean.data_ptr(), scratch.data_ptr()]
@@ -187,7 +189,7 @@ def test_sizes_out_of_range_are_a_status(sizes: tuple[int, int], module: ModuleT
         module.bisect_scale(0, 0, 0, 0, 0, 0, *sizes, 0.07, False, 16, three, three, 0),
     ]
     if sizes != (1, 4):
-        statuses += [module.quantize(0, 0, 0, 0, *sizes, 16, 0), module.optimizer_update(*[0] * 7, *sizes, 0.8, 0.1, 0)]
+        statuses += [module.quantize(0, 0, 0, 0, *sizes, 16, 0), module.optimizer_update(*[0] * 8, *sizes, 0.8, 0.1, 0)]
     for status in statuses:
         with pytest.raises(RuntimeError, match="out of range"):
             native.check(module, status)
