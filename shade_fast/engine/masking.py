@@ -23,12 +23,13 @@ def step_shares(clean: torch.Tensor, seen: tuple[int, int]) -> torch.Tensor:
     that is smaller.
     """
     size = (clean.shape[2], clean.shape[3])
-    # Sums of float64: what two devices make of them is the same 64th, but for a few.
-    grey = clean.double().mean(dim=1, keepdim=True)
+    grey = clean.sum(dim=1, keepdim=True, dtype=torch.float32) / 3
     if seen[0] < size[0] or seen[1] < size[1]:
         grey = functional.interpolate(grey, (min(seen[0], size[0]), min(seen[1], size[1])), mode="area")
+    # A small difference of large squares, so of float64.
+    grey = grey.double()
     variance = _around(grey * grey) - _around(grey).square()
-    length = (variance.clamp_min(0).sqrt() + FLOOR) ** EXPONENT
+    length = ((variance.clamp_min(0).sqrt() + FLOOR) ** EXPONENT).float()
     if grey.shape[2:] != size:
         length = functional.interpolate(length, size, mode="bilinear")
     shares = WHOLE_STEP * length / length.mean(dim=(1, 2, 3), keepdim=True)
