@@ -167,19 +167,18 @@ def test_without_a_cache_nothing_is_written(folder: str, cache: Path, monkeypatc
 
 
 def test_a_folder_that_fills_up_costs_no_second_export(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    exports, real_export, real_file = [], export.export, export._whole
+    exports, real_export = [], export.export
 
     def counted(*arguments: Any) -> Any:
         exports.append(1)
         return real_export(*arguments)
 
-    def full(path: Path) -> Any:
-        if path.suffix == ".onnx":
-            raise OSError(28, "No space left on device")
-        return real_file(path)
+    def full(path: Path, data: bytes) -> None:
+        assert path.suffix == ".onnx"
+        raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(export, "export", counted)
-    monkeypatch.setattr(export, "_whole", full)
+    monkeypatch.setattr(export, "write_whole", full)
     module, images = made("kernels and strides", ONNX_NETS), photograph(16, 16)
     assert relative(freeze(module, "onnxruntime:cpu")(images), module(images).double()) < TOLERANCE
     assert [path.suffix for path in files(cache)] == [".weights"] and len(exports) == 1
