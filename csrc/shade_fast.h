@@ -52,9 +52,9 @@ const char* selected_isa();
 const char* built_isa(int index);
 
 // mean[i] = mean |gradient| of image i (summed in double, over blocks of fixed size, whatever the thread count).
-// Where it is finite: momentum = decay * momentum + gradient / mean, delta -= step[i] * share / 64 * sign(momentum), then
-// delta is clamped to [-linf, linf] and clean / 255 + delta to [0, 1]. Where it is not, delta and momentum stay as they
-// are. share may be null (64).
+// Where it is finite: momentum = decay * momentum + gradient / mean, delta -= step[i] * share / 64 * sign(momentum),
+// then delta is clamped to [-linf, linf] and clean / 255 + delta to [0, 1]. Where it is not, delta and momentum stay as
+// they are. share may be null (64).
 Status optimizer_update(float* delta, float* momentum, const float* gradient, const std::uint8_t* clean,
                         const std::uint8_t* share, const float* step, float* mean, std::int64_t images,
                         std::int64_t elements, float decay, float linf, int threads);

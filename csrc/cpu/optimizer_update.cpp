@@ -1,5 +1,5 @@
-// Inner loops of the optimizer update: 4 bytes read per value for the mean, then 13 read (14 with shares of
-// the step) and 8 written.
+// Inner loops of the optimizer update: 4 bytes read per value for the mean, then 13 read (14 with shares of the
+// step) and 8 written.
 #include "kernels.h"
 
 namespace shade_fast::cpu::SHADE_FAST_ISA {

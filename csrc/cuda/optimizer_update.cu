@@ -66,7 +66,8 @@ template <bool kVector>
 __global__ void __launch_bounds__(kThreads)
     update(float* __restrict__ delta, float* __restrict__ momentum, const float* __restrict__ gradient,
            const std::uint8_t* __restrict__ clean, const std::uint8_t* __restrict__ share,
-           const float* __restrict__ step, const double* __restrict__ sums, float* __restrict__ mean, std::int64_t elements, std::int64_t chunk, float decay, float linf) {
+           const float* __restrict__ step, const double* __restrict__ sums, float* __restrict__ mean,
+           std::int64_t elements, std::int64_t chunk, float decay, float linf) {
   double sum = 0.0;
   for (unsigned i = threadIdx.x; i < gridDim.x; i += kThreads) sum += sums[blockIdx.y * gridDim.x + i];
   const double image_mean = sum_over_block(sum) / static_cast<double>(elements);
@@ -82,11 +83,11 @@ __global__ void __launch_bounds__(kThreads)
   };
   const auto group = [&](std::int64_t i) {
     const Pack<std::uint8_t> shown = read(clean + i);
-    Pack<std::uint8_t> part_of_step;
+    Pack<std::uint8_t> shares;
     if (share != nullptr) {
-      part_of_step = read(share + i);
+      shares = read(share + i);
     } else {
-      memset(&part_of_step, kWholeStep, sizeof part_of_step);
+      memset(&shares, kWholeStep, sizeof shares);
     }
 #pragma unroll
     for (int part = 0; part < kGroup; part += Pack<float>::kCount) {
@@ -96,7 +97,7 @@ __global__ void __launch_bounds__(kThreads)
 #pragma unroll
       for (int j = 0; j < Pack<float>::kCount; ++j) {
         update_pixel(moved.value[j], velocity.value[j], slope.value[j], shown.value[part + j],
-                     part_of_step.value[part + j], factors);
+                     shares.value[part + j], factors);
       }
       write(delta + i + part, moved);
       write(momentum + i + part, velocity);
