@@ -39,6 +39,7 @@ AVX512_FLAGS = ("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx2",
 SANITIZERS = os.environ.get("SHADE_FAST_SANITIZE", "")
 if SANITIZERS:
     CXX_FLAGS += (f"-fsanitize={SANITIZERS}", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer", "-g", "-O1")
+AMX_FLAGS = (*AVX512_FLAGS, "-mavx512bf16", "-mamx-tile", "-mamx-bf16")
 ISA_FLAGS = {"avx512": AVX512_FLAGS, "avx2": ("-mavx2", "-mfma"), "portable": ()}
 
 CPU_SOURCES = (
@@ -60,6 +61,8 @@ CPU_NETWORK_KERNELS = (
     *("csrc/cpu/pointwise.cpp", "csrc/cpu/group_norm.cpp", "csrc/cpu/pool.cpp", "csrc/cpu/blur.cpp"),
     *("csrc/cpu/lpips.cpp", "csrc/cpu/memory_format.cpp"),
 )
+# For x86 machines with AMX, by compilers that know it.
+CPU_TILE_KERNELS = ("csrc/cpu/tiles.cpp", "csrc/cpu/tiles_matrix.cpp")
 CUDA_SOURCES = ("csrc/bindings_cuda.cpp",)
 CUDA_KERNELS = (
     *("csrc/cuda/launch.cu", "csrc/cuda/optimizer_update.cu", "csrc/cuda/quantize.cu"),
@@ -118,11 +121,13 @@ class NinjaBuild(build_ext):
 def cpu_compiles(cxx: str) -> list[Compile]:
     """The sources of shade_fast._cpu: the kernels once for each instruction set, the rest once."""
     x86 = platform.machine().lower() in ("x86_64", "amd64")
+    amx = x86 and sys.platform == "linux" and accepts(cxx, AMX_FLAGS)
     common = (
         *CXX_FLAGS,
         *python_includes(),
         f'-DSHADE_FAST_COMPILER="{version_line(cxx)}"',
         *(("-DSHADE_FAST_X86",) if x86 else ()),
+        *(("-DSHADE_FAST_AMX",) if amx else ()),
     )
     contract = dict.fromkeys(CPU_KERNELS, ()) | dict.fromkeys(CPU_NETWORK_KERNELS, ("-ffp-contract=fast",))
     kernels = [
@@ -131,6 +136,9 @@ def cpu_compiles(cxx: str) -> list[Compile]:
         for isa, flags in ISA_FLAGS.items()
         if x86 or isa == "portable"
     ]
+    if amx:
+        flags = (*CXX_FLAGS, *AMX_FLAGS, "-ffp-contract=fast", "-DSHADE_FAST_ISA=amx")
+        kernels += [Compile(source, flags, variant="amx") for source in CPU_TILE_KERNELS]
     return [*(Compile(source, common) for source in CPU_SOURCES), *kernels]
 
 
@@ -192,6 +200,12 @@ def find_cxx() -> str:
             return found
     looked = f"CXX={asked}, which is no program" if asked else "none of c++, g++, clang++ is on PATH"
     raise PlatformError(f"shade_fast needs a C++17 compiler: {looked}; install g++ or clang++, or set CXX to one")
+
+
+def accepts(cxx: str, flags: tuple[str, ...]) -> bool:
+    """Whether the C++ compiler knows these flags."""
+    command = [cxx, *flags, "-x", "c++", "-fsyntax-only", os.devnull]
+    return subprocess.run(command, capture_output=True, check=False).returncode == 0
 
 
 def find_ninja() -> str:
@@ -267,7 +281,11 @@ def escape(path: str | Path) -> str:
 def extensions() -> list[Extension]:
     """The modules to build, with one plain line about CUDA."""
     headers = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "csrc").rglob("*.h"))
-    modules = [Extension("shade_fast._cpu", [*CPU_SOURCES, *CPU_KERNELS, *CPU_NETWORK_KERNELS], depends=headers)]
+    modules = [
+        Extension(
+            "shade_fast._cpu", [*CPU_SOURCES, *CPU_KERNELS, *CPU_NETWORK_KERNELS, *CPU_TILE_KERNELS], depends=headers
+        )
+    ]
 
     asked = os.environ.get("SHADE_FAST_CUDA", "")
     if asked not in ("", "0", "1"):

@@ -119,7 +119,8 @@ struct Finish {
 
 // direct: a sum in float32 as written. narrow: the same, for few filters (1 to 8), vectors along the channels.
 // winograd2, 4, 6: F(2x2), F(4x4), F(6x6) of 3x3 kernels, stride 1, up 1 (arXiv 1509.09308).
-enum class Algorithm : int { direct = 0, narrow = 1, winograd2 = 2, winograd4 = 4, winograd6 = 6 };
+// tiles: a sum as written, of products of bfloat16s: three for each of float32; where the instruction set is "amx".
+enum class Algorithm : int { direct = 0, narrow = 1, winograd2 = 2, tiles = 3, winograd4 = 4, winograd6 = 6 };
 
 bool supports(Algorithm algorithm, const Convolution& convolution);
 
@@ -151,8 +152,9 @@ struct MatrixProduct {
 };
 
 // scratch: matrix_product_scratch(...) floats.
-std::int64_t matrix_product_scratch(std::int64_t depth, std::int64_t columns, int threads);
-Status matrix_product(const MatrixProduct& product, float* scratch, int threads);
+// algorithm: direct, or tiles where the instruction set is "amx".
+std::int64_t matrix_product_scratch(Algorithm algorithm, std::int64_t depth, std::int64_t columns, int threads);
+Status matrix_product(Algorithm algorithm, const MatrixProduct& product, float* scratch, int threads);
 
 // The values of one call: `images` images of `pixels` pixels of `channels` channels.
 struct Extent {

@@ -8,6 +8,7 @@
 #include "isa.h"
 #include "pack.h"
 #include "threads.h"
+#include "tiles.h"
 
 namespace shade_fast::cpu {
 namespace {
@@ -33,6 +34,10 @@ constexpr double kOperationsPerThread = 1e6;
 // A result of 8 MiB leaves the second-level caches before anyone reads it.
 constexpr std::int64_t kStreamedResult = 2 * 1024 * 1024;
 
+// Of tiles(): values of the split input, and output columns, in a task.
+constexpr std::int64_t kTilesRegion = 128 * 1024;
+constexpr std::int64_t kTilesColumns = 128;
+
 // Of direct().
 constexpr std::int64_t kPixelsPerTask = 224;
 
@@ -40,10 +45,6 @@ bool is_sound(const Convolution& c) {
   return c.images >= 0 && c.height >= 0 && c.width >= 0 && c.channels >= 1 && c.out_height >= 0 && c.out_width >= 0 &&
          c.filters >= 1 && c.kernel_height >= 1 && c.kernel_width >= 1 && c.stride >= 1 && c.up >= 1 &&
          (c.stride == 1 || c.up == 1);
-}
-
-float* aligned(float* scratch) {
-  return reinterpret_cast<float*>(round_up(reinterpret_cast<std::intptr_t>(scratch), 64));
 }
 
 std::int64_t worthwhile_threads(const Convolution& c, int threads) {
@@ -160,6 +161,70 @@ void run_winograd(const Kernels& kernels, Algorithm algorithm, const Call& call,
   });
 }
 
+// How a phase's output pixels are cut into tasks: as many rows of at most so many columns as have their split input in
+// the second-level cache beside a panel's weights, and where those are too few for the threads, parts of the filters.
+struct TilesPlan {
+  std::int64_t down, across, images, parts, filters;
+  std::int64_t rows, columns;
+
+  TilesPlan(const Convolution& c, const Phase& phase, std::int64_t sharers)
+      : across(ceil_div(phase.columns, kTilesColumns)), images(c.images), filters(round_up(c.filters, 16)) {
+    columns = round_up(ceil_div(phase.columns, across), 16);
+    const std::int64_t pitch = TilesLayout(c, phase, 1, columns).pitch;
+    const std::int64_t fitting = kTilesRegion / (round_up(c.channels, kTilesRun) * pitch);
+    const std::int64_t wished = std::max<std::int64_t>((fitting - phase.taps_y) / c.stride + 1, 4);
+    const std::int64_t others = images * across;
+    down = std::clamp<std::int64_t>(ceil_div(round_up(ceil_div(phase.rows, wished) * others, sharers), others), 1, phase.rows);
+    rows = ceil_div(phase.rows, down);
+    parts = std::min(ceil_div(sharers, down * others), ceil_div(filters, kTilesPanel));
+  }
+
+  std::int64_t tasks() const { return images * down * across * parts; }
+
+  TilesTask task(const Phase& phase, std::int64_t index) const {
+    const std::int64_t part = index % parts, column = index / parts % across * columns;
+    const std::int64_t row = index / (parts * across) % down, first_row = phase.rows * row / down;
+    const std::int64_t in_part = round_up(ceil_div(filters, parts), kTilesPanel);
+    return {index / (parts * across * down),
+            first_row,
+            phase.rows * (row + 1) / down - first_row,
+            column,
+            std::min(columns, phase.columns - column),
+            part * in_part,
+            std::min(filters, (part + 1) * in_part)};
+  }
+
+  std::int64_t scratch(const Convolution& c, const Phase& phase) const {
+    return round_up(TilesLayout(c, phase, rows, columns).scratch(), 16);
+  }
+};
+
+#if defined(SHADE_FAST_AMX)
+void run_tiles(const Call& call, float* scratch, int threads) {
+  const Convolution& c = call.convolution;
+  const std::int64_t sharers = worthwhile_threads(c, threads);
+  for (std::int64_t index = 0; index < phases(c); ++index) {
+    const Phase part = phase(Algorithm::tiles, c, index);
+    if (part.pixels(c) == 0) continue;
+    const TilesPlan plan(c, part, sharers);
+    share_out(plan.tasks(), sharers, scratch, plan.scratch(c, part), [&](std::int64_t task, float* own) {
+      amx::tiles(call, part, plan.task(part, task), own);
+    });
+  }
+}
+#else
+void run_tiles(const Call&, float*, int) {}
+#endif
+
+std::int64_t tiles_scratch(const Convolution& c, std::int64_t sharers) {
+  std::int64_t most = 0;
+  for (std::int64_t index = 0; index < phases(c); ++index) {
+    const Phase part = phase(Algorithm::tiles, c, index);
+    if (part.pixels(c) > 0) most = std::max(most, TilesPlan(c, part, sharers).scratch(c, part));
+  }
+  return most;
+}
+
 }  // namespace
 
 bool supports(Algorithm algorithm, const Convolution& c) {
@@ -167,6 +232,7 @@ bool supports(Algorithm algorithm, const Convolution& c) {
   switch (algorithm) {
     case Algorithm::direct: return true;
     case Algorithm::narrow: return c.filters <= kMostNarrowFilters;
+    case Algorithm::tiles: return selected_tiles() && c.out_height * c.out_width <= INT32_MAX;
     case Algorithm::winograd2:
     case Algorithm::winograd4:
     case Algorithm::winograd6: return c.kernel_height == 3 && c.kernel_width == 3 && c.stride == 1 && c.up == 1;
@@ -184,6 +250,7 @@ Status pack_weights(Algorithm algorithm, const Convolution& c, const float* weig
   switch (algorithm) {
     case Algorithm::direct: pack_direct(c, panel, weights, packed); break;
     case Algorithm::narrow: pack_narrow(c, weights, packed); break;
+    case Algorithm::tiles: pack_tiles(c, weights, packed); break;
     default: pack_winograd(c, static_cast<std::int64_t>(algorithm), panel, weights, packed);
   }
   return Status::ok;
@@ -196,6 +263,7 @@ std::int64_t convolution_scratch(Algorithm algorithm, const Convolution& c, int 
   switch (algorithm) {
     case Algorithm::direct: return direct_scratch(c) * sharers + 16;
     case Algorithm::narrow: return 0;
+    case Algorithm::tiles: return tiles_scratch(c, sharers) * sharers + 16;
     default: return WinogradPlan(algorithm, c, panel, sharers).scratch(c, panel) * sharers + 16;
   }
 }
@@ -217,6 +285,7 @@ Status convolve(Algorithm algorithm, const Convolution& c, const float* packed, 
   switch (algorithm) {
     case Algorithm::direct: run_direct(kernels, call, aligned(scratch), threads); break;
     case Algorithm::narrow: run_narrow(kernels, call, threads); break;
+    case Algorithm::tiles: run_tiles(call, aligned(scratch), threads); break;
     default: run_winograd(kernels, algorithm, call, aligned(scratch), threads);
   }
   return Status::ok;

@@ -14,6 +14,11 @@ namespace shade_fast::cpu {
 static constexpr inline std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
 static constexpr inline std::int64_t round_up(std::int64_t a, std::int64_t b) { return ceil_div(a, b) * b; }
 
+// The first place in scratch memory at which a cache line begins; 16 floats more than are used are asked for.
+inline float* aligned(float* scratch) {
+  return reinterpret_cast<float*>(round_up(reinterpret_cast<std::intptr_t>(scratch), 64));
+}
+
 // With `up` > 1 an output pixel meets only every up-th tap. The output pixels (first_y + y * step, first_x + x * step)
 // meet the same ones, so together they are an ordinary convolution, with fewer taps: tap (i, j) of output pixel (y, x)
 // lies at input pixel (y * stride + offset_y + i, x * stride + offset_x + j). A row of taps is a run of

@@ -3,6 +3,13 @@
 
 #include <atomic>
 #include <cstring>
+#include <iterator>
+
+#if defined(SHADE_FAST_AMX)
+#include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 
 #include "../shade_fast.h"
 
@@ -11,21 +18,40 @@ namespace {
 
 struct Isa {
   const char* name;
+  std::size_t kernels;  // their place in each family's table
   bool (*runs_here)();
 };
 
-// Widest first.
-const Isa kBuilt[kIsas] = {
 #if defined(SHADE_FAST_X86)
-    {"avx512",
-     [] {
-       return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-              __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
-              __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-     }},
-    {"avx2", [] { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }},
+bool runs_avx512() {
+  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx2") &&
+         __builtin_cpu_supports("fma");
+}
 #endif
-    {"portable", [] { return true; }},
+
+#if defined(SHADE_FAST_AMX)
+// The tiles' state is large, and Linux keeps it only for processes that have asked.
+bool runs_amx() {
+  constexpr unsigned kTiles = 1u << 24 | 1u << 22, kAvx512Bfloat16 = 1u << 5;  // amx-tile and amx-bf16
+  constexpr long kRequestPermission = 0x1023, kTileData = 18;
+  unsigned a, b, c, d;
+  if (!runs_avx512() || __get_cpuid_count(7, 0, &a, &b, &c, &d) == 0 || (d & kTiles) != kTiles) return false;
+  if (__get_cpuid_count(7, 1, &a, &b, &c, &d) == 0 || (a & kAvx512Bfloat16) == 0) return false;
+  return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+}
+#endif
+
+// Widest first.
+const Isa kBuilt[] = {
+#if defined(SHADE_FAST_AMX)
+    {"amx", 0, runs_amx},
+#endif
+#if defined(SHADE_FAST_X86)
+    {"avx512", 0, runs_avx512},
+    {"avx2", 1, [] { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }},
+#endif
+    {"portable", kIsas - 1, [] { return true; }},
 };
 
 std::size_t widest() {
@@ -41,10 +67,12 @@ std::atomic<std::size_t>& selected_index() {
 
 }  // namespace
 
-std::size_t selected_isa_index() { return selected_index().load(std::memory_order_relaxed); }
+std::size_t selected_kernels() { return kBuilt[selected_index().load(std::memory_order_relaxed)].kernels; }
+
+bool selected_tiles() { return std::strcmp(selected_isa(), "amx") == 0; }
 
 Status select_isa(const char* name) {
-  for (std::size_t index = 0; index < kIsas; ++index) {
+  for (std::size_t index = 0; index < std::size(kBuilt); ++index) {
     if (std::strcmp(kBuilt[index].name, name) != 0) continue;
     if (!kBuilt[index].runs_here()) return Status::unsupported_isa;
     selected_index().store(index);
@@ -53,10 +81,10 @@ Status select_isa(const char* name) {
   return Status::unknown_isa;
 }
 
-const char* selected_isa() { return kBuilt[selected_isa_index()].name; }
+const char* selected_isa() { return kBuilt[selected_index().load(std::memory_order_relaxed)].name; }
 
 const char* built_isa(int index) {
-  return index >= 0 && index < static_cast<int>(kIsas) ? kBuilt[index].name : nullptr;
+  return index >= 0 && index < static_cast<int>(std::size(kBuilt)) ? kBuilt[index].name : nullptr;
 }
 
 }  // namespace shade_fast::cpu

@@ -1,5 +1,5 @@
-// The instruction set that runs. Each family of kernels has a table with one entry for each instruction set in the
-// build, in the order of built_isa.
+// The instruction set that runs. Each family of kernels has a table with one entry for each of the widths of vectors in
+// the build. "amx" is avx512 with tiles besides, for what has kernels of its own for them.
 #pragma once
 
 #include <cstddef>
@@ -12,11 +12,12 @@ constexpr std::size_t kIsas = 3;  // avx512, avx2, portable
 constexpr std::size_t kIsas = 1;  // portable
 #endif
 
-std::size_t selected_isa_index();
+std::size_t selected_kernels();
+bool selected_tiles();
 
 template <typename Kernels>
 const Kernels& selected(const Kernels (&table)[kIsas]) {
-  return table[selected_isa_index()];
+  return table[selected_kernels()];
 }
 
 }  // namespace shade_fast::cpu

@@ -5,6 +5,7 @@
 #include "isa.h"
 #include "matrix.h"
 #include "threads.h"
+#include "tiles.h"
 
 namespace shade_fast::cpu {
 namespace {
@@ -23,32 +24,61 @@ const Kernels kKernels[kIsas] = {
     {portable::panel_width, portable::pack_right, portable::multiply_rows},
 };
 
-}  // namespace
+// What one way of multiplying is made of: the right operand's panels, and tasks of rows.
+struct Way {
+  decltype(&portable::pack_right) pack_right;
+  decltype(&portable::multiply_rows) multiply_rows;
+  std::int64_t panel, rows, right_floats, rows_floats;
+};
 
-std::int64_t matrix_product_scratch(std::int64_t depth, std::int64_t columns, int threads) {
-  return packed_right(depth, columns) + threads * rows_scratch(columns);
+Way way(Algorithm algorithm, std::int64_t depth, std::int64_t columns) {
+#if defined(SHADE_FAST_AMX)
+  if (algorithm == Algorithm::tiles) {
+    return {amx::split_right, amx::multiply_split_rows, kTilesPanel, kSplitRows,
+            packed_right(round_up(depth, kTilesRun), columns), kSplitRows * kSplitDepth + kTilesSums};
+  }
+#endif
+  static_cast<void>(algorithm);
+  const Kernels& kernels = selected(kKernels);
+  return {kernels.pack_right, kernels.multiply_rows, kernels.panel_width(), kMatrixRows,
+          packed_right(depth, columns), rows_scratch(columns)};
 }
 
-Status matrix_product(const MatrixProduct& product, float* scratch, int threads) {
+bool supports_product(Algorithm algorithm) {
+  return algorithm == Algorithm::direct || (algorithm == Algorithm::tiles && selected_tiles());
+}
+
+}  // namespace
+
+std::int64_t matrix_product_scratch(Algorithm algorithm, std::int64_t depth, std::int64_t columns, int threads) {
+  if (!supports_product(algorithm)) return 0;
+  const Way chosen = way(algorithm, depth, columns);
+  return chosen.right_floats + threads * chosen.rows_floats + 16;
+}
+
+Status matrix_product(Algorithm algorithm, const MatrixProduct& product, float* scratch, int threads) {
   const std::int64_t rows = product.rows, columns = product.columns;
-  if (rows < 0 || columns < 0 || product.depth < 1 || threads < 1) return Status::bad_argument;
+  if (!supports_product(algorithm) || rows < 0 || columns < 0 || product.depth < 1 || threads < 1) {
+    return Status::bad_argument;
+  }
   if (rows == 0 || columns == 0) return Status::ok;
-  const Kernels& kernels = selected(kKernels);
-  const std::int64_t panel = kernels.panel_width();
-  parallel_for(ceil_div(columns, panel), 1, threads, [&](std::int64_t task) {
-    const std::int64_t first = task * panel;
-    kernels.pack_right(product.right, product.depth, first, std::min(panel, columns - first),
-                       scratch + first * product.depth);
+  const Way chosen = way(algorithm, product.depth, columns);
+  float* const right = aligned(scratch);
+  const std::int64_t right_depth = chosen.right_floats / round_up(columns, 16);
+  parallel_for(ceil_div(columns, chosen.panel), 1, threads, [&](std::int64_t task) {
+    const std::int64_t first = task * chosen.panel;
+    chosen.pack_right(product.right, product.depth, first, std::min(chosen.panel, columns - first),
+                      right + first * right_depth);
   });
   // Evenly, and in whole rounds of the threads.
-  const std::int64_t tasks = std::min(rows, round_up(ceil_div(rows, kMatrixRows), threads));
+  const std::int64_t tasks = std::min(rows, round_up(ceil_div(rows, chosen.rows), threads));
   const std::int64_t sharers = std::min<std::int64_t>(threads, tasks);
   std::atomic<std::int64_t> next{0};
   parallel_for(sharers, 1, threads, [&](std::int64_t sharer) {
-    float* const own = scratch + packed_right(product.depth, columns) + sharer * rows_scratch(columns);
+    float* const own = right + chosen.right_floats + sharer * chosen.rows_floats;
     for (std::int64_t task = next++; task < tasks; task = next++) {
       const std::int64_t first = rows * task / tasks;
-      kernels.multiply_rows(product, scratch, first, rows * (task + 1) / tasks - first, own);
+      chosen.multiply_rows(product, right, first, rows * (task + 1) / tasks - first, own);
     }
   });
   return Status::ok;

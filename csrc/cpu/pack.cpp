@@ -1,6 +1,9 @@
 #include "pack.h"
 
 #include <algorithm>
+#include <cstring>
+
+#include "tiles.h"
 
 namespace shade_fast::cpu {
 namespace {
@@ -17,6 +20,9 @@ Axis axis(std::int64_t kernel, std::int64_t up, std::int64_t pad, std::int64_t o
 }
 
 std::int64_t phase_size(Algorithm algorithm, const Convolution& c, const Phase& phase) {
+  if (algorithm == Algorithm::tiles) {
+    return phase.taps_y * phase.taps_x * round_up(c.channels, kTilesRun) * round_up(c.filters, 16);
+  }
   const std::int64_t run = phase.taps_x * c.channels;
   return phase.taps_y * (algorithm == Algorithm::narrow ? c.filters * round_up(run, 16) : round_up(c.filters, 16) * run);
 }
@@ -48,6 +54,24 @@ struct WeightTransform {
   }
 };
 
+bool has_phases(Algorithm algorithm) {
+  return algorithm == Algorithm::direct || algorithm == Algorithm::narrow || algorithm == Algorithm::tiles;
+}
+
+// Rounded to the nearest, halves to even; in a float32's upper half. Denormals of bfloat16 are 0 in AMX.
+std::uint16_t bfloat16(float value) {
+  std::uint32_t bits;
+  std::memcpy(&bits, &value, sizeof bits);
+  return static_cast<std::uint16_t>((bits + 0x7fffu + (bits >> 16 & 1u)) >> 16);
+}
+
+float widened(std::uint16_t value) {
+  const std::uint32_t bits = static_cast<std::uint32_t>(value) << 16;
+  float wide;
+  std::memcpy(&wide, &bits, sizeof wide);
+  return wide;
+}
+
 }  // namespace
 
 std::int64_t phases(const Convolution& convolution) { return convolution.up * convolution.up; }
@@ -66,7 +90,7 @@ Phase phase(Algorithm algorithm, const Convolution& c, std::int64_t index) {
 }
 
 std::int64_t packed_size(Algorithm algorithm, const Convolution& c) {
-  if (algorithm == Algorithm::direct || algorithm == Algorithm::narrow) {
+  if (has_phases(algorithm)) {
     const Phase last = phase(algorithm, c, phases(c) - 1);
     return last.weights + phase_size(algorithm, c, last);
   }
@@ -135,6 +159,31 @@ void pack_winograd(const Convolution& c, std::int64_t outputs, std::int64_t pane
           double value = 0.0;
           for (int j = 0; j < 3; ++j) value += row[j] * transform.rows[x][j];
           *to = static_cast<float>(value);
+        }
+      }
+    }
+  }
+}
+
+void pack_tiles(const Convolution& c, const float* weights, float* packed) {
+  constexpr std::int64_t kTileValues = 512;
+  std::fill_n(packed, packed_size(Algorithm::tiles, c), 0.0f);
+  auto* const values = reinterpret_cast<std::uint16_t*>(packed);
+  for (std::int64_t index = 0; index < phases(c); ++index) {
+    const Phase part = phase(Algorithm::tiles, c, index);
+    const std::int64_t taps = part.taps_y * part.taps_x, steps = ceil_div(c.channels, kTilesRun) * taps;
+    for (std::int64_t filter = 0; filter < c.filters; ++filter) {
+      const std::int64_t panel = filter / kTilesPanel * kTilesPanel;
+      const std::int64_t tiles = round_up(std::min(kTilesPanel, c.filters - panel), 16) / 16;
+      for (std::int64_t channel = 0; channel < c.channels; ++channel) {
+        for (std::int64_t tap = 0; tap < taps; ++tap) {
+          const std::int64_t place = whole_tap(c, part, tap / part.taps_x, tap % part.taps_x);
+          const float value = weights[(filter * c.channels + channel) * c.kernel_height * c.kernel_width + place];
+          const std::int64_t tile = panel / 16 * steps * 2 + (channel / kTilesRun * taps + tap) * 2 * tiles;
+          std::uint16_t* const to = values + 2 * part.weights + (tile + (filter - panel) / 16) * kTileValues +
+                                    channel % kTilesRun / 2 * 32 + filter % 16 * 2 + channel % 2;
+          to[tiles * kTileValues] = bfloat16(value);
+          to[0] = bfloat16(value - widened(to[tiles * kTileValues]));
         }
       }
     }

@@ -13,9 +13,9 @@ from shade_fast.ops import native
 from shade_fast.ops.binding import bound
 from shade_fast.ops.finish import Call, Finish, check_channels_last
 
-#: Each with the compiled module's number for it.
-_NUMBERS = {"direct": 0, "narrow": 1, "winograd2": 2, "winograd4": 4, "winograd6": 6}
-ALGORITHMS = tuple(_NUMBERS)
+#: Algorithms, each with the compiled module's number for it.
+NUMBERS = {"direct": 0, "narrow": 1, "winograd2": 2, "tiles": 3, "winograd4": 4, "winograd6": 6}
+ALGORITHMS = tuple(NUMBERS)
 
 
 @dataclass(frozen=True)
@@ -70,12 +70,12 @@ def supports(algorithm: str, convolution: Convolution) -> bool:
     Raises:
         ShadeFastError: no such algorithm, or no such convolution.
     """
-    if algorithm not in _NUMBERS:
+    if algorithm not in NUMBERS:
         raise ShadeFastError(f"algorithm={algorithm!r}: one of {', '.join(ALGORITHMS)}")
     module = native.cpu()
-    if not module.convolution_supports(_NUMBERS["direct"], convolution._unsized()):
+    if not module.convolution_supports(NUMBERS["direct"], convolution._unsized()):
         raise ShadeFastError(f"{convolution}: sizes are at least 1, and one of stride and up is 1")
-    return bool(module.convolution_supports(_NUMBERS[algorithm], convolution._unsized()))
+    return bool(module.convolution_supports(NUMBERS[algorithm], convolution._unsized()))
 
 
 def pack(algorithm: str, convolution: Convolution, weight: Tensor) -> Tensor:
@@ -94,7 +94,7 @@ def pack(algorithm: str, convolution: Convolution, weight: Tensor) -> Tensor:
     _require(algorithm, convolution)
     if weight.shape != (convolution.filters, convolution.channels, *convolution.kernel):
         raise ShadeFastError(f"weight is {list(weight.shape)}: it does not fit {convolution}")
-    module, number = native.cpu(), _NUMBERS[algorithm]
+    module, number = native.cpu(), NUMBERS[algorithm]
     weight = weight.detach().to("cpu", torch.float32).contiguous()
     packed = torch.empty(module.packed_weights_size(number, convolution._unsized()))
     native.check(module, module.pack_weights(number, convolution._unsized(), weight.data_ptr(), packed.data_ptr()))
@@ -107,7 +107,7 @@ def scratch_size(
     """How many float32 values of scratch memory a call takes, on at most `threads` threads."""
     _require(algorithm, convolution)
     fields = convolution._fields(x_shape, out_shape)
-    return int(native.cpu().convolution_scratch(_NUMBERS[algorithm], fields, threads))
+    return int(native.cpu().convolution_scratch(NUMBERS[algorithm], fields, threads))
 
 
 def bind(
@@ -142,7 +142,7 @@ def bind(
     finish.check(out)
     if threads < 1:
         raise ShadeFastError(f"threads={threads}: at least 1")
-    module, number = native.cpu(), _NUMBERS[algorithm]
+    module, number = native.cpu(), NUMBERS[algorithm]
     fields = convolution._fields(tuple(x.shape), tuple(out.shape))
     for name, tensor, size in (
         ("packed", packed, module.packed_weights_size(number, fields)),

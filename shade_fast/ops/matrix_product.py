@@ -8,6 +8,7 @@ from torch import Tensor
 from shade_fast.errors import ShadeFastError
 from shade_fast.ops import native
 from shade_fast.ops.binding import bound
+from shade_fast.ops.convolution import NUMBERS
 from shade_fast.ops.finish import Call
 
 
@@ -24,14 +25,15 @@ def bind(
     scratch: Tensor,
     threads: int,
     *,
+    algorithm: str = "direct",
     factor: float = 1.0,
     accumulate: bool = False,
 ) -> Call:
     """The product of float32 matrices, as a call.
 
     left: [n, k], right: [k, m], either of them with neighbouring values along one of its axes; out: [n, m], its rows
-    dense, none of it in the others' memory. scratch: `scratch_size(k, m, threads)` float32 values. Raises
-    ShadeFastError for other shapes and layouts.
+    dense, none of it in the others' memory. algorithm: one that `supports` names. scratch: `scratch_size(k, m, threads,
+    algorithm)` float32 values. Raises ShadeFastError for other shapes, layouts and algorithms.
     """
     (rows, depth), columns = left.shape, right.shape[1]
     if right.shape[0] != depth or tuple(out.shape) != (rows, columns) or not depth:
@@ -41,12 +43,12 @@ def bind(
             raise ShadeFastError(f"{name} is {matrix.dtype} with strides {matrix.stride()}: give dense float32 rows")
     if out.stride(1) != 1 and columns > 1:
         raise ShadeFastError(f"out has strides {out.stride()}: its rows are dense")
-    if scratch.numel() < scratch_size(depth, columns, threads) or scratch.dtype != torch.float32:
-        raise ShadeFastError(
-            f"scratch holds {scratch.numel()} values: {scratch_size(depth, columns, threads)} are used"
-        )
+    size = scratch_size(depth, columns, threads, algorithm)
+    if scratch.numel() < size or scratch.dtype != torch.float32:
+        raise ShadeFastError(f"scratch holds {scratch.numel()} values: {size} are used")
     return bound(
         native.cpu().matrix_product,
+        NUMBERS[algorithm],
         (left, *left.stride()),
         (right, *right.stride()),
         out,
@@ -61,7 +63,21 @@ def bind(
     )
 
 
-def scratch_size(depth: int, columns: int, threads: int) -> int:
-    """How many float32 values of scratch memory a product with a right operand [depth, columns] takes."""
-    size: int = native.cpu().matrix_product_scratch(depth, columns, threads)
+def supports(algorithm: str) -> bool:
+    """Whether an algorithm multiplies matrices here; "direct", in float32, always does.
+
+    tiles: bfloat16 products, three for each of float32 and as exact to about 2^-17; with the instruction set "amx".
+    """
+    return algorithm == "direct" or (algorithm == "tiles" and native.cpu().selected_isa() == "amx")
+
+
+def scratch_size(depth: int, columns: int, threads: int, algorithm: str = "direct") -> int:
+    """How many float32 values of scratch memory a product with a right operand [depth, columns] takes.
+
+    Raises:
+        ShadeFastError: no such algorithm here.
+    """
+    if not supports(algorithm):
+        raise ShadeFastError(f"algorithm={algorithm!r}: direct, or tiles where the instruction set is amx")
+    size: int = native.cpu().matrix_product_scratch(NUMBERS[algorithm], depth, columns, threads)
     return size

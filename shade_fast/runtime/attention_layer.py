@@ -42,15 +42,16 @@ class AttentionLayer(Layer):
         batch, rows, columns, size = self._sizes()
         shape = (batch, self.heads, rows, columns)
         weights = schedule.keep(self, shape) if schedule.differentiable else schedule.new_buffer(shape)
-        scratch = self._scratch(schedule, (size, columns), (columns, size))
+        algorithm = schedule.choose_product("forward")
+        scratch = self._scratch(schedule, algorithm, (size, columns), (columns, size))
 
         def bind(at: Callable[[Buffer], Tensor]) -> Call:
             q, k, v, out = (self._heads(at(buffer)) for buffer in (query, key, value, output))
+            product = partial(matrix_product.bind, scratch=at(scratch), threads=schedule.threads, algorithm=algorithm)
             calls: list[Call] = []
             for image in range(batch):
                 for head in range(self.heads):
                     scores = at(weights)[image, head]
-                    product = partial(matrix_product.bind, scratch=at(scratch), threads=schedule.threads)
                     calls += [
                         product(q[image, head], k[image, head].t(), scores, factor=self.scale),
                         partial(_softmax, scores),
@@ -63,7 +64,7 @@ class AttentionLayer(Layer):
             bind,
             reads=[query, key, value],
             writes=[output, weights, scratch],
-            algorithm="products",
+            algorithm=algorithm,
             operations=4 * batch * self.heads * rows * columns * size,
         )
 
@@ -73,12 +74,13 @@ class AttentionLayer(Layer):
         batch, rows, columns, size = self._sizes()
         results = [schedule.new_buffer(operand.value.dims, channels_last=True) for operand in self.operands()]
         slopes = schedule.new_buffer((min(rows, self.ROWS), columns))
-        scratch = self._scratch(schedule, (size, columns), (columns, size), (self.ROWS, size))
+        algorithm = schedule.choose_product("backward")
+        scratch = self._scratch(schedule, algorithm, (size, columns), (columns, size), (self.ROWS, size))
 
         def bind(at: Callable[[Buffer], Tensor]) -> Call:
             q, k, v, g = (self._heads(at(buffer)) for buffer in (query, key, value, gradient))
             dq, dk, dv = (self._heads(at(buffer)) for buffer in results)
-            product = partial(matrix_product.bind, scratch=at(scratch), threads=schedule.threads)
+            product = partial(matrix_product.bind, scratch=at(scratch), threads=schedule.threads, algorithm=algorithm)
             calls: list[Call] = []
             for image in range(batch):
                 for head in range(self.heads):
@@ -101,7 +103,7 @@ class AttentionLayer(Layer):
             bind,
             reads=[gradient, query, key, value, weights],
             writes=[*results, slopes, scratch],
-            algorithm="products",
+            algorithm=algorithm,
             operations=8 * batch * self.heads * rows * columns * size,
         )
         for operand, result in zip(self.operands(), results, strict=True):
@@ -112,8 +114,8 @@ class AttentionLayer(Layer):
         batch, channels, height, width = self.query.dims
         return batch, height * width, self.key.dims[2] * self.key.dims[3], channels // self.heads
 
-    def _scratch(self, schedule: Schedule, *rights: tuple[int, int]) -> Buffer:
-        sizes = (matrix_product.scratch_size(*right, schedule.threads) for right in rights)
+    def _scratch(self, schedule: Schedule, algorithm: str, *rights: tuple[int, int]) -> Buffer:
+        sizes = (matrix_product.scratch_size(*right, schedule.threads, algorithm) for right in rights)
         return schedule.new_buffer((max(sizes),))
 
     def _heads(self, tensor: Tensor) -> Tensor:

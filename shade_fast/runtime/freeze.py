@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import logging
 import threading
 from collections.abc import Sequence
@@ -216,8 +215,7 @@ class Frozen(nn.Module):
             log.warning("torch runs a network as it is: %s", self.reasons[_shapes(inputs)])
             return None
         self._single = graph.single
-        choose = functools.partial(plan.choose, self.accuracy)
-        return Program(network, differentiable, torch.get_num_threads(), choose)
+        return Program(network, differentiable, torch.get_num_threads(), self.accuracy)
 
 
 def _check(images: Tensor) -> None:

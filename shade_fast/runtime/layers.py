@@ -49,6 +49,11 @@ class Layer:
     output: Value
     kind: str = field(default="", kw_only=True)
 
+    @property
+    def jumps(self) -> bool:
+        """Whether its gradient is not continuous in its input, so that rounding may decide what it is."""
+        return self.output.gated
+
     def operands(self) -> list[Operand]:
         raise NotImplementedError
 
@@ -142,7 +147,7 @@ class ConvolutionLayer(Layer):
         writes: list[Buffer],
     ) -> None:
         threads = schedule.threads
-        algorithm = schedule.choose(convolution, source[1], result[1])
+        algorithm = schedule.choose(direction, convolution, source[1], result[1])
         packed = self.pack(direction, algorithm)
         size = conv.scratch_size(algorithm, convolution, source[1], result[1], threads)
         scratch = schedule.new_buffer((size,))

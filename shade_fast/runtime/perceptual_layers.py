@@ -26,6 +26,10 @@ class MaxPoolLayer(Layer):
     padding: int
     kind: str = field(default="max pool", kw_only=True)
 
+    @property
+    def jumps(self) -> bool:
+        return True
+
     def operands(self) -> list[Operand]:
         return [self.source]
 

@@ -1,7 +1,7 @@
 """Which algorithm each convolution runs: measured once per machine and shape, and remembered; or by fixed rules.
 
-`fast` takes Winograd's algorithms where they are faster: fewer multiplications, rounding errors of about 1e-5 of the
-largest value. `exact` takes direct sums alone.
+`fast` takes what is fastest of Winograd's algorithms, with fewer multiplications and rounding errors of about 1e-5 of
+the largest value, and of AMX's tiles, with cheaper ones and errors of 5e-6. `exact` takes direct sums in float32 alone.
 
 Environment:
     SHADE_FAST_PLAN     measured (the default), or fixed: rules that depend on no measurement.
@@ -25,7 +25,7 @@ import torch
 from shade_fast.errors import ShadeFastError
 from shade_fast.files import write_whole
 from shade_fast.ops import convolution as conv
-from shade_fast.ops import native
+from shade_fast.ops import matrix_product, native
 from shade_fast.ops.convolution import Convolution
 from shade_fast.ops.finish import Call, Finish
 from shade_fast.runtime.layers import Dims
@@ -33,29 +33,39 @@ from shade_fast.version import __version__
 
 #: What an accuracy admits, the one to take without measurements first, where it supports the convolution.
 ACCURACIES = {
-    "fast": ("narrow", "winograd4", "winograd6", "direct"),
+    "fast": ("narrow", "tiles", "winograd4", "winograd6", "direct"),
     "exact": ("narrow", "direct"),
 }
-MOST_EXACT = ("narrow", "direct", "winograd2", "winograd4", "winograd6")
+#: And the forward of a network whose gradient jumps (ReLUs, max pooling), for "fast": an error moves the places of the
+#: jumps, and so errors a few times smaller are worth more than the time.
+ADMITTED = {**ACCURACIES, "careful": ("narrow", "winograd4", "winograd6", "direct")}
+MOST_EXACT = ("narrow", "direct", "winograd2", "tiles", "winograd4", "winograd6")
 #: The share of the time of a more exact algorithm that another has to stay below.
 CLEARLY = 0.95
-#: Winograd's transforms are worth their time from this many channels and filters on.
-LEAST_CHANNELS = 16
+#: From so many channels and filters on tiles are full enough, and Winograd's transforms worth their time.
+LEAST_CHANNELS = {"tiles": 32, "winograd4": 16, "winograd6": 16}
 #: A measurement runs on at most this many result pixels: the rates of larger images are theirs.
 MOST_PIXELS = 128 * 128
-REPEATS = 7
+REPEATS = 9
+#: Bytes that are written before each run, as in a step: a layer finds its input in the caches, and its weights no more.
+EVICTED = 2**25
 
 
 def choose(accuracy: str, convolution: Convolution, source: Dims, result: Dims, threads: int) -> str:
     """The algorithm for a convolution from [B, C, h, w] to [B, K, h', w'] on so many threads."""
-    candidates = [name for name in ACCURACIES[accuracy] if conv.supports(name, convolution)]
+    candidates = [name for name in ADMITTED[accuracy] if conv.supports(name, convolution)]
     plan = os.environ.get("SHADE_FAST_PLAN", "measured")
     if plan not in ("measured", "fixed"):
         raise ShadeFastError(f"SHADE_FAST_PLAN={plan}: give measured or fixed")
     if len(candidates) == 1 or plan == "fixed":
-        few = min(convolution.channels, convolution.filters) < LEAST_CHANNELS
-        return next(name for name in candidates if not (few and name.startswith("winograd")))
+        fewest = min(convolution.channels, convolution.filters)
+        return next(name for name in candidates if fewest >= LEAST_CHANNELS.get(name, 1))
     return _measured(accuracy, candidates, convolution, source, result, threads)
+
+
+def choose_product(accuracy: str) -> str:
+    """The algorithm for products of matrices."""
+    return "tiles" if accuracy == "fast" and matrix_product.supports("tiles") else "direct"
 
 
 _lock = threading.Lock()
@@ -116,8 +126,11 @@ def _times(
 
     calls = {name: bound(name) for name in candidates}
     least = dict.fromkeys(candidates, math.inf)
+    others = torch.empty(EVICTED // 4)
     for _ in range(REPEATS):
         for name, call in calls.items():
+            others.zero_()
+            x.neg_()
             start = time.perf_counter()
             native.check(native.cpu(), call())
             least[name] = min(least[name], time.perf_counter() - start)

@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 
 from shade_fast.ops import memory_format, native, pointwise
+from shade_fast.ops.convolution import Convolution
 from shade_fast.ops.finish import Call, mask_shape
+from shade_fast.runtime import plan
 from shade_fast.runtime.arena import Block, Buffer, lay_out
 from shade_fast.runtime.layers import Dims, Layer, Value, finish_of, recut
 
 At = Callable[[Buffer], Tensor]
-#: From (convolution, input dims, result dims, threads) to an algorithm.
-Choose = Callable[..., str]
 
 
 @dataclass(eq=False)
@@ -64,12 +64,13 @@ class _Gradient:
 class Schedule:
     """Collects a program's steps while the layers emit them, forward and then backward."""
 
-    def __init__(self, network: Network, differentiable: bool, threads: int, choose: Choose) -> None:
+    def __init__(self, network: Network, differentiable: bool, threads: int, accuracy: str) -> None:
         self.differentiable = differentiable
         self.threads = threads
         self.steps: list[Step] = []
         self.buffers: list[Buffer] = []
-        self._choose = choose
+        self._accuracy = accuracy
+        self._jumps = any(layer.jumps for layer in network.layers)
         self._network = network
         self._values: dict[Value, Buffer] = {}
         self._masks: dict[Value, Buffer] = {}
@@ -122,8 +123,18 @@ class Schedule:
         """What a layer's forward leaves to its backward outside the buffers."""
         return self._states.setdefault(layer, {})
 
-    def choose(self, convolution: Any, source: tuple[int, ...], result: tuple[int, ...]) -> str:
-        return self._choose(convolution, source, result, self.threads)
+    def choose(self, direction: str, convolution: Convolution, source: Dims, result: Dims) -> str:
+        """The algorithm of a convolution, "forward" or "backward"."""
+        return plan.choose(self._accuracy_of(direction), convolution, source, result, self.threads)
+
+    def choose_product(self, direction: str) -> str:
+        """The algorithm of products of matrices."""
+        return plan.choose_product(self._accuracy_of(direction))
+
+    def _accuracy_of(self, direction: str) -> str:
+        """Rounding in the forward decides jumps of the gradient, where there are any."""
+        careful = self._accuracy == "fast" and direction == "forward" and self._jumps
+        return "careful" if careful else self._accuracy
 
     def emit(
         self,
@@ -213,8 +224,8 @@ class Schedule:
 class Program:
     """A schedule with its buffers' places: `forward`, then where it is differentiable `backward`, in a block."""
 
-    def __init__(self, network: Network, differentiable: bool, threads: int, choose: Choose) -> None:
-        schedule = Schedule(network, differentiable, threads, choose)
+    def __init__(self, network: Network, differentiable: bool, threads: int, accuracy: str) -> None:
+        schedule = Schedule(network, differentiable, threads, accuracy)
         self.steps = schedule.steps
         self.bytes = lay_out(buffer for buffer in schedule.buffers if buffer.first >= 0)
         self.forward_steps = schedule.forward_steps

@@ -29,6 +29,10 @@ class TorchLayer(Layer):
     output_view: tuple[tuple[int, ...], tuple[int, ...]]
     kind: str = field(default="torch", kw_only=True)
 
+    @property
+    def jumps(self) -> bool:
+        return True  # for all that is known
+
     def operands(self) -> list[Operand]:
         return self.sources
 

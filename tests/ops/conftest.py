@@ -29,14 +29,28 @@ FINISHES = ["", "bias", "residual", "in place", "positive", "relu", "gate", "bia
 Bind = Callable[[Tensor, Finish, int], Call]
 
 
-@pytest.fixture(params=native.cpu().isas if native.cpu_available() else ())
-def isa(request: pytest.FixtureRequest) -> Iterator[str]:
+ISAS = native.cpu().isas if native.cpu_available() else ()
+
+
+def _selected(isa: str) -> Iterator[str]:
     module = native.cpu()
     before = module.selected_isa()
-    if module.select_isa(request.param):
-        pytest.skip(f"this machine does not run {request.param}")
-    yield request.param
+    if module.select_isa(isa):
+        pytest.skip(f"this machine does not run {isa}")
+    yield isa
     module.select_isa(before)
+
+
+@pytest.fixture(params=ISAS)
+def isa(request: pytest.FixtureRequest) -> Iterator[str]:
+    """For products, which have kernels of their own for "amx"."""
+    yield from _selected(request.param)
+
+
+@pytest.fixture(params=[name for name in ISAS if name != "amx"])
+def vectors(request: pytest.FixtureRequest) -> Iterator[str]:
+    """For all other layers, whose kernels are the same for "amx" and "avx512"."""
+    yield from _selected(request.param)
 
 
 @pytest.fixture
@@ -133,7 +147,7 @@ class Layers:
 
 
 @pytest.fixture
-def layers(isa: str) -> Iterator[Layers]:
+def layers(vectors: str) -> Iterator[Layers]:
     """One for each instruction set, which is selected meanwhile; torch runs on one thread, the tensors being small."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)

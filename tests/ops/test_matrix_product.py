@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 from torch import Tensor
@@ -14,6 +16,9 @@ pytestmark = pytest.mark.skipif(not native.cpu_available(), reason="shade_fast._
 # Rows, depth, columns: around the tile's, the panel's and the block's sides.
 SIZES = [(1, 1, 1), (3, 5, 7), (14, 16, 32), (15, 17, 33), (113, 40, 31), (2, 513, 48), (230, 1030, 17), (64, 64, 100)]
 
+# What each of the summed products may be off by, in float32 and of values split into two bfloat16s.
+ROUNDING = {"direct": 2e-6, "tiles": 1e-5}
+
 
 def matrix(rows: int, columns: int, layout: str, seed: int) -> Tensor:
     values = torch.randn(rows, columns, generator=torch.Generator().manual_seed(seed))
@@ -22,7 +27,10 @@ def matrix(rows: int, columns: int, layout: str, seed: int) -> Tensor:
     return torch.cat([values, values], dim=1)[:, :columns] if layout == "rows apart" else values
 
 
-@pytest.mark.parametrize("layouts", [("plain", "plain"), ("transposed", "rows apart"), ("rows apart", "transposed")])
+@pytest.mark.parametrize(
+    "layouts",
+    [("plain", "plain"), ("transposed", "rows apart"), ("rows apart", "transposed"), ("transposed", "transposed")],
+)
 @pytest.mark.parametrize("size", SIZES, ids=str)
 def test_every_isa_equals_the_reference(
     size: tuple[int, int, int], layouts: tuple[str, str], every_isa: list[str]
@@ -32,7 +40,7 @@ def test_every_isa_equals_the_reference(
     before = torch.randn(rows, columns, generator=torch.Generator().manual_seed(2))
     for isa in every_isa:
         native.cpu().select_isa(isa)
-        for accumulate in (False, True):
+        for algorithm, accumulate in itertools.product(filter(matrix_product.supports, ROUNDING), (False, True)):
             expected = before.double()
             matrix_product.reference(left.double(), right.double(), expected, 0.3, accumulate)
             made = []
@@ -41,12 +49,13 @@ def test_every_isa_equals_the_reference(
                 out = wide[:, :columns]
                 if accumulate:
                     out.copy_(before)
-                scratch = torch.full((matrix_product.scratch_size(depth, columns, threads),), torch.nan)
-                call = matrix_product.bind(left, right, out, scratch, threads, factor=0.3, accumulate=accumulate)
+                scratch = torch.full((matrix_product.scratch_size(depth, columns, threads, algorithm),), torch.nan)
+                call = matrix_product.bind(
+                    left, right, out, scratch, threads, algorithm=algorithm, factor=0.3, accumulate=accumulate
+                )
                 assert call() == 0
                 assert bool(wide[:, columns:].isnan().all())
-                # Sums of `depth` products, each rounded to 6e-8 of the sums' size.
-                bound = 2e-6 * (1 + depth**0.5)
+                bound = ROUNDING[algorithm] * (1 + depth**0.5)
                 torch.testing.assert_close(out.double(), expected, rtol=0, atol=bound)
                 made.append(out)
             assert torch.equal(made[0], made[1])
@@ -80,3 +89,5 @@ def test_layouts_and_scratch_that_are_not_enough() -> None:
         matrix_product.bind(plain, plain, plain.clone().t(), torch.zeros(100_000), 1)
     with pytest.raises(ShadeFastError, match="scratch holds 3 values"):
         matrix_product.bind(plain, plain, plain.clone(), torch.zeros(3), 1)
+    with pytest.raises(ShadeFastError, match="'winograd4': direct, or tiles where"):
+        matrix_product.bind(plain, plain, plain.clone(), torch.zeros(100_000), 1, algorithm="winograd4")

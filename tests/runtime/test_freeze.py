@@ -234,3 +234,23 @@ def test_reference_is_the_module_itself() -> None:
     assert freeze(module, "reference") is module
     frozen = freeze(module)
     assert freeze(frozen) is frozen
+
+
+@pytest.mark.skipif(
+    not native.cpu_available() or native.cpu().selected_isa() != "amx", reason="this machine has no AMX tiles"
+)
+def test_tiles_are_taken_where_no_jump_depends_on_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SHADE_FAST_PLAN", "fixed")
+    images = photograph(32, 32)
+
+    def taken(activation: nn.Module, accuracy: str) -> tuple[str, str]:
+        module = nn.Sequential(conv(3, 32), activation, conv(32, 32)).eval().requires_grad_(False)
+        frozen = freeze(module, "native", accuracy=accuracy)
+        assert isinstance(frozen, Frozen)
+        last = frozen.report(images).rows[-1]
+        return last.forward, last.backward
+
+    assert taken(nn.SiLU(), "fast") == ("tiles", "tiles")
+    assert taken(nn.ReLU(), "fast") == ("winograd4", "tiles")
+    assert taken(nn.MaxPool2d(2), "fast") == ("winograd4", "tiles")
+    assert taken(nn.SiLU(), "exact") == ("direct", "direct")

@@ -31,8 +31,12 @@ def nothing_known(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[N
 
 def test_exact_takes_direct_sums_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SHADE_FAST_PLAN", "fixed")
-    assert plan.choose("exact", PLAIN, *SHAPES, 1) == "direct"
-    assert plan.choose("fast", PLAIN, *SHAPES, 1) == "winograd4"
+    tiles = native.cpu().selected_isa() == "amx"
+    assert plan.choose("exact", PLAIN, *SHAPES, 1) == plan.choose_product("exact") == "direct"
+    assert plan.choose("fast", PLAIN, *SHAPES, 1) == ("tiles" if tiles else "winograd4")
+    assert plan.choose_product("fast") == ("tiles" if tiles else "direct")
+    assert plan.choose("careful", PLAIN, *SHAPES, 1) == "winograd4"
+    assert plan.choose_product("careful") == "direct"
 
 
 def test_fixed_rules_leave_few_channels_to_direct_sums(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -44,7 +48,7 @@ def test_fixed_rules_leave_few_channels_to_direct_sums(monkeypatch: pytest.Monke
 
 def test_a_measurement_is_made_once_and_kept_on_disk(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     measured = []
-    times = {"winograd4": 2.0, "winograd6": 3.0, "direct": 1.0}
+    times = {"tiles": 4.0, "winograd4": 2.0, "winograd6": 3.0, "direct": 1.0}
 
     def take(candidates: list[str], *_: object) -> dict[str, float]:
         measured.extend(candidates)
@@ -66,7 +70,7 @@ def test_a_measurement_is_made_once_and_kept_on_disk(monkeypatch: pytest.MonkeyP
 
 
 def test_other_kernels_are_measured_anew(monkeypatch: pytest.MonkeyPatch) -> None:
-    times = {"winograd4": 2.0, "winograd6": 3.0, "direct": 1.0}
+    times = {"tiles": 4.0, "winograd4": 2.0, "winograd6": 3.0, "direct": 1.0}
     monkeypatch.setattr(plan, "_times", lambda candidates, *_: {name: times[name] for name in candidates})
     assert plan.choose("fast", PLAIN, *SHAPES, 1) == "direct"
     times["winograd4"] = 0.5
