@@ -369,7 +369,7 @@ def open_layout(sources: Sequence[Source], out: Storage, output: Output, shard_s
 
 @contextlib.contextmanager
 def fixed_plan() -> Iterator[None]:
-    """Choose the CPU's algorithms by rules, not by measurements, so that every machine and run gives the same bytes."""
+    """Choose the CPU's algorithms by rules, so that machines with one instruction set give the same bytes in every run."""
     if "SHADE_FAST_PLAN" in os.environ:
         yield
         return
