@@ -369,7 +369,7 @@ def open_layout(sources: Sequence[Source], out: Storage, output: Output, shard_s
 
 @contextlib.contextmanager
 def fixed_plan() -> Iterator[None]:
-    """Choose the CPU's algorithms by rules, so that machines with one instruction set give the same bytes in every run."""
+    """Choose the CPU's algorithms by rules, so that machines with the same instruction set give the same bytes."""
     if "SHADE_FAST_PLAN" in os.environ:
         yield
         return

@@ -42,8 +42,8 @@ def freeze(module: nn.Module, backend: str = "native", *, accuracy: str = "fast"
     backend: `reference` gives the module itself; `native` a `Frozen`; `cuda` a `CudaNetwork`; those in `ONNXRUNTIME` an
         `OnnxNetwork`. A module that is frozen already stays as it is.
     accuracy: of `native`. `fast`: the input gradient within 1e-4 relative root-mean-square of float64 arithmetic, with
-        Winograd's algorithms and AMX's tiles. `exact`: within 1e-5, direct sums in float32 alone. Of `cuda`: one of `CUDA_PRECISIONS`, each with
-        its own error; `fast` is bf16, `exact` fp32.
+        Winograd's algorithms and AMX's tiles. `exact`: within 1e-5, direct sums in float32 alone. Of `cuda`: one of
+        `CUDA_PRECISIONS`, each with its own error; `fast` is bf16, `exact` fp32.
 
     Raises ShadeFastError for an unknown backend or accuracy, and where what executes it is not there.
     """
