@@ -36,10 +36,10 @@ NVCC_FLAGS = (
     *("-std=c++17", "-O3", "--fmad=false", "--expt-relaxed-constexpr", "-Xcompiler=-fPIC,-fvisibility=hidden,-Wall"),
 )
 AVX512_FLAGS = ("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx2", "-mfma", "-mprefer-vector-width=512")
+AMX_FLAGS = (*AVX512_FLAGS, "-mavx512bf16", "-mamx-tile", "-mamx-bf16")
 SANITIZERS = os.environ.get("SHADE_FAST_SANITIZE", "")
 if SANITIZERS:
     CXX_FLAGS += (f"-fsanitize={SANITIZERS}", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer", "-g", "-O1")
-AMX_FLAGS = (*AVX512_FLAGS, "-mavx512bf16", "-mamx-tile", "-mamx-bf16")
 ISA_FLAGS = {"avx512": AVX512_FLAGS, "avx2": ("-mavx2", "-mfma"), "portable": ()}
 
 CPU_SOURCES = (
@@ -121,7 +121,7 @@ class NinjaBuild(build_ext):
 def cpu_compiles(cxx: str) -> list[Compile]:
     """The sources of shade_fast._cpu: the kernels once for each instruction set, the rest once."""
     x86 = platform.machine().lower() in ("x86_64", "amd64")
-    amx = x86 and sys.platform == "linux" and accepts(cxx, AMX_FLAGS)
+    amx = x86 and sys.platform == "linux" and builds_tiles(cxx)
     common = (
         *CXX_FLAGS,
         *python_includes(),
@@ -202,10 +202,11 @@ def find_cxx() -> str:
     raise PlatformError(f"shade_fast needs a C++17 compiler: {looked}; install g++ or clang++, or set CXX to one")
 
 
-def accepts(cxx: str, flags: tuple[str, ...]) -> bool:
-    """Whether the C++ compiler knows these flags."""
-    command = [cxx, *flags, "-x", "c++", "-fsyntax-only", os.devnull]
-    return subprocess.run(command, capture_output=True, check=False).returncode == 0
+def builds_tiles(cxx: str) -> bool:
+    """Whether the C++ compiler and its assembler know AMX."""
+    code = "#include <immintrin.h>\nvoid f() { _tile_dpbf16ps(0, 1, 2); }\n"
+    command = [cxx, *AMX_FLAGS, "-x", "c++", "-c", "-", "-o", os.devnull]
+    return subprocess.run(command, input=code.encode(), capture_output=True, check=False).returncode == 0
 
 
 def find_ninja() -> str:

@@ -41,8 +41,8 @@ int convolve(int algorithm, const PyConvolution& fields, std::uintptr_t packed, 
 
 using PyMatrix = std::tuple<std::uintptr_t, Size, Size>;
 
-int matrix_product(int algorithm, const PyMatrix& left, const PyMatrix& right, std::uintptr_t result, Size result_step, Size rows,
-                   Size depth, Size columns, float factor, bool accumulate, std::uintptr_t scratch, int threads) {
+int matrix_product(int algorithm, const PyMatrix& left, const PyMatrix& right, std::uintptr_t result, Size result_step,
+                   Size rows, Size depth, Size columns, float factor, bool accumulate, std::uintptr_t scratch, int threads) {
   const auto matrix = [](const PyMatrix& fields) {
     return cpu::Matrix{pointer<const float>(std::get<0>(fields)), std::get<1>(fields), std::get<2>(fields)};
   };
@@ -68,6 +68,8 @@ void define_convolution(py::module_& module) {
   module.def("pack_weights", &pack_weights, released);
   module.def("convolve", &convolve, released);
   module.def("matrix_product", &matrix_product, released);
+  module.def("matrix_product_supports",
+             [](int algorithm) { return cpu::supports_product(static_cast<Algorithm>(algorithm)); });
   module.def("matrix_product_scratch", [](int algorithm, Size depth, Size columns, int threads) {
     return cpu::matrix_product_scratch(static_cast<Algorithm>(algorithm), depth, columns, threads);
   });

@@ -120,14 +120,14 @@ struct Finish {
 // direct: a sum in float32 as written. narrow: the same, for few filters (1 to 8), vectors along the channels.
 // winograd2, 4, 6: F(2x2), F(4x4), F(6x6) of 3x3 kernels, stride 1, up 1 (arXiv 1509.09308).
 // tiles: a sum as written, of products of bfloat16s: three for each of float32; where the instruction set is "amx".
-enum class Algorithm : int { direct = 0, narrow = 1, winograd2 = 2, tiles = 3, winograd4 = 4, winograd6 = 6 };
+enum class Algorithm : int { direct = 0, narrow = 1, winograd2 = 2, winograd4 = 4, winograd6 = 6, tiles = 10 };
 
 bool supports(Algorithm algorithm, const Convolution& convolution);
 
 // Floats that the packed weights take; 0 where the algorithm does not support the convolution. The layout is that of
 // the selected instruction set and does not depend on images, height and width.
 std::int64_t packed_weights_size(Algorithm algorithm, const Convolution& convolution);
-// weights: [filters, channels, kernel_height, kernel_width]. Transformed in float64.
+// weights: [filters, channels, kernel_height, kernel_width]. Transformed in float64; of tiles, pairs of bfloat16s.
 Status pack_weights(Algorithm algorithm, const Convolution& convolution, const float* weights, float* packed);
 
 // Floats of scratch memory for at most `threads` threads.
@@ -153,6 +153,7 @@ struct MatrixProduct {
 
 // scratch: matrix_product_scratch(...) floats.
 // algorithm: direct, or tiles where the instruction set is "amx".
+bool supports_product(Algorithm algorithm);
 std::int64_t matrix_product_scratch(Algorithm algorithm, std::int64_t depth, std::int64_t columns, int threads);
 Status matrix_product(Algorithm algorithm, const MatrixProduct& product, float* scratch, int threads);
 

@@ -20,7 +20,7 @@ struct Kernels {
   decltype(&portable::winograd) winograd;
 };
 
-const Kernels kKernels[kIsas] = {
+const Kernels kKernels[kWidths] = {
 #if defined(SHADE_FAST_X86)
     {avx512::panel_width, avx512::direct, avx512::narrow, avx512::winograd},
     {avx2::panel_width, avx2::direct, avx2::narrow, avx2::winograd},
@@ -162,10 +162,11 @@ void run_winograd(const Kernels& kernels, Algorithm algorithm, const Call& call,
 }
 
 // How a phase's output pixels are cut into tasks: as many rows of at most so many columns as have their split input in
-// the second-level cache beside a panel's weights, and where those are too few for the threads, parts of the filters.
+// the second-level cache beside a panel's weights, but at least four; and where those tasks are too few for the threads,
+// parts of the filters.
 struct TilesPlan {
   std::int64_t down, across, images, parts, filters;
-  std::int64_t rows, columns;
+  std::int64_t rows, columns, filters_in_part;
 
   TilesPlan(const Convolution& c, const Phase& phase, std::int64_t sharers)
       : across(ceil_div(phase.columns, kTilesColumns)), images(c.images), filters(round_up(c.filters, 16)) {
@@ -174,9 +175,11 @@ struct TilesPlan {
     const std::int64_t fitting = kTilesRegion / (round_up(c.channels, kTilesRun) * pitch);
     const std::int64_t wished = std::max<std::int64_t>((fitting - phase.taps_y) / c.stride + 1, 4);
     const std::int64_t others = images * across;
-    down = std::clamp<std::int64_t>(ceil_div(round_up(ceil_div(phase.rows, wished) * others, sharers), others), 1, phase.rows);
+    const std::int64_t needed = round_up(ceil_div(phase.rows, wished) * others, sharers);
+    down = std::clamp<std::int64_t>(ceil_div(needed, others), 1, phase.rows);
     rows = ceil_div(phase.rows, down);
-    parts = std::min(ceil_div(sharers, down * others), ceil_div(filters, kTilesPanel));
+    filters_in_part = round_up(ceil_div(filters, ceil_div(sharers, down * others)), kTilesPanel);
+    parts = ceil_div(filters, filters_in_part);
   }
 
   std::int64_t tasks() const { return images * down * across * parts; }
@@ -184,14 +187,13 @@ struct TilesPlan {
   TilesTask task(const Phase& phase, std::int64_t index) const {
     const std::int64_t part = index % parts, column = index / parts % across * columns;
     const std::int64_t row = index / (parts * across) % down, first_row = phase.rows * row / down;
-    const std::int64_t in_part = round_up(ceil_div(filters, parts), kTilesPanel);
     return {index / (parts * across * down),
             first_row,
             phase.rows * (row + 1) / down - first_row,
             column,
             std::min(columns, phase.columns - column),
-            part * in_part,
-            std::min(filters, (part + 1) * in_part)};
+            part * filters_in_part,
+            std::min(filters, (part + 1) * filters_in_part)};
   }
 
   std::int64_t scratch(const Convolution& c, const Phase& phase) const {
@@ -232,7 +234,7 @@ bool supports(Algorithm algorithm, const Convolution& c) {
   switch (algorithm) {
     case Algorithm::direct: return true;
     case Algorithm::narrow: return c.filters <= kMostNarrowFilters;
-    case Algorithm::tiles: return selected_tiles() && c.out_height * c.out_width <= INT32_MAX;
+    case Algorithm::tiles: return selected_tiles();
     case Algorithm::winograd2:
     case Algorithm::winograd4:
     case Algorithm::winograd6: return c.kernel_height == 3 && c.kernel_width == 3 && c.stride == 1 && c.up == 1;

@@ -15,7 +15,7 @@ static constexpr inline std::int64_t ceil_div(std::int64_t a, std::int64_t b) { 
 static constexpr inline std::int64_t round_up(std::int64_t a, std::int64_t b) { return ceil_div(a, b) * b; }
 
 // The first place in scratch memory at which a cache line begins; 16 floats more than are used are asked for.
-inline float* aligned(float* scratch) {
+static inline float* aligned(float* scratch) {
   return reinterpret_cast<float*>(round_up(reinterpret_cast<std::intptr_t>(scratch), 64));
 }
 

@@ -18,7 +18,8 @@ namespace {
 
 struct Isa {
   const char* name;
-  std::size_t kernels;  // their place in each family's table
+  std::size_t width;  // its place in each family's table
+  bool tiles;
   bool (*runs_here)();
 };
 
@@ -31,7 +32,8 @@ bool runs_avx512() {
 #endif
 
 #if defined(SHADE_FAST_AMX)
-// The tiles' state is large, and Linux keeps it only for processes that have asked.
+// The tiles' state is large, and Linux keeps it only for processes that have asked; from then on it refuses alternate
+// signal stacks that are too small for it, and where such a stack is in use it refuses the tiles.
 bool runs_amx() {
   constexpr unsigned kTiles = 1u << 24 | 1u << 22, kAvx512Bfloat16 = 1u << 5;  // amx-tile and amx-bf16
   constexpr long kRequestPermission = 0x1023, kTileData = 18;
@@ -45,13 +47,13 @@ bool runs_amx() {
 // Widest first.
 const Isa kBuilt[] = {
 #if defined(SHADE_FAST_AMX)
-    {"amx", 0, runs_amx},
+    {"amx", 0, true, runs_amx},
 #endif
 #if defined(SHADE_FAST_X86)
-    {"avx512", 0, runs_avx512},
-    {"avx2", 1, [] { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }},
+    {"avx512", 0, false, runs_avx512},
+    {"avx2", 1, false, [] { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }},
 #endif
-    {"portable", kIsas - 1, [] { return true; }},
+    {"portable", kWidths - 1, false, [] { return true; }},
 };
 
 std::size_t widest() {
@@ -60,28 +62,35 @@ std::size_t widest() {
   return index;
 }
 
-std::atomic<std::size_t>& selected_index() {
-  static std::atomic<std::size_t> index{widest()};
-  return index;
+// No place in kBuilt until one is selected or asked for: a process that selects another is not asked for tiles.
+std::atomic<std::size_t> selected_index{std::size(kBuilt)};
+
+const Isa& current() {
+  std::size_t index = selected_index.load(std::memory_order_relaxed);
+  if (index == std::size(kBuilt)) {
+    std::size_t found = widest();
+    if (selected_index.compare_exchange_strong(index, found)) index = found;
+  }
+  return kBuilt[index];
 }
 
 }  // namespace
 
-std::size_t selected_kernels() { return kBuilt[selected_index().load(std::memory_order_relaxed)].kernels; }
+std::size_t selected_width() { return current().width; }
 
-bool selected_tiles() { return std::strcmp(selected_isa(), "amx") == 0; }
+bool selected_tiles() { return current().tiles; }
 
 Status select_isa(const char* name) {
   for (std::size_t index = 0; index < std::size(kBuilt); ++index) {
     if (std::strcmp(kBuilt[index].name, name) != 0) continue;
     if (!kBuilt[index].runs_here()) return Status::unsupported_isa;
-    selected_index().store(index);
+    selected_index.store(index);
     return Status::ok;
   }
   return Status::unknown_isa;
 }
 
-const char* selected_isa() { return kBuilt[selected_index().load(std::memory_order_relaxed)].name; }
+const char* selected_isa() { return current().name; }
 
 const char* built_isa(int index) {
   return index >= 0 && index < static_cast<int>(std::size(kBuilt)) ? kBuilt[index].name : nullptr;

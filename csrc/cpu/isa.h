@@ -7,17 +7,17 @@
 namespace shade_fast::cpu {
 
 #if defined(SHADE_FAST_X86)
-constexpr std::size_t kIsas = 3;  // avx512, avx2, portable
+constexpr std::size_t kWidths = 3;  // avx512, avx2, portable
 #else
-constexpr std::size_t kIsas = 1;  // portable
+constexpr std::size_t kWidths = 1;  // portable
 #endif
 
-std::size_t selected_kernels();
+std::size_t selected_width();
 bool selected_tiles();
 
 template <typename Kernels>
-const Kernels& selected(const Kernels (&table)[kIsas]) {
-  return table[selected_kernels()];
+const Kernels& selected(const Kernels (&table)[kWidths]) {
+  return table[selected_width()];
 }
 
 }  // namespace shade_fast::cpu

@@ -21,7 +21,7 @@ struct Kernels {
   decltype(&portable::separate) separate;
 };
 
-const Kernels kKernels[kIsas] = {
+const Kernels kKernels[kWidths] = {
 #if defined(SHADE_FAST_X86)
     {avx512::pointwise, avx512::silu, avx512::silu_gradient, avx512::unit_length, avx512::lpips_distance,
      avx512::lpips_gradient, avx512::interleave, avx512::separate},

@@ -17,7 +17,7 @@ struct Kernels {
   decltype(&portable::norm_gradient) norm_gradient;
 };
 
-const Kernels kKernels[kIsas] = {
+const Kernels kKernels[kWidths] = {
 #if defined(SHADE_FAST_X86)
     {avx512::sum_moments, avx512::normalize, avx512::sum_norm_gradient, avx512::norm_gradient},
     {avx2::sum_moments, avx2::normalize, avx2::sum_norm_gradient, avx2::norm_gradient},

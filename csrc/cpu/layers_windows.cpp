@@ -16,7 +16,7 @@ struct Kernels {
   decltype(&portable::blur_gradient_row) blur_gradient_row;
 };
 
-const Kernels kKernels[kIsas] = {
+const Kernels kKernels[kWidths] = {
 #if defined(SHADE_FAST_X86)
     {avx512::max_pool_row, avx512::max_pool_gradient_row, avx512::blur_row, avx512::blur_gradient_row},
     {avx2::max_pool_row, avx2::max_pool_gradient_row, avx2::blur_row, avx2::blur_gradient_row},

@@ -16,7 +16,7 @@ struct Kernels {
   decltype(&portable::multiply_rows) multiply_rows;
 };
 
-const Kernels kKernels[kIsas] = {
+const Kernels kKernels[kWidths] = {
 #if defined(SHADE_FAST_X86)
     {avx512::panel_width, avx512::pack_right, avx512::multiply_rows},
     {avx2::panel_width, avx2::pack_right, avx2::multiply_rows},
@@ -31,24 +31,24 @@ struct Way {
   std::int64_t panel, rows, right_floats, rows_floats;
 };
 
-Way way(Algorithm algorithm, std::int64_t depth, std::int64_t columns) {
+Way way([[maybe_unused]] Algorithm algorithm, std::int64_t depth, std::int64_t columns) {
 #if defined(SHADE_FAST_AMX)
   if (algorithm == Algorithm::tiles) {
-    return {amx::split_right, amx::multiply_split_rows, kTilesPanel, kSplitRows,
-            packed_right(round_up(depth, kTilesRun), columns), kSplitRows * kSplitDepth + kTilesSums};
+    const std::int64_t runs = round_up(depth, kTilesRun);
+    return {amx::split_right, amx::multiply_split_rows, kTilesPanel, kSplitRows, packed_right(runs, columns),
+            kTilesSums + kSplitRows * std::min(runs, kSplitDepth)};
   }
 #endif
-  static_cast<void>(algorithm);
   const Kernels& kernels = selected(kKernels);
   return {kernels.pack_right, kernels.multiply_rows, kernels.panel_width(), kMatrixRows,
           packed_right(depth, columns), rows_scratch(columns)};
 }
 
+}  // namespace
+
 bool supports_product(Algorithm algorithm) {
   return algorithm == Algorithm::direct || (algorithm == Algorithm::tiles && selected_tiles());
 }
-
-}  // namespace
 
 std::int64_t matrix_product_scratch(Algorithm algorithm, std::int64_t depth, std::int64_t columns, int threads) {
   if (!supports_product(algorithm)) return 0;

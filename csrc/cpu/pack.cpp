@@ -58,8 +58,9 @@ bool has_phases(Algorithm algorithm) {
   return algorithm == Algorithm::direct || algorithm == Algorithm::narrow || algorithm == Algorithm::tiles;
 }
 
-// Rounded to the nearest, halves to even; in a float32's upper half. Denormals of bfloat16 are 0 in AMX.
+// Rounded to the nearest, halves to even; a NaN stays one.
 std::uint16_t bfloat16(float value) {
+  if (value != value) return 0x7fc0;
   std::uint32_t bits;
   std::memcpy(&bits, &value, sizeof bits);
   return static_cast<std::uint16_t>((bits + 0x7fffu + (bits >> 16 & 1u)) >> 16);

@@ -27,7 +27,7 @@ struct Kernels {
   {isa::sum_absolute,         isa::update,    isa::quantize,  isa::blend_rows,           isa::blend_columns,          \
    isa::jpeg_blocks,          isa::jpeg_show, isa::jpeg_gradient_planes, isa::jpeg_gradient_chroma, isa::jpeg_gradient_show}
 
-const Kernels kKernels[kIsas] = {
+const Kernels kKernels[kWidths] = {
 #if defined(SHADE_FAST_X86)
     SHADE_FAST_KERNELS(avx512),
     SHADE_FAST_KERNELS(avx2),

@@ -2,7 +2,8 @@
 //
 // A value's larger part is its rounding to bfloat16, its smaller one the rounding of what that leaves. Of the four
 // products of two values the three largest are summed in float32: relative errors of about 2^-17, at three products each,
-// of which a core does 16 times as many as of float32's. Values whose magnitude is under 2^-126 count as 0.
+// of which a core does 16 times as many as of float32's. What is under 2^-126 counts as 0, a smaller part that is as well
+// as a value; what rounds to infinity in bfloat16 makes NaN.
 #pragma once
 
 #include <immintrin.h>
@@ -108,6 +109,7 @@ template <int rows, int columns, typename Work>
 inline __attribute__((always_inline)) void multiply_tiles(const Steps& steps, const std::uint8_t* first,
                                                           const std::uint8_t* second, const std::uint8_t* right,
                                                           float* sums, const Work& meanwhile) {
+  asm volatile("" ::: "memory");  // the tiles' loads do not tell the compiler what memory they read
   _tile_zero(0);
   if constexpr (columns == 2) _tile_zero(1);
   if constexpr (rows == 2) _tile_zero(2);

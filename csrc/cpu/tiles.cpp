@@ -3,9 +3,8 @@
 // A task splits the input under its output pixels once, with zeros for what lies outside: for every run of 32 channels
 // first their larger parts, then their smaller ones. 16 pixels in a row are then a tile wherever they begin, so that every
 // tap reads the same memory. Two groups of pixels meet two tiles of filters at a time; meanwhile the vector units finish
-// the sums before, and split what the next groups need. The input is read once, the weights once for each task.
-#include <algorithm>
-
+// the sums before, and split what the next groups need. The input is read once for each task, and a panel's weights once
+// for each two groups, from the second-level cache.
 #include "tile.h"
 
 namespace shade_fast::cpu::SHADE_FAST_ISA {
@@ -28,7 +27,7 @@ struct Meanwhile {
   // How far it is to come by the next step.
   std::int64_t next() {
     due_ += rate_;
-    return std::min(due_ >> kBits, end);
+    return clamp(due_ >> kBits, 0, end);
   }
 
  private:
@@ -68,15 +67,14 @@ class Tiles {
   }
 
  private:
-  // targets: for every group of 16 pixels, which output pixels they are; -1: none.
+  // targets: for every group of 16 pixels, which output pixels they are, counted from the task's first row on; -1: none.
   void find_targets() const {
     for (std::int64_t i = 0; i < layout_.groups * 16; ++i) {
       std::int64_t y, x;
       layout_.pixel(i, y, x);
-      const std::int64_t out_y = phase_.first_y + (task_.first_row + y) * phase_.step;
       const std::int64_t out_x = phase_.first_x + (task_.first_column + x) * phase_.step;
       const bool there = y < task_.rows && x < task_.columns;
-      targets_[i] = there ? static_cast<std::int32_t>(out_y * c_.out_width + out_x) : -1;
+      targets_[i] = there ? static_cast<std::int32_t>(y * phase_.step * c_.out_width + out_x) : -1;
     }
   }
 
@@ -89,8 +87,8 @@ class Tiles {
       float* const sums = sums_ + half_ * kTilesSums;
       half_ ^= 1;
       finishing_.begin(0, pending_.pixels, steps_.count());
-      const std::int64_t needed = layout_.rows_for(group + 2) * layout_.pitch;
-      splitting_.begin(splitting_.done, std::max(splitting_.done, needed), steps_.count());
+      const std::int64_t split = splitting_.done, needed = layout_.rows_for(group + 2) * layout_.pitch;
+      splitting_.begin(split, needed < split ? split : needed, steps_.count());
       const std::uint8_t* const first = region_ + layout_.place(group) * kRunBytes;
       const std::uint8_t* const second = region_ + layout_.place(group + pixel_tiles - 1) * kRunBytes;
       multiply_tiles(pixel_tiles, filter_tiles, steps_, first, second, weights, sums, [this] {
@@ -137,13 +135,13 @@ class Tiles {
   // Stores the sums of the pixels that wait, up to number `end`.
   inline __attribute__((always_inline)) void finish_until(std::int64_t end) {
     const Finish parts = call_.finish;
-    const std::int64_t image = task_.image * c_.out_height * c_.out_width;
+    const std::int64_t first_row = task_.image * c_.out_height + phase_.first_y + task_.first_row * phase_.step;
     for (; finishing_.done < end; ++finishing_.done) {
       const std::int32_t target = pending_.targets[finishing_.done];
       if (target < 0) continue;
       const float* from = pending_.sums + finishing_.done / 16 * pending_.filter_tiles * 256 + finishing_.done % 16 * 16;
       for (int tile = 0; tile < pending_.filter_tiles; ++tile) {
-        finish_block(load_block(from + tile * 256), parts, image + target, pending_.filter + tile * kBlock, c_.filters,
+        finish_block(load_block(from + tile * 256), parts, first_row * c_.out_width + target, pending_.filter + tile * kBlock, c_.filters,
                      call_.result, call_.stream);
       }
     }

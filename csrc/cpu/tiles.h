@@ -1,7 +1,5 @@
-// What tiles.cpp and the side that cuts the work into its tasks share.
+// What the kernels for AMX's tiles (tiles.cpp, tiles_matrix.cpp) and the side that cuts the work into their tasks share.
 #pragma once
-
-#include <algorithm>
 
 #include "convolution.h"
 
@@ -20,6 +18,8 @@ struct TilesTask {
   std::int64_t first_row, rows, first_column, columns;
   std::int64_t first_filter, end_filter;
 };
+
+namespace {  // each side has its own copy, compiled for its own instruction set
 
 // The input under a task's pixels, `region_rows` rows of `pitch` pixels for every run of channels, and the groups of 16
 // places in a row that the products take: either each row of output pixels by itself, or where its end would waste more,
@@ -63,7 +63,8 @@ struct TilesLayout {
   std::int64_t rows_for(std::int64_t group) const {
     const std::int64_t last = group + 1 < groups ? group + 1 : groups - 1;
     const std::int64_t row = flat ? (last * 16 + 15) / pitch : last / across;
-    return std::min((row < rows ? row : rows - 1) * stride + taps_y, region_rows);
+    const std::int64_t met = (row < rows ? row : rows - 1) * stride + taps_y;
+    return met < region_rows ? met : region_rows;
   }
 
   // Bytes of a run's part of the region: what the last group reads past its end included, and never a multiple of the
@@ -74,6 +75,8 @@ struct TilesLayout {
 
   std::int64_t scratch() const { return region_floats() + 2 * kTilesSums + groups * 16; }
 };
+
+}  // namespace
 
 // Of a product of matrices: rows in a task at most, and how many values of the sums' index are split before the next ones.
 constexpr std::int64_t kSplitRows = 256;

@@ -134,8 +134,8 @@ void split_right(const Matrix& right, std::int64_t depth, std::int64_t first, st
 
 void multiply_split_rows(const MatrixProduct& product, const float* packed, std::int64_t first, std::int64_t rows,
                          float* scratch) {
-  auto* const left = reinterpret_cast<std::uint8_t*>(scratch);
-  float* const sums = scratch + kSplitRows * kSplitDepth;
+  float* const sums = scratch;
+  auto* const left = reinterpret_cast<std::uint8_t*>(scratch + kTilesSums);
   const OwnTiles own;
   for (std::int64_t begin = 0; begin < product.depth; begin += kSplitDepth) {
     const std::int64_t length = clamp(product.depth - begin, 0, kSplitDepth);

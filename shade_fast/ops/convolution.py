@@ -14,7 +14,7 @@ from shade_fast.ops.binding import bound
 from shade_fast.ops.finish import Call, Finish, check_channels_last
 
 #: Algorithms, each with the compiled module's number for it.
-NUMBERS = {"direct": 0, "narrow": 1, "winograd2": 2, "tiles": 3, "winograd4": 4, "winograd6": 6}
+NUMBERS = {"direct": 0, "narrow": 1, "winograd2": 2, "winograd4": 4, "winograd6": 6, "tiles": 10}
 ALGORITHMS = tuple(NUMBERS)
 
 
@@ -66,6 +66,7 @@ def supports(algorithm: str, convolution: Convolution) -> bool:
 
     direct: a product of matrices. narrow: sums along the channels, for 1 to 8 filters. winograd2, winograd4, winograd6:
     F(2x2), F(4x4), F(6x6) of 3x3 kernels with stride and up 1 (arXiv 1509.09308), each less exact than the one before.
+    tiles: direct sums in AMX's tiles, each float32 as two bfloat16s, where the instruction set is "amx".
 
     Raises:
         ShadeFastError: no such algorithm, or no such convolution.
@@ -80,6 +81,8 @@ def supports(algorithm: str, convolution: Convolution) -> bool:
 
 def pack(algorithm: str, convolution: Convolution, weight: Tensor) -> Tensor:
     """Weights in the order in which the selected instruction set's kernels read them, transformed in float64.
+
+    Those of "tiles" are pairs of bfloat16s in float32's memory.
 
     Args:
         algorithm: one that `supports` the convolution.

@@ -68,7 +68,7 @@ def supports(algorithm: str) -> bool:
 
     tiles: bfloat16 products, three for each of float32 and as exact to about 2^-17; with the instruction set "amx".
     """
-    return algorithm == "direct" or (algorithm == "tiles" and native.cpu().selected_isa() == "amx")
+    return algorithm in NUMBERS and bool(native.cpu().matrix_product_supports(NUMBERS[algorithm]))
 
 
 def scratch_size(depth: int, columns: int, threads: int, algorithm: str = "direct") -> int:

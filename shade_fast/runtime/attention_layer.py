@@ -42,20 +42,21 @@ class AttentionLayer(Layer):
         batch, rows, columns, size = self._sizes()
         shape = (batch, self.heads, rows, columns)
         weights = schedule.keep(self, shape) if schedule.differentiable else schedule.new_buffer(shape)
-        algorithm = schedule.choose_product("forward")
-        scratch = self._scratch(schedule, algorithm, (size, columns), (columns, size))
+        algorithm = schedule.choose_product("forward", min(rows, columns, size))
+        scratch = self._scratch(schedule, (algorithm, columns, size), ("direct", size, columns))
 
         def bind(at: Callable[[Buffer], Tensor]) -> Call:
             q, k, v, out = (self._heads(at(buffer)) for buffer in (query, key, value, output))
-            product = partial(matrix_product.bind, scratch=at(scratch), threads=schedule.threads, algorithm=algorithm)
+            product = partial(matrix_product.bind, scratch=at(scratch), threads=schedule.threads)
             calls: list[Call] = []
             for image in range(batch):
                 for head in range(self.heads):
                     scores = at(weights)[image, head]
+                    # Softmax makes a score's error, which grows with the score, a relative one of a weight.
                     calls += [
                         product(q[image, head], k[image, head].t(), scores, factor=self.scale),
                         partial(_softmax, scores),
-                        product(scores, v[image, head], out[image, head]),
+                        product(scores, v[image, head], out[image, head], algorithm=algorithm),
                     ]
             return partial(_all, calls)
 
@@ -74,8 +75,9 @@ class AttentionLayer(Layer):
         batch, rows, columns, size = self._sizes()
         results = [schedule.new_buffer(operand.value.dims, channels_last=True) for operand in self.operands()]
         slopes = schedule.new_buffer((min(rows, self.ROWS), columns))
-        algorithm = schedule.choose_product("backward")
-        scratch = self._scratch(schedule, algorithm, (size, columns), (columns, size), (self.ROWS, size))
+        algorithm = schedule.choose_product("backward", min(rows, columns, size))
+        rights = (size, columns), (columns, size), (self.ROWS, size)
+        scratch = self._scratch(schedule, *((algorithm, *right) for right in rights))
 
         def bind(at: Callable[[Buffer], Tensor]) -> Call:
             q, k, v, g = (self._heads(at(buffer)) for buffer in (query, key, value, gradient))
@@ -114,8 +116,12 @@ class AttentionLayer(Layer):
         batch, channels, height, width = self.query.dims
         return batch, height * width, self.key.dims[2] * self.key.dims[3], channels // self.heads
 
-    def _scratch(self, schedule: Schedule, algorithm: str, *rights: tuple[int, int]) -> Buffer:
-        sizes = (matrix_product.scratch_size(*right, schedule.threads, algorithm) for right in rights)
+    def _scratch(self, schedule: Schedule, *products: tuple[str, int, int]) -> Buffer:
+        """For products by these algorithms with right operands [depth, columns]."""
+        sizes = (
+            matrix_product.scratch_size(depth, columns, schedule.threads, algorithm)
+            for algorithm, depth, columns in products
+        )
         return schedule.new_buffer((max(sizes),))
 
     def _heads(self, tensor: Tensor) -> Tensor:

@@ -188,6 +188,10 @@ class GroupNormLayer(Layer):
     activation: str = "none"
     kind: str = field(default="group norm", kw_only=True)
 
+    @property
+    def jumps(self) -> bool:
+        return self.activation == "relu" or self.output.gated
+
     def operands(self) -> list[Operand]:
         return [self.source]
 

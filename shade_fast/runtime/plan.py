@@ -1,7 +1,8 @@
 """Which algorithm each convolution runs: measured once per machine and shape, and remembered; or by fixed rules.
 
-`fast` takes what is fastest of Winograd's algorithms, with fewer multiplications and rounding errors of about 1e-5 of
-the largest value, and of AMX's tiles, with cheaper ones and errors of 5e-6. `exact` takes direct sums in float32 alone.
+`fast` takes what is fastest of direct sums, Winograd's algorithms, which multiply less, and AMX's tiles, which multiply
+parts of values: root-mean-square errors of a layer up to 2e-6 for F(4x4), 7e-6 for F(6x6), 4.5e-6 in tiles. `exact`
+takes direct sums in float32 alone.
 
 Environment:
     SHADE_FAST_PLAN     measured (the default), or fixed: rules that depend on no measurement.
@@ -36,10 +37,10 @@ ACCURACIES = {
     "fast": ("narrow", "tiles", "winograd4", "winograd6", "direct"),
     "exact": ("narrow", "direct"),
 }
-#: And the forward of a network whose gradient jumps (ReLUs, max pooling), for "fast": an error moves the places of the
-#: jumps, and so errors a few times smaller are worth more than the time.
+#: And the forward of a network whose gradient jumps (ReLUs, max pooling), for "fast": each error moves the places of
+#: the jumps, and those of tiles are 5 to 9 times F(4x4)'s, and twice F(6x6)'s where channels are 64 or fewer.
 ADMITTED = {**ACCURACIES, "careful": ("narrow", "winograd4", "winograd6", "direct")}
-MOST_EXACT = ("narrow", "direct", "winograd2", "tiles", "winograd4", "winograd6")
+MOST_EXACT = ("narrow", "direct", "winograd2", "winograd4", "tiles", "winograd6")
 #: The share of the time of a more exact algorithm that another has to stay below.
 CLEARLY = 0.95
 #: From so many channels and filters on tiles are full enough, and Winograd's transforms worth their time.
@@ -47,7 +48,7 @@ LEAST_CHANNELS = {"tiles": 32, "winograd4": 16, "winograd6": 16}
 #: A measurement runs on at most this many result pixels: the rates of larger images are theirs.
 MOST_PIXELS = 128 * 128
 REPEATS = 9
-#: Bytes that are written before each run, as in a step: a layer finds its input in the caches, and its weights no more.
+#: Bytes that are written before each run: as in a step, the second-level caches have a layer's input, not its weights.
 EVICTED = 2**25
 
 
@@ -60,24 +61,23 @@ def choose(accuracy: str, convolution: Convolution, source: Dims, result: Dims, 
     if len(candidates) == 1 or plan == "fixed":
         fewest = min(convolution.channels, convolution.filters)
         return next(name for name in candidates if fewest >= LEAST_CHANNELS.get(name, 1))
-    return _measured(accuracy, candidates, convolution, source, result, threads)
+    return _measured(candidates, convolution, source, result, threads)
 
 
-def choose_product(accuracy: str) -> str:
-    """The algorithm for products of matrices."""
-    return "tiles" if accuracy == "fast" and matrix_product.supports("tiles") else "direct"
+def choose_product(accuracy: str, shortest: int) -> str:
+    """The algorithm for products of matrices whose shortest side is this long."""
+    admitted = accuracy == "fast" and shortest >= LEAST_CHANNELS["tiles"]
+    return "tiles" if admitted and matrix_product.supports("tiles") else "direct"
 
 
 _lock = threading.Lock()
 
 
-def _measured(
-    accuracy: str, candidates: list[str], convolution: Convolution, source: Dims, result: Dims, threads: int
-) -> str:
+def _measured(candidates: list[str], convolution: Convolution, source: Dims, result: Dims, threads: int) -> str:
     source, result = _bounded(convolution, source, result)
     bucket = (result[0] * result[2] * result[3]).bit_length()
     key = (
-        f"{accuracy} {convolution.channels}->{convolution.filters} {convolution.kernel[0]}x{convolution.kernel[1]} "
+        f"{convolution.channels}->{convolution.filters} {convolution.kernel[0]}x{convolution.kernel[1]} "
         f"/{convolution.stride} *{convolution.up} 2^{bucket} {threads} threads of {', '.join(candidates)}"
     )
     with _lock:

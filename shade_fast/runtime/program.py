@@ -127,9 +127,9 @@ class Schedule:
         """The algorithm of a convolution, "forward" or "backward"."""
         return plan.choose(self._accuracy_of(direction), convolution, source, result, self.threads)
 
-    def choose_product(self, direction: str) -> str:
-        """The algorithm of products of matrices."""
-        return plan.choose_product(self._accuracy_of(direction))
+    def choose_product(self, direction: str, shortest: int) -> str:
+        """The algorithm of products of matrices, "forward" or "backward", whose shortest side is this long."""
+        return plan.choose_product(self._accuracy_of(direction), shortest)
 
     def _accuracy_of(self, direction: str) -> str:
         """Rounding in the forward decides jumps of the gradient, where there are any."""

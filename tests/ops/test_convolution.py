@@ -66,6 +66,7 @@ CASES = [
     (Convolution(16, 4, (3, 3), stride=2, padding=(1, 1)), (1, 12, 31), (6, 16)),
     (Convolution(16, 3, (3, 3), up=2, padding=(1, 1)), (1, 6, 16), (12, 31)),
     (Convolution(3, 1, (5, 4), padding=(2, 2)), (1, 6, 9), (6, 9)),
+    (Convolution(256, 176, (3, 3), padding=(1, 1)), (1, 1, 30), (1, 30)),  # a row: threads have filters of their own
     # several blocks of rows and of columns for each of two threads
     (Convolution(72, 40, (3, 3), padding=(1, 1)), (1, 50, 150), (50, 150)),
     (Convolution(64, 20, (3, 3), stride=2, padding=(0, 0)), (2, 45, 271), (22, 135)),
@@ -86,8 +87,9 @@ def run(
 ) -> None:
     packed = pack(algorithm, convolution, weight)
     size = scratch_size(algorithm, convolution, tuple(x.shape), tuple(out.shape), threads)
-    scratch = torch.full((size,), torch.nan)
+    scratch = torch.full((size + 64,), torch.nan)
     native.check(native.cpu(), bind(algorithm, convolution, packed, x, out, finish, scratch, threads)())
+    assert bool(scratch[size:].isnan().all()), "more scratch memory is written than was asked for"
 
 
 def relative_error(result: Tensor, exact: Tensor) -> float:
@@ -121,12 +123,12 @@ def test_every_algorithm_equals_the_reference(
     x, weight = draw(convolution, shape)
     exact = reference(convolution, weight.double(), x.double(), out_size)
     results = []
-    for threads in (1, 2):
+    for threads in (1, 2, 4):
         out = nan(shape[0], convolution.filters, *out_size)
         run(algorithm, convolution, weight, x, out, Finish(), threads)
         results.append(out)
     assert relative_error(results[0], exact) <= TOLERANCES[algorithm]
-    assert torch.equal(results[0], results[1])
+    assert torch.equal(results[0], results[1]) and torch.equal(results[0], results[2])
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)

@@ -96,6 +96,7 @@ NETS: dict[str, Callable[[], nn.Module]] = {
     "overlapping pool, rounded up": lambda: Net(
         lambda x, a, b: b(F.max_pool2d(torch.relu(a(x)), 3, 2, ceil_mode=True)), a=conv(3, 16), b=conv(16, 16)
     ),
+    "attention, many channels": lambda: nn.Sequential(conv(3, 64, 3, 2), Attention(64, 2), conv(64, 4)),
     "attention, one head": lambda: nn.Sequential(conv(3, 16, 3, 2), Attention(16, 1), conv(16, 4)),
     "attention, four heads": lambda: nn.Sequential(conv(3, 16, 3, 2), Attention(16, 4), conv(16, 4)),
     "ops that torch runs": lambda: Net(

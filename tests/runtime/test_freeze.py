@@ -252,5 +252,6 @@ def test_tiles_are_taken_where_no_jump_depends_on_them(monkeypatch: pytest.Monke
 
     assert taken(nn.SiLU(), "fast") == ("tiles", "tiles")
     assert taken(nn.ReLU(), "fast") == ("winograd4", "tiles")
+    assert taken(nn.Sequential(nn.GroupNorm(4, 32), nn.ReLU()), "fast") == ("winograd4", "tiles")
     assert taken(nn.MaxPool2d(2), "fast") == ("winograd4", "tiles")
     assert taken(nn.SiLU(), "exact") == ("direct", "direct")

@@ -32,11 +32,11 @@ def nothing_known(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[N
 def test_exact_takes_direct_sums_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SHADE_FAST_PLAN", "fixed")
     tiles = native.cpu().selected_isa() == "amx"
-    assert plan.choose("exact", PLAIN, *SHAPES, 1) == plan.choose_product("exact") == "direct"
+    assert plan.choose("exact", PLAIN, *SHAPES, 1) == plan.choose_product("exact", 64) == "direct"
     assert plan.choose("fast", PLAIN, *SHAPES, 1) == ("tiles" if tiles else "winograd4")
-    assert plan.choose_product("fast") == ("tiles" if tiles else "direct")
+    assert plan.choose_product("fast", 64) == ("tiles" if tiles else "direct")
     assert plan.choose("careful", PLAIN, *SHAPES, 1) == "winograd4"
-    assert plan.choose_product("careful") == "direct"
+    assert plan.choose_product("careful", 64) == plan.choose_product("fast", 16) == "direct"
 
 
 def test_fixed_rules_leave_few_channels_to_direct_sums(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -111,4 +111,5 @@ def test_an_unknown_plan(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_larger_errors_are_taken_for_a_clear_gain_alone() -> None:
     assert plan._best({"winograd4": 1.0, "winograd6": 0.97, "direct": 3.0}) == "winograd4"
     assert plan._best({"winograd4": 1.0, "winograd6": 0.9, "direct": 3.0}) == "winograd6"
+    assert plan._best({"tiles": 0.97, "winograd4": 1.0}) == "winograd4"
     assert plan._best({"narrow": 1.0, "direct": 0.99}) == "narrow"
