@@ -45,6 +45,7 @@ struct Call {
 // A product of matrices: sums[row, column] = sum over k of left * right, added to what is there if `accumulate`.
 // left: row after row `row_step` floats apart, and k in runs of `run` values (the last may be shorter), `run_step` floats
 // apart; right: [depth, width]; width: 16, or panel_width(). A row's sums run in the order of k, whatever the other rows.
+// next, unless null: the right side of a later product of this depth and width, fetched meanwhile where row_step is 16.
 struct Product {
   const float* left;
   std::int64_t row_step, run_step;
@@ -53,6 +54,7 @@ struct Product {
   std::int64_t width;
   float* sums;
   bool accumulate;
+  const float* next;
 };
 
 // direct() takes at most so many pixels at once, and so many values of each. Where the weights fit the second-level

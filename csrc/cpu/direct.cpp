@@ -106,7 +106,7 @@ class Direct {
           const std::int64_t width = clamp(filters_ - filter, 0, panel);
           const float* right = call_.packed + phase_.weights + filter * depth + (row * run_ + begin) * width;
           multiply({from.values, from.row_step, from.run_step, pixels, (chunk.end - chunk.first) * chunk.length,
-                    chunk.length, right, width, sums_ + filter * pixels, row + begin > first});
+                    chunk.length, right, width, sums_ + filter * pixels, row + begin > first, nullptr});
         }
       }
     }

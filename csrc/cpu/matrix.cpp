@@ -78,7 +78,7 @@ void multiply_rows(const MatrixProduct& product, const float* packed, std::int64
     for (std::int64_t panel = 0; panel < product.columns; panel += panel_width()) {
       const std::int64_t width = clamp(round_up(product.columns - panel, kBlock), 0, panel_width());
       multiply({left, kBlock, rows * kBlock, rows, length, kBlock, packed + panel * product.depth + begin * width, width,
-                sums + panel * rows, begin > 0});
+                sums + panel * rows, begin > 0, nullptr});
     }
   }
   store_rows(product, first, rows, sums);

@@ -1,7 +1,8 @@
 // The product that both winograd.cpp and direct.cpp come down to. Registers hold the sums of a few rows and one panel
 // of filters while k passes: for each k one load of the panel's vectors and one broadcast for each row. With 14 rows of
 // two vectors (AVX-512) that is 28 fused multiply-adds for 16 loads. Sums begin at zero in each call and meet what is there
-// at its end.
+// at its end. What comes next is fetched beside it: machines do not foresee rows that lie apart, nor where weights too
+// large for the second-level cache go on after a page.
 #include "convolution.h"
 #include "vector.h"
 
@@ -15,6 +16,8 @@ constexpr int kRows = 6, kPanelBlocks = 1;
 #else
 constexpr int kRows = 3, kPanelBlocks = 1;
 #endif
+
+constexpr int kSecondLevel = 2;  // of the caches, for __builtin_prefetch
 
 // Rows are addressed as every third row's pointer and once or twice the step: so many pointers fit the registers.
 template <int rows>
@@ -36,8 +39,9 @@ struct Rows {
   }
 };
 
+// `lines` cache lines from `fetched` on are fetched beside each run.
 template <int rows, int blocks, bool adjacent>
-void multiply_rows(const Product& product, std::int64_t first) {
+void multiply_rows(const Product& product, std::int64_t first, const float* fetched, std::int64_t lines) {
   constexpr int vectors = blocks * kParts;
   constexpr std::int64_t width = blocks * kBlock;
   const std::int64_t row_step = adjacent ? kBlock : product.row_step;
@@ -47,6 +51,11 @@ void multiply_rows(const Product& product, std::int64_t first) {
 
   Vector sum[rows][vectors] = {};
   for (std::int64_t rest = product.depth; rest > 0; rest -= product.run, left += product.run_step) {
+    if constexpr (adjacent) {
+#pragma GCC unroll 16
+      for (int row = 0; row < rows; ++row) __builtin_prefetch(left + product.run_step + row * kBlock);
+      for (std::int64_t line = 0; line < lines; ++line, fetched += kBlock) __builtin_prefetch(fetched, 0, kSecondLevel);
+    }
     Rows<rows> values(left, row_step);
     const std::int64_t length = rest < product.run ? rest : product.run;
     for (std::int64_t k = 0; k < length; ++k, right += width, values.advance()) {
@@ -73,19 +82,22 @@ void multiply_rows(const Product& product, std::int64_t first) {
 
 // multiply_rows for the number of rows that is asked for, `rows` at most.
 template <int rows, int blocks, bool adjacent>
-void dispatch(const Product& product, std::int64_t first, std::int64_t count) {
+void dispatch(const Product& product, std::int64_t first, std::int64_t count, const float* fetched,
+              std::int64_t lines) {
   if constexpr (rows > 1) {
-    if (count < rows) return dispatch<rows - 1, blocks, adjacent>(product, first, count);
+    if (count < rows) return dispatch<rows - 1, blocks, adjacent>(product, first, count, fetched, lines);
   }
-  multiply_rows<rows, blocks, adjacent>(product, first);
+  multiply_rows<rows, blocks, adjacent>(product, first, fetched, lines);
 }
 
 template <int blocks, bool adjacent>
 void multiply_all(const Product& product) {
-  const std::int64_t groups = ceil_div(product.rows, kRows);
+  const std::int64_t groups = ceil_div(product.rows, kRows), runs = ceil_div(product.depth, product.run);
+  const std::int64_t lines = product.next == nullptr ? 0 : ceil_div(product.depth * blocks, runs * groups);
   for (std::int64_t group = 0; group < groups; ++group) {
     const std::int64_t first = product.rows * group / groups;
-    dispatch<kRows, blocks, adjacent>(product, first, product.rows * (group + 1) / groups - first);
+    const float* const fetched = lines == 0 ? nullptr : product.next + group * runs * lines * kBlock;
+    dispatch<kRows, blocks, adjacent>(product, first, product.rows * (group + 1) / groups - first, fetched, lines);
   }
 }
 

@@ -111,9 +111,9 @@ class Winograd {
         sums_step_(winograd_step(panel_width(), task.tiles)) {}
 
   void run() const {
-    for (std::int64_t channel = 0; channel < channels_; channel += kBlock) {
-      Place at = first_place();
-      for (std::int64_t tile = 0; tile < task_.tiles; ++tile, advance(at)) transform_tile(tile, at, channel);
+    Place at = first_place();
+    for (std::int64_t tile = 0; tile < task_.tiles; ++tile, advance(at)) {
+      for (std::int64_t channel = 0; channel < channels_; channel += kBlock) transform_tile(tile, at, channel);
     }
     // One panel after the other: its sums, and the weights of a few points, stay in the second-level cache.
     const std::int64_t panel = panel_width();
@@ -171,7 +171,11 @@ class Winograd {
       for (int x = 0; x < kPoints; ++x) {
         Vector column[kPoints], at[kPoints];
 #pragma GCC unroll 8
-        for (int y = 0; y < kPoints; ++y) column[y] = load(from + y * row_step + x * pixel_step);
+        for (int y = 0; y < kPoints; ++y) {
+          const float* const place = from + y * row_step + x * pixel_step;
+          column[y] = load(place);
+          if (part == 0) __builtin_prefetch(place + kBlock);  // the channels that follow, of pixels that lie apart
+        }
         transform_input<pairs>(column, at);
 #pragma GCC unroll 8
         for (int y = 0; y < kPoints; ++y) half[y][x] = at[y];
@@ -189,8 +193,9 @@ class Winograd {
   void multiply_panel(std::int64_t filter, std::int64_t width) const {
     for (int point = 0; point < kPoints * kPoints; ++point) {
       const float* right = call_.packed + (filter * kPoints * kPoints + point * width) * channels_;
+      const bool last = point == kPoints * kPoints - 1 && filter + width >= task_.end_filter;
       multiply({at_ + point * at_step_, kBlock, task_.tiles * kBlock, task_.tiles, channels_, kBlock, right, width,
-                sums_ + point * sums_step_, false});
+                sums_ + point * sums_step_, false, last ? nullptr : right + width * channels_});
     }
   }
 
