@@ -17,15 +17,17 @@ struct Kernels {
   decltype(&portable::panel_width) panel_width;
   decltype(&portable::direct) direct;
   decltype(&portable::narrow) narrow;
+  decltype(&portable::winograd_tiles) winograd_tiles;
   decltype(&portable::winograd) winograd;
 };
 
 const Kernels kKernels[kWidths] = {
 #if defined(SHADE_FAST_X86)
-    {avx512::panel_width, avx512::direct, avx512::narrow, avx512::winograd},
-    {avx2::panel_width, avx2::direct, avx2::narrow, avx2::winograd},
+    {avx512::panel_width, avx512::direct, avx512::narrow, avx512::winograd_tiles, avx512::winograd},
+    {avx2::panel_width, avx2::direct, avx2::narrow, avx2::winograd_tiles, avx2::winograd},
 #endif
-    {portable::panel_width, portable::direct, portable::narrow, portable::winograd},
+    {portable::panel_width, portable::direct, portable::narrow, portable::winograd_tiles,
+     portable::winograd},
 };
 
 // Operations for which a further thread is worth its waking.
@@ -123,24 +125,23 @@ void run_narrow(const Kernels& kernels, const Call& call, int threads) {
 // How the tiles and filters of a Winograd convolution are cut into tasks: blocks of tiles, and where those are too few
 // for the threads, parts of the filters.
 struct WinogradPlan {
-  std::int64_t outputs, tiles, filters;
+  std::int64_t outputs, tiles, filters, panel;
   std::int64_t blocks, tiles_at_once;
   std::int64_t parts, filters_in_part;
 
-  WinogradPlan(Algorithm algorithm, const Convolution& c, std::int64_t panel, std::int64_t sharers)
+  WinogradPlan(Algorithm algorithm, const Convolution& c, const Kernels& kernels, std::int64_t sharers)
       : outputs(static_cast<std::int64_t>(algorithm)),
         tiles(c.images * ceil_div(c.out_height, outputs) * ceil_div(c.out_width, outputs)),
-        filters(round_up(c.filters, 16)) {
-    // The more channels, the further away the weights are read from, and the more tiles they have to serve.
-    const std::int64_t wished = 14 * std::clamp<std::int64_t>(c.channels / 80, 2, 6);
-    const std::int64_t needed = std::max<std::int64_t>(ceil_div(tiles, wished), 1);
+        filters(round_up(c.filters, 16)),
+        panel(kernels.panel_width()) {
+    const std::int64_t needed = std::max<std::int64_t>(ceil_div(tiles, kernels.winograd_tiles(c.channels)), 1);
     parts = std::min(ceil_div(sharers, needed), ceil_div(filters, panel));
     blocks = parts > 1 ? needed : std::min(std::max<std::int64_t>(tiles, 1), round_up(needed, sharers));
     tiles_at_once = ceil_div(tiles, blocks);
     filters_in_part = round_up(ceil_div(filters, parts), panel);
   }
 
-  std::int64_t scratch(const Convolution& c, std::int64_t panel) const {
+  std::int64_t scratch(const Convolution& c) const {
     const std::int64_t points = (outputs + 2) * (outputs + 2);
     return points * (winograd_step(c.channels, tiles_at_once) + winograd_step(panel, tiles_at_once));
   }
@@ -149,9 +150,8 @@ struct WinogradPlan {
 void run_winograd(const Kernels& kernels, Algorithm algorithm, const Call& call, float* scratch, int threads) {
   const Convolution& c = call.convolution;
   const std::int64_t sharers = worthwhile_threads(c, threads);
-  const std::int64_t panel = kernels.panel_width();
-  const WinogradPlan plan(algorithm, c, panel, sharers);
-  share_out(plan.blocks * plan.parts, sharers, scratch, plan.scratch(c, panel), [&](std::int64_t task, float* own) {
+  const WinogradPlan plan(algorithm, c, kernels, sharers);
+  share_out(plan.blocks * plan.parts, sharers, scratch, plan.scratch(c), [&](std::int64_t task, float* own) {
     const std::int64_t block = task / plan.parts, part = task % plan.parts;
     const std::int64_t first = plan.tiles * block / plan.blocks;
     const std::int64_t first_filter = part * plan.filters_in_part;
@@ -261,12 +261,11 @@ Status pack_weights(Algorithm algorithm, const Convolution& c, const float* weig
 std::int64_t convolution_scratch(Algorithm algorithm, const Convolution& c, int threads) {
   if (!supports(algorithm, c) || threads < 1) return 0;
   const std::int64_t sharers = worthwhile_threads(c, threads);
-  const std::int64_t panel = selected(kKernels).panel_width();
   switch (algorithm) {
     case Algorithm::direct: return direct_scratch(c) * sharers + 16;
     case Algorithm::narrow: return 0;
     case Algorithm::tiles: return tiles_scratch(c, sharers) * sharers + 16;
-    default: return WinogradPlan(algorithm, c, panel, sharers).scratch(c, panel) * sharers + 16;
+    default: return WinogradPlan(algorithm, c, selected(kKernels), sharers).scratch(c) * sharers + 16;
   }
 }
 

@@ -105,8 +105,9 @@ class Direct {
         for (std::int64_t filter = 0; filter < filters_; filter += panel) {
           const std::int64_t width = clamp(filters_ - filter, 0, panel);
           const float* right = call_.packed + phase_.weights + filter * depth + (row * run_ + begin) * width;
+          const float* next = filter + panel + width <= filters_ ? right + panel * depth : nullptr;
           multiply({from.values, from.row_step, from.run_step, pixels, (chunk.end - chunk.first) * chunk.length,
-                    chunk.length, right, width, sums_ + filter * pixels, row + begin > first, nullptr});
+                    chunk.length, right, width, sums_ + filter * pixels, row + begin > first, next});
         }
       }
     }

@@ -39,7 +39,7 @@ struct Rows {
   }
 };
 
-// `lines` cache lines from `fetched` on are fetched beside each run.
+// `lines` cache lines from `fetched` on are fetched beside every kBlock values of a run.
 template <int rows, int blocks, bool adjacent>
 void multiply_rows(const Product& product, std::int64_t first, const float* fetched, std::int64_t lines) {
   constexpr int vectors = blocks * kParts;
@@ -54,19 +54,22 @@ void multiply_rows(const Product& product, std::int64_t first, const float* fetc
     if constexpr (adjacent) {
 #pragma GCC unroll 16
       for (int row = 0; row < rows; ++row) __builtin_prefetch(left + product.run_step + row * kBlock);
-      for (std::int64_t line = 0; line < lines; ++line, fetched += kBlock) __builtin_prefetch(fetched, 0, kSecondLevel);
     }
     Rows<rows> values(left, row_step);
     const std::int64_t length = rest < product.run ? rest : product.run;
-    for (std::int64_t k = 0; k < length; ++k, right += width, values.advance()) {
-      Vector factor[vectors];
+    for (std::int64_t begin = 0; begin < length; begin += kBlock) {
+      for (std::int64_t line = 0; line < lines; ++line, fetched += kBlock) __builtin_prefetch(fetched, 0, kSecondLevel);
+      const std::int64_t count = clamp(length - begin, 0, kBlock);
+      for (std::int64_t k = 0; k < count; ++k, right += width, values.advance()) {
+        Vector factor[vectors];
 #pragma GCC unroll 16
-      for (int v = 0; v < vectors; ++v) factor[v] = load(right + v * kLanes);
+        for (int v = 0; v < vectors; ++v) factor[v] = load(right + v * kLanes);
 #pragma GCC unroll 16
-      for (int row = 0; row < rows; ++row) {
-        const Vector value = broadcast(values[row]);
+        for (int row = 0; row < rows; ++row) {
+          const Vector value = broadcast(values[row]);
 #pragma GCC unroll 16
-        for (int v = 0; v < vectors; ++v) sum[row][v] += value * factor[v];
+          for (int v = 0; v < vectors; ++v) sum[row][v] += value * factor[v];
+        }
       }
     }
   }
@@ -92,11 +95,12 @@ void dispatch(const Product& product, std::int64_t first, std::int64_t count, co
 
 template <int blocks, bool adjacent>
 void multiply_all(const Product& product) {
-  const std::int64_t groups = ceil_div(product.rows, kRows), runs = ceil_div(product.depth, product.run);
-  const std::int64_t lines = product.next == nullptr ? 0 : ceil_div(product.depth * blocks, runs * groups);
+  const std::int64_t groups = ceil_div(product.rows, kRows);
+  const std::int64_t pieces = ceil_div(product.depth, product.run) * ceil_div(product.run, kBlock);
+  const std::int64_t lines = product.next == nullptr ? 0 : ceil_div(product.depth * blocks, pieces * groups);
   for (std::int64_t group = 0; group < groups; ++group) {
     const std::int64_t first = product.rows * group / groups;
-    const float* const fetched = lines == 0 ? nullptr : product.next + group * runs * lines * kBlock;
+    const float* const fetched = lines == 0 ? nullptr : product.next + group * pieces * lines * kBlock;
     dispatch<kRows, blocks, adjacent>(product, first, product.rows * (group + 1) / groups - first, fetched, lines);
   }
 }

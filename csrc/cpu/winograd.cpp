@@ -151,7 +151,9 @@ class Winograd {
     float* to = at_ + channel * task_.tiles + tile * kBlock;
     if (count == kBlock && y >= 0 && x >= 0 && y + kPoints <= c.height && x + kPoints <= c.width) {
       const float* from = call_.input + ((at.image * c.height + y) * c.width + x) * channels_ + channel;
-      transform_block(from, c.width * channels_, channels_, to);
+      // What follows: the pixels' next channels, or the next tile's first.
+      const std::int64_t ahead = channel + kBlock < channels_ ? kBlock : kOutputs * channels_ - channel;
+      transform_block(from, c.width * channels_, channels_, ahead, to);
       return;
     }
     float padded[kPoints * kPoints * kBlock];
@@ -162,10 +164,13 @@ class Winograd {
         store_block(padded + (i * kPoints + j) * kBlock, load_block(call_.input + from, inside ? count : 0));
       }
     }
-    transform_block(padded, kPoints * kBlock, kBlock, to);
+    transform_block(padded, kPoints * kBlock, kBlock, 0, to);
   }
 
-  void transform_block(const float* from, std::int64_t row_step, std::int64_t pixel_step, float* to) const {
+  // Fetches what lies `ahead` of the values, too: machines do not foresee pixels that lie apart.
+  void transform_block(const float* from, std::int64_t row_step, std::int64_t pixel_step, std::int64_t ahead,
+                       float* to) const {
+    const std::int64_t at_step = at_step_;
     for (int part = 0; part < kParts; ++part, from += kLanes, to += kLanes) {
       Vector half[kPoints][kPoints];
       for (int x = 0; x < kPoints; ++x) {
@@ -174,7 +179,7 @@ class Winograd {
         for (int y = 0; y < kPoints; ++y) {
           const float* const place = from + y * row_step + x * pixel_step;
           column[y] = load(place);
-          if (part == 0) __builtin_prefetch(place + kBlock);  // the channels that follow, of pixels that lie apart
+          if (part == 0) __builtin_prefetch(place + ahead);
         }
         transform_input<pairs>(column, at);
 #pragma GCC unroll 8
@@ -184,7 +189,7 @@ class Winograd {
         Vector at[kPoints];
         transform_input<pairs>(half[y], at);
 #pragma GCC unroll 8
-        for (int x = 0; x < kPoints; ++x) store(to + (y * kPoints + x) * at_step_, at[x]);
+        for (int x = 0; x < kPoints; ++x) store(to + (y * kPoints + x) * at_step, at[x]);
       }
     }
   }
@@ -208,6 +213,8 @@ class Winograd {
 
   void finish_tile(const float* sums, const Place& at, std::int64_t filter) const {
     const Convolution& c = call_.convolution;
+    const std::int64_t rows = clamp(c.out_height - at.y, 0, kOutputs), columns = clamp(c.out_width - at.x, 0, kOutputs);
+    const std::int64_t first_pixel = (at.image * c.out_height + at.y) * c.out_width + at.x;
     Vector half[kParts][kOutputs][kPoints];
     for (int part = 0; part < kParts; ++part) {
       for (int x = 0; x < kPoints; ++x) {
@@ -219,7 +226,6 @@ class Winograd {
         for (int y = 0; y < kOutputs; ++y) half[part][y][x] = out[y];
       }
     }
-    const std::int64_t rows = clamp(c.out_height - at.y, 0, kOutputs), columns = clamp(c.out_width - at.x, 0, kOutputs);
     for (std::int64_t y = 0; y < rows; ++y) {
       Block row[kOutputs];
       for (int part = 0; part < kParts; ++part) {
@@ -228,10 +234,9 @@ class Winograd {
 #pragma GCC unroll 8
         for (int x = 0; x < kOutputs; ++x) row[x].part[part] = out[x];
       }
-      const std::int64_t pixel = (at.image * c.out_height + at.y + y) * c.out_width + at.x;
+      const std::int64_t pixel = first_pixel + y * c.out_width;
       for (std::int64_t x = 0; x < columns; ++x) {
-        finish_block(row[x], call_.finish, pixel + x, filter, c.filters, call_.result,
-                     call_.stream);
+        finish_block(row[x], call_.finish, pixel + x, filter, c.filters, call_.result, call_.stream);
       }
     }
   }
@@ -246,6 +251,12 @@ class Winograd {
 };
 
 }  // namespace
+
+// How many tiles to transform at once. The more channels, the further away the weights are read from, and the more tiles
+// they have to serve; wider vectors want them sooner. Fewer tiles' values stay in nearer caches.
+std::int64_t winograd_tiles(std::int64_t channels) {
+  return 14 * clamp(channels / 80, 2, kLanes == 16 ? 6 : 3);
+}
 
 void winograd(const Call& call, const WinogradTask& task, float* scratch) {
   switch (task.outputs) {
