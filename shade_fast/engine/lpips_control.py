@@ -9,22 +9,23 @@ class LpipsControl:
     """Holds the LPIPS bound of each image of a batch, by three things of which each step takes the newest.
 
         v = clip(LPIPS/bound - 1, -1, 1)
-        weight of the LPIPS gradient:  w·exp(2·v),  w <- w·exp(0.1·v) inside [0.01, 50], from 0.3
-        length of the step:            where v > 0 0.8·length, at least 0.05, else min(1.15·length, 1)
+        weight of the LPIPS gradient:  w·exp(2·v),  w <- w·exp(0.1·v) inside [0.01, 50], from 1
+        length of the step:            where v > 0 0.8·length, at least 0.05, else min(1.15·length, 1), from 0.15
         share of the perturbation kept:  clip(bound/LPIPS, 0.9, 1)
 
     The response exp(2·v) damps what the accumulated w alone would swing through. Length and share are for images with
     wide flat areas: signed steps of full length are noise there that breaks the bound by itself, which no weight mends,
-    and which goes away only when the perturbation shrinks. Everything is kept in tensors that stay where they are.
+    and which goes away only when the perturbation shrinks. That takes many steps, so the first ones are short, and w
+    begins where it settles. Everything is kept in tensors that stay where they are.
     """
 
-    FIRST, ACCUMULATION, RANGE, RESPONSE = 0.3, 0.1, (0.01, 50.0), 2.0
-    SHORTEN, LENGTHEN, SHORTEST = 0.8, 1.15, 0.05
+    FIRST, ACCUMULATION, RANGE, RESPONSE = 1.0, 0.1, (0.01, 50.0), 2.0
+    FIRST_LENGTH, SHORTEN, LENGTHEN, SHORTEST = 0.15, 0.8, 1.15, 0.05
     LEAST_KEPT = 0.9
 
     def __init__(self, bound: float, count: int, device: torch.device) -> None:
         self.bound = bound
-        self.length = torch.ones(count, device=device)
+        self.length = torch.full((count,), self.FIRST_LENGTH, device=device)
         self.kept = torch.ones(count, device=device)
         #: whether the last step met each image inside its bound
         self.held = torch.ones(count, dtype=torch.bool, device=device)
@@ -32,7 +33,7 @@ class LpipsControl:
 
     def begin(self, image: int) -> None:
         """Another image takes the place of one."""
-        self.length[image] = 1
+        self.length[image] = self.FIRST_LENGTH
         self.kept[image] = 1
         self.held[image] = True
         self._accumulated[image] = self.FIRST
