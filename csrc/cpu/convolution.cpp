@@ -26,8 +26,7 @@ const Kernels kKernels[kWidths] = {
     {avx512::panel_width, avx512::direct, avx512::narrow, avx512::winograd_tiles, avx512::winograd},
     {avx2::panel_width, avx2::direct, avx2::narrow, avx2::winograd_tiles, avx2::winograd},
 #endif
-    {portable::panel_width, portable::direct, portable::narrow, portable::winograd_tiles,
-     portable::winograd},
+    {portable::panel_width, portable::direct, portable::narrow, portable::winograd_tiles, portable::winograd},
 };
 
 // Operations for which a further thread is worth its waking.

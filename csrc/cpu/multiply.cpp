@@ -100,7 +100,7 @@ void multiply_all(const Product& product) {
   const std::int64_t lines = product.next == nullptr ? 0 : ceil_div(product.depth * blocks, pieces * groups);
   for (std::int64_t group = 0; group < groups; ++group) {
     const std::int64_t first = product.rows * group / groups;
-    const float* const fetched = lines == 0 ? nullptr : product.next + group * pieces * lines * kBlock;
+    const float* const fetched = product.next + group * pieces * lines * kBlock;
     dispatch<kRows, blocks, adjacent>(product, first, product.rows * (group + 1) / groups - first, fetched, lines);
   }
 }

@@ -213,8 +213,6 @@ class Winograd {
 
   void finish_tile(const float* sums, const Place& at, std::int64_t filter) const {
     const Convolution& c = call_.convolution;
-    const std::int64_t rows = clamp(c.out_height - at.y, 0, kOutputs), columns = clamp(c.out_width - at.x, 0, kOutputs);
-    const std::int64_t first_pixel = (at.image * c.out_height + at.y) * c.out_width + at.x;
     Vector half[kParts][kOutputs][kPoints];
     for (int part = 0; part < kParts; ++part) {
       for (int x = 0; x < kPoints; ++x) {
@@ -226,6 +224,7 @@ class Winograd {
         for (int y = 0; y < kOutputs; ++y) half[part][y][x] = out[y];
       }
     }
+    const std::int64_t rows = clamp(c.out_height - at.y, 0, kOutputs), columns = clamp(c.out_width - at.x, 0, kOutputs);
     for (std::int64_t y = 0; y < rows; ++y) {
       Block row[kOutputs];
       for (int part = 0; part < kParts; ++part) {
@@ -234,7 +233,7 @@ class Winograd {
 #pragma GCC unroll 8
         for (int x = 0; x < kOutputs; ++x) row[x].part[part] = out[x];
       }
-      const std::int64_t pixel = first_pixel + y * c.out_width;
+      const std::int64_t pixel = (at.image * c.out_height + at.y + y) * c.out_width + at.x;
       for (std::int64_t x = 0; x < columns; ++x) {
         finish_block(row[x], call_.finish, pixel + x, filter, c.filters, call_.result, call_.stream);
       }
