@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import io
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,10 +14,9 @@ import torch
 from PIL import Image, ImageFilter
 from torch import Tensor
 
-from shade_fast import runtime
 from shade_fast.anchors import ImageLike
 from shade_fast.encoders import Encoder, load_encoder
-from shade_fast.engine import kernels, resolve_backend
+from shade_fast.engine import kernels, resolve_backend, run_by
 from shade_fast.errors import ShadeFastError
 from shade_fast.images import DecodedImage, UInt8Array, decode
 from shade_fast.transforms import Map, crop_map
@@ -127,10 +125,8 @@ def survival_of_pairs(
     backend: str = "auto",
 ) -> Survival:
     """`survival` of any number of (clean, perturbed) images, of which one pair is held at a time."""
-    loaded = load_encoder(encoder)
     backend = resolve_backend(backend, torch.device("cpu"))
-    if backend != "reference":
-        loaded = loaded.frozen(functools.partial(runtime.freeze, backend=backend))
+    loaded = run_by(backend, load_encoder(encoder))
     treatments = TREATMENTS if treatments is None else treatments
     names, rows = [], []
     for one, other in pairs:

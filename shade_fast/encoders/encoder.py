@@ -84,16 +84,24 @@ class Encoder:
         latents: floating point [B, channels, h, w], scaled as `encode` gives them.
         Raises ShadeFastError where there is no decoder, and for another shape or dtype.
         """
-        load = self._decoder_loader()
+        self.check_decoder()
         if latents.ndim != 4 or latents.shape[1] != self.channels or not latents.is_floating_point():
             raise ShadeFastError(
                 f"encoder {self.name!r} decodes floating-point latents [B, {self.channels}, h, w]; "
                 f"got {latents.dtype} {list(latents.shape)}"
             )
+        images: Tensor = self.decoder()(latents.float()).clamp(0, 1)
+        return images
+
+    def decoder(self) -> nn.Module:
+        """What `decode` runs, loaded at the first use: float32 latents to images that are not clamped yet.
+
+        Raises ShadeFastError where there is no decoder.
+        """
+        load = self._decoder_loader()
         if self._decoder is None:
             self._decoder = _freeze(load(), self.device)
-        images: Tensor = self._decoder(latents.float()).clamp(0, 1)
-        return images
+        return self._decoder
 
     def check_decoder(self) -> None:
         """Raise ShadeFastError where there is no decoder."""
@@ -119,9 +127,13 @@ class Encoder:
         return moved
 
     def frozen(self, freeze: Callable[[nn.Module], nn.Module]) -> Encoder:
-        """This encoder with its map executed by what `freeze` makes of it (see `shade_fast.runtime.freeze`)."""
+        """This encoder with its map, and its decoder's, executed by what `freeze` makes of them (see
+        `shade_fast.runtime.freeze`)."""
         frozen = copy.copy(self)
         frozen.module = freeze(self.module)
+        if self.has_decoder:
+            frozen._load_decoder = lambda: freeze(self.decoder())
+            frozen._decoder = None
         return frozen
 
     def without_decoder(self) -> Encoder:

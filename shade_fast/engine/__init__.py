@@ -1,7 +1,7 @@
 """The optimisation: tensors in, tensors out, no files."""
 
 from shade_fast.engine.capture import OUT_OF_MEMORY
-from shade_fast.engine.devices import BACKENDS, kernels, resolve_backend, resolve_device, resolve_devices
+from shade_fast.engine.devices import BACKENDS, kernels, resolve_backend, resolve_device, resolve_devices, run_by
 from shade_fast.engine.optimizers import OPTIMIZERS, check_optimizer, optimize
 from shade_fast.engine.problem import Problem
 from shade_fast.engine.projection import Codec, Projected, project, project_to_files
@@ -29,4 +29,5 @@ __all__ = [
     "resolve_backend",
     "resolve_device",
     "resolve_devices",
+    "run_by",
 ]

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import torch
 
+from shade_fast import runtime
+from shade_fast.encoders import Encoder
 from shade_fast.errors import ShadeFastError
 from shade_fast.ops import gpu, native
 from shade_fast.runtime import ONNXRUNTIME, check_onnxruntime, check_precision, onnx_provider
@@ -92,6 +95,15 @@ def resolve_backend(backend: str, device: torch.device) -> str:
         problem = refusal or "the compiled module is not there; reinstall shade_fast where g++ or clang++ is"
         raise ShadeFastError(f"backend {backend!r}: {problem}, or use backend='reference'")
     return backend
+
+
+def run_by(backend: str, encoder: Encoder) -> Encoder:
+    """An encoder, and its decoder, executed by a backend on the device that it is on; by `reference` as it is.
+
+    Raises ShadeFastError as `resolve_backend` does.
+    """
+    backend = resolve_backend(backend, encoder.device)
+    return encoder if backend == "reference" else encoder.frozen(functools.partial(runtime.freeze, backend=backend))
 
 
 def kernels(backend: str) -> str:

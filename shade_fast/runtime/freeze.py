@@ -23,7 +23,7 @@ from shade_fast.runtime.trace import Graph, Packs, lower
 
 log = logging.getLogger(__name__)
 
-#: Image sizes whose programs are kept; a program takes little memory without its block.
+#: Image sizes whose graphs and programs are kept; a program takes little memory without its block.
 MOST_SIZES = 32
 #: Of backend `cuda`, what the accuracies that backends share stand for.
 PRECISION_OF = {"fast": "bf16", "exact": "fp32"}
@@ -98,6 +98,7 @@ class Frozen(nn.Module):
         self.reasons: dict[Any, str] = {}
         self._lock = threading.RLock()
         self._packs: Packs = {}
+        self._graphs: dict[Any, Graph] = {}
         self._free: dict[Any, list[Program]] = {}
         self._single = True
 
@@ -151,6 +152,8 @@ class Frozen(nn.Module):
 
     def report(self, *inputs: Tensor) -> Report:
         """Each layer, the algorithms of its forward and backward, and its share of a step's time on these inputs."""
+        if not inputs:
+            raise ShadeFastError("report: give it the images [B, 3, h, w] whose step is to be timed")
         images, extras = inputs[0], inputs[1:]
         run = self._begin(inputs, True)
         if run is None:
@@ -205,14 +208,19 @@ class Frozen(nn.Module):
         return _Run(program, BLOCKS.borrow(program.bytes), free)
 
     def _make(self, inputs: Sequence[Tensor], differentiable: bool) -> Program | None:
+        shapes = _shapes(inputs)
         try:
-            graph = Graph(self.module, inputs)
+            if shapes not in self._graphs:
+                self._graphs[shapes] = Graph(self.module, inputs)
+            graph = self._graphs[shapes]
+            while len(self._graphs) > MOST_SIZES:
+                del self._graphs[next(iter(self._graphs))]
             network = lower(graph, inputs, self._packs)
         except ShadeFastError:
             raise
         except Exception as error:  # a module's code may do whatever Python can
-            self.reasons[_shapes(inputs)] = f"it cannot be traced ({reason(error)})"
-            log.warning("torch runs a network as it is: %s", self.reasons[_shapes(inputs)])
+            self.reasons[shapes] = f"it cannot be traced ({reason(error)})"
+            log.warning("torch runs a network as it is: %s", self.reasons[shapes])
             return None
         self._single = graph.single
         return Program(network, differentiable, torch.get_num_threads(), self.accuracy)

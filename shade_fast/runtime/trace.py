@@ -38,7 +38,7 @@ class Graph:
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")
             exported = torch.export.export(module, tuple(inputs), strict=False)
-            if any(_in_place(node) for node in exported.graph.nodes):
+            if not _without_writes(exported.graph):
                 exported = exported.run_decompositions({})
         self.nodes: list[fx.Node] = list(exported.graph.nodes)
         self.constants: dict[str, Tensor] = {}
@@ -592,8 +592,38 @@ def _of_shade_fast(target: Any) -> Callable[..., Any] | None:
     return names.get(str(target._name)) if isinstance(target, torch._ops.OpOverload) else None
 
 
-def _in_place(node: fx.Node) -> bool:
-    return isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
+#: Ops whose result has memory of its own.
+_FRESH = {
+    *(aten.conv2d.default, aten.linear.default, aten.group_norm.default, aten.batch_norm.default),
+    *(aten.relu.default, aten.silu.default, aten.max_pool2d.default),
+    *(aten.add.Tensor, aten.sub.Tensor, aten.mul.Tensor, aten.div.Tensor),
+}
+
+
+def _without_writes(graph: fx.Graph) -> bool:
+    """Exchange ops that write to their first argument for those that do not; whether none is left.
+
+    `ReLU(inplace=True)` and its like alone: where anything else may look at the memory that is written to, the graph is
+    left for torch to take apart, at twice the time of tracing it.
+    """
+    place = {node: number for number, node in enumerate(graph.nodes)}
+    for node in place:
+        if not isinstance(node.target, torch._ops.OpOverload) or not node.target._schema.is_mutable:
+            continue
+        plain, written = _without_write(node.target), node.args[0]
+        if plain not in _FRESH or not isinstance(written, fx.Node) or written.target not in _FRESH:
+            return False
+        if any(place[user] < place[node] and user.target not in _FRESH for user in written.users):
+            return False
+        node.target = plain
+        written.replace_all_uses_with(node, lambda user, node=node: place[user] > place[node])  # type: ignore[misc]
+    return True
+
+
+def _without_write(target: torch._ops.OpOverload) -> Any:
+    """`aten.relu.default` of `aten.relu_.default`; None where there is no such op."""
+    name = target._schema.name.removeprefix("aten::").removesuffix("_")
+    return getattr(getattr(aten, name, None), target._overloadname, None)
 
 
 def _refuse(*_: Any, **__: Any) -> Any:

@@ -45,7 +45,7 @@ def with_components(encoder: Encoder, count: int, images: UInt8Array, path: Path
         kind="module",
         factor=encoder.factor * PATCH,
         channels=count,
-        load_decoder=lambda: _Restored(encoder, basis, mean),
+        load_decoder=lambda: _Restored(encoder.decoder(), basis, mean),
         device=encoder.device,
     )
 
@@ -75,17 +75,16 @@ class _Projected(nn.Module):
 class _Restored(nn.Module):
     """Components back to latents, whose others are the mean's, and to images."""
 
-    def __init__(self, encoder: Encoder, basis: Tensor, mean: Tensor) -> None:
+    def __init__(self, decoder: nn.Module, basis: Tensor, mean: Tensor) -> None:
         super().__init__()
-        self.decode = encoder.decode
-        self.register_buffer("basis", basis[:, :, None, None])
-        self.register_buffer("rest", (mean - basis.T @ (basis @ mean))[None, :, None, None])
-        self.basis: Tensor
-        self.rest: Tensor
+        self.restore = nn.Conv2d(len(basis), basis.shape[1], 1)
+        self.restore.weight.data = basis.T[:, :, None, None].clone()
+        self.restore.bias = nn.Parameter(mean - basis.T @ (basis @ mean))
+        self.decoder = decoder
 
     def forward(self, components: Tensor) -> Tensor:
-        patches = functional.conv_transpose2d(components, self.basis) + self.rest
-        return self.decode(functional.pixel_shuffle(patches, PATCH))
+        images: Tensor = self.decoder(functional.pixel_shuffle(self.restore(components), PATCH))
+        return images
 
 
 def _found(latents: Tensor, count: int) -> tuple[Tensor, Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -41,10 +42,22 @@ def tensors(images: UInt8Array) -> torch.Tensor:
     return torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2) / 255
 
 
+#: Latents [C, h, w] of one encoder, by the hash of the image that they are of.
+Known = dict[bytes, torch.Tensor]
+
+
 @torch.no_grad()
-def encode(encoder: Encoder, images: UInt8Array, batch: int = 64) -> torch.Tensor:
-    """Latents float32 [N, C, h, w] of images uint8 [N, H, W, 3]."""
-    return torch.cat([encoder.encode(tensors(images[at : at + batch])) for at in range(0, len(images), batch)])
+def encode(encoder: Encoder, images: UInt8Array, known: Known | None = None, batch: int = 64) -> torch.Tensor:
+    """Latents float32 [N, C, h, w] of images uint8 [N, H, W, 3]. known: those of this encoder that were made before,
+    which are not made again; what is made now is added."""
+    known = {} if known is None else known
+    keys = [hashlib.blake2b(image.tobytes(), digest_size=16).digest() for image in images]
+    places = {key: place for place, key in enumerate(keys) if key not in known}
+    new = list(places.values())
+    for at in range(0, len(new), batch):
+        some = new[at : at + batch]
+        known.update(zip((keys[place] for place in some), encoder.encode(tensors(images[some])), strict=True))
+    return torch.stack([known[key] for key in keys])
 
 
 @torch.no_grad()
@@ -55,12 +68,19 @@ def decode_latents(encoder: Encoder, latents: torch.Tensor, batch: int = 64) -> 
 
 
 def examples_of(
-    images: UInt8Array, captions: Sequence[str], encoder: Encoder, sentences: SentenceEncoder, *, mirrored: bool = False
+    images: UInt8Array,
+    captions: Sequence[str],
+    encoder: Encoder,
+    sentences: SentenceEncoder,
+    *,
+    mirrored: bool = False,
+    known: Known | None = None,
 ) -> Examples:
-    """What a generator is trained on. mirrored: each image a second time, left and right exchanged."""
-    latents, texts = encode(encoder, images), sentences.embed(captions)
+    """What a generator is trained on. mirrored: each image a second time, left and right exchanged. known: as for
+    `encode`."""
+    latents, texts = encode(encoder, images, known), sentences.embed(captions)
     if mirrored:
-        latents = torch.cat([latents, encode(encoder, images[:, :, ::-1])])
+        latents = torch.cat([latents, encode(encoder, images[:, :, ::-1], known)])
         texts = torch.cat([texts, texts])
     facts = {
         "encoder": encoder.name,

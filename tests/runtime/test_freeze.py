@@ -189,6 +189,57 @@ def test_latent_gradients_of_images_of_another_type_are_refused_and_spoil_nothin
     assert runtime.latent_gradient(frozen, images[:0], anchors[:0]) is None
 
 
+class Writes(nn.Module):
+    """Writes to what a convolution made, in one of several ways."""
+
+    def __init__(self, way: str) -> None:
+        super().__init__()
+        self.way = way
+        self.first, self.second = nn.Conv2d(3, 16, 3, padding=1), nn.Conv2d(16, 4, 3, padding=1)
+        self.relu = nn.ReLU(inplace=True)
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = self.first(images)
+        seen = x.flatten(2) if self.way == "seen before" else None
+        before = x * 2 if self.way == "used before" else None
+        if self.way == "twice":
+            y = self.relu(x.add_(images.mean(1, keepdim=True)))
+        else:
+            y = self.relu(x[:, :8] if self.way == "a part" else x)
+        z = self.second(x if self.way in ("used after", "a part", "twice") else y)
+        if seen is not None:
+            z = z + seen.reshape(x.shape)[:, :4]
+        return z if before is None else z + before[:, :4]
+
+
+@pytest.mark.parametrize("way", ["plain", "used after", "used before", "seen before", "a part", "twice"])
+def test_what_writes_in_place_gives_the_modules_results(way: str) -> None:
+    torch.manual_seed(0)
+    module, images = Writes(way).eval(), photograph(24, 20, 2)
+    (output,), gradient = gradients(freeze(module), images)
+    (right,), right_gradient = gradients(module.double(), images.double())
+    assert relative(output, right) < 1e-5
+    assert relative(gradient, right_gradient) < 1e-4
+
+
+def test_a_size_is_traced_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    traced: list[tuple[int, ...]] = []
+    export = torch.export.export
+
+    def counted(module: nn.Module, inputs: tuple[Tensor, ...], **options: object) -> object:
+        traced.append(tuple(inputs[0].shape))
+        return export(module, inputs, **options)
+
+    monkeypatch.setattr(torch.export, "export", counted)
+    monkeypatch.delattr(torch.export.ExportedProgram, "run_decompositions")
+    frozen, images = freeze(Writes("plain")), photograph(16, 24)
+    for _ in range(2):
+        gradients(frozen, images)
+        frozen(images)
+        frozen(images[:, :, :8])
+    assert traced == [(1, 3, 16, 24), (1, 3, 8, 24)]
+
+
 def test_what_cannot_be_traced_runs_through_torch_and_says_so() -> None:
     class Moody(nn.Module):
         def forward(self, images: Tensor) -> Tensor:

@@ -103,7 +103,7 @@ def run_arm(bench: Bench, arm: Arm, seed: int) -> Result:
     mixture = mix(bench, arm, seed)
     defended = defend(arm.defence, bench, mixture.images, mixture.concepts, mixture.poisoned)
     captions = [mixture.captions[place] for place in defended.kept]
-    examples = examples_of(defended.images, captions, bench.encoder, bench.sentences)
+    examples = examples_of(defended.images, captions, bench.encoder, bench.sentences, known=bench.known)
     schedule = Schedule(
         scale.tuning_steps, scale.tuning_batch, scale.tuning_rate, warmup=20, average=0.99, seed=seed + 1
     )

@@ -72,7 +72,8 @@ def _resize(image: UInt8Array) -> UInt8Array:
 def _loss(bench: Bench, images: UInt8Array, concepts: Sequence[str]) -> torch.Tensor:
     """Each image's training loss under the generator before any attack, over the same times and noises."""
     checkpoint = bench.generator
-    examples = examples_of(images, [prompt(concept) for concept in concepts], bench.encoder, bench.sentences)
+    prompts = [prompt(concept) for concept in concepts]
+    examples = examples_of(images, prompts, bench.encoder, bench.sentences, known=bench.known)
     latents = (examples.latents - checkpoint.mean) / checkpoint.deviation
     random = torch.Generator().manual_seed(0)
     total = torch.zeros(len(latents))

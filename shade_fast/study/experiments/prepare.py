@@ -6,7 +6,7 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -17,12 +17,13 @@ from shade_fast.anchors import Anchor
 from shade_fast.archive.archive import fixed_plan
 from shade_fast.budget import Budget
 from shade_fast.encoders import Encoder, load_encoder
+from shade_fast.engine import run_by
 from shade_fast.errors import ShadeFastError
 from shade_fast.files import write_whole
 from shade_fast.images import UInt8Array
 from shade_fast.poisoner import Poisoner
 from shade_fast.study.components import PATCH, check_components, with_components
-from shade_fast.study.examples import decode_latents, encode, examples_of
+from shade_fast.study.examples import Known, decode_latents, encode, examples_of
 from shade_fast.study.experiments.scale import Scale
 from shade_fast.study.experiments.world import World, captions_for, prompt
 from shade_fast.study.judge import Classifier, accuracy, low_pass, train_classifier
@@ -41,8 +42,9 @@ Say = Callable[[str], None]
 @dataclass(frozen=True, eq=False)
 class Bench:
     """All that an arm needs: the world, the frozen encoder that is trained on, the generator before any attack, the
-    judge, and where things are kept. transfer: another encoder, that the poison of the transfer arms is made on; None:
-    none."""
+    judge, and where things are kept. own: that encoder as it was loaded, which poison is made on. transfer: another,
+    that the poison of the transfer arms is made on; None: none. known: latents that were made for any of it, since arms
+    share most of their images."""
 
     scale: Scale
     world: World
@@ -51,7 +53,9 @@ class Bench:
     generator: Checkpoint
     judge: Classifier
     folder: Path
+    own: Encoder
     transfer: Encoder | None = None
+    known: Known = field(default_factory=dict)
 
     @functools.cached_property
     def real_features(self) -> torch.Tensor:
@@ -80,7 +84,7 @@ class Bench:
         return _kept(path, lambda: self._moved(concept, towards, encoder, levels))
 
     def _moved(self, concept: str, towards: str, encoder: str, levels: int) -> UInt8Array:
-        chosen = self.encoder if encoder == "own" else self.transfer
+        chosen = self.own if encoder == "own" else self.transfer
         if chosen is None:
             raise ShadeFastError("transfer: no other encoder was given; name one with --transfer")
         images = self.world.of("fresh", concept)[: self.scale.pool]
@@ -128,13 +132,14 @@ def prepare(
     if other is not None:
         check_same(folder, {"transfer": other.sha256})
     if components is not None:
-        known = np.concatenate([world.of("training", concept)[:300] for concept in world.concepts])
-        chosen = with_components(chosen, components, known, folder / "components.safetensors")
-    sentences = SentenceEncoder()
+        images = np.concatenate([world.of("training", concept)[:300] for concept in world.concepts])
+        chosen = with_components(chosen, components, images, folder / "components.safetensors")
+    own, chosen = chosen, run_by("auto", chosen)
+    sentences, known = SentenceEncoder(), Known()
     say(f"world: {len(world.concepts)} concepts, {scale.counts} photographs of each")
-    generator = trained_generator(scale, world, chosen, sentences, folder / "generator.safetensors", say)
-    judge = trained_judge(scale, world, chosen, folder / "judge.safetensors", say)
-    return Bench(scale, world, chosen, sentences, generator, judge, folder, other)
+    generator = trained_generator(scale, world, chosen, sentences, folder / "generator.safetensors", say, known)
+    judge = trained_judge(scale, world, chosen, folder / "judge.safetensors", say, known)
+    return Bench(scale, world, chosen, sentences, generator, judge, folder, own, other, known)
 
 
 def check_same(folder: Path, settings: Mapping[str, str | int | None]) -> None:
@@ -154,7 +159,13 @@ def check_same(folder: Path, settings: Mapping[str, str | int | None]) -> None:
 
 
 def trained_generator(
-    scale: Scale, world: World, encoder: Encoder, sentences: SentenceEncoder, path: Path, say: Say = print
+    scale: Scale,
+    world: World,
+    encoder: Encoder,
+    sentences: SentenceEncoder,
+    path: Path,
+    say: Say = print,
+    known: Known | None = None,
 ) -> Checkpoint:
     """The generator trained on the world's first part; from `path` where that is there, gone on with where cut off."""
     schedule = Schedule(scale.training_steps, scale.training_batch, warmup=min(200, scale.training_steps // 4))
@@ -167,7 +178,7 @@ def trained_generator(
         for seed, concept in enumerate(world.concepts)
         for caption in captions_for(concept, labels.count(seed), seed)
     ]
-    examples = examples_of(images, captions, encoder, sentences, mirrored=True)
+    examples = examples_of(images, captions, encoder, sentences, mirrored=True, known=known)
     if checkpoint is None:
         side = scale.size // encoder.factor
         # Tokens of 2x2 latent elements, unless these would be very few.
@@ -184,12 +195,14 @@ def trained_generator(
     return train(checkpoint, examples, schedule, path=path, every=250, progress=on_step)
 
 
-def trained_judge(scale: Scale, world: World, encoder: Encoder, path: Path, say: Say = print) -> Classifier:
+def trained_judge(
+    scale: Scale, world: World, encoder: Encoder, path: Path, say: Say = print, known: Known | None = None
+) -> Classifier:
     """The judge, from `path` where that is there, with its accuracy on the photographs that are held out."""
     if path.exists():
         return Classifier.load(path)
     images, labels = _part(world, "training")
-    through = decode_latents(encoder, encode(encoder, images))
+    through = decode_latents(encoder, encode(encoder, images, known))
     judge = train_classifier(
         world.concepts,
         [images, through],
