@@ -16,8 +16,10 @@ demo: $(STAMP)
 	$(BIN)/shade-fast archive tests/photographs --out build/demo --target $(TARGET) --output png --view 256 --steps 30 --overwrite || [ $$? -eq 1 ]
 	$(BIN)/shade-fast report build/demo
 
+# So many processes at once, each with whole files; idle threads sleep instead of spinning in another's time.
+TEST_PROCESSES ?= 2
 test: $(STAMP)
-	$(BIN)/python -m pytest
+	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

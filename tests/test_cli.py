@@ -372,7 +372,7 @@ def command(arguments: list[str], **options: Any) -> subprocess.Popen[str]:
 
 def test_as_a_process_with_its_output_piped(poison: Poison, out: Path) -> None:
     with command(poison("--json"), stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
-        printed, errors = process.communicate(timeout=120)
+        printed, errors = process.communicate(timeout=300)
     assert process.returncode == cli.EXIT_OK
     assert json.loads(printed) == json.loads((out / "_stats.json").read_text())
     assert "image/s" not in errors
@@ -391,7 +391,7 @@ def test_as_a_process_the_progress_bar_is_on_stderr_alone(poison: Poison, photos
         while chunk := _read(screen):
             shown += chunk
         os.close(screen)
-        printed, _ = process.communicate(timeout=120)
+        printed, _ = process.communicate(timeout=300)
     assert process.returncode == cli_archive.EXIT_SOME
     assert b"3/3" in shown
     assert b"image" in shown
@@ -411,5 +411,5 @@ def test_the_command_is_installed() -> None:
     path = shutil.which("shade-fast", path=str(Path(sys.executable).parent))
     if path is None:
         pytest.skip("the package is not installed, so there is no shade-fast beside this Python")
-    printed = subprocess.run([path, "--version"], capture_output=True, text=True, timeout=120).stdout
+    printed = subprocess.run([path, "--version"], capture_output=True, text=True, timeout=300).stdout
     assert printed.strip() == __version__

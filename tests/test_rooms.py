@@ -38,7 +38,7 @@ MAY_IMPORT = {
     "shade_fast/study": {
         *("shade_fast.errors", "shade_fast.images", "shade_fast.anchors", "shade_fast.poisoner"),
         *("shade_fast.budget", "shade_fast.view", "shade_fast.encoders", "shade_fast.archive"),
-        "shade_fast.files",
+        *("shade_fast.engine", "shade_fast.files"),
     },
 }
 

@@ -221,7 +221,7 @@ except ValueError as error:
 """
     environment = os.environ | {"HF_HUB_CACHE": str(tmp_path), "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(
-        [sys.executable, "-P", "-c", script], env=environment, capture_output=True, text=True, check=False, timeout=120
+        [sys.executable, "-P", "-c", script], env=environment, capture_output=True, text=True, check=False, timeout=300
     )
     assert done.returncode == 0, done.stderr
     lazy, vae, pipeline, error = done.stdout.splitlines()

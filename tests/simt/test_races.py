@@ -19,7 +19,7 @@ RACE = 66
 
 def run(program: Path) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "TSAN_OPTIONS": f"exitcode={RACE} report_signal_unsafe=0"}
-    return subprocess.run([program], capture_output=True, text=True, env=environment, timeout=120, check=False)
+    return subprocess.run([program], capture_output=True, text=True, env=environment, timeout=300, check=False)
 
 
 def test_the_emulation_does_what_it_says(build) -> None:
