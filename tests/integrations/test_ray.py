@@ -25,9 +25,12 @@ def cluster() -> Iterator[None]:
     """A local Ray of two cores, whose actors find this checkout."""
     paths = os.pathsep.join([str(Path(shade_fast.__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
     environment = {"env_vars": {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}}
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, runtime_env=environment)
-    yield
-    ray.shutdown()
+    with pytest.MonkeyPatch.context() as patch:
+        # Ray's processes give way to all others by default, and would starve beside other tests.
+        patch.setenv("RAY_worker_niceness", "0")
+        ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, runtime_env=environment)
+        yield
+        ray.shutdown()
 
 
 @pytest.fixture
