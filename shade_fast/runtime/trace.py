@@ -607,16 +607,23 @@ def _without_writes(graph: fx.Graph) -> bool:
     left for torch to take apart, at twice the time of tracing it.
     """
     place = {node: number for number, node in enumerate(graph.nodes)}
+    exchanged: dict[fx.Node, Any] = {}
+
+    def fresh(node: fx.Node) -> bool:
+        return exchanged.get(node, node.target) in _FRESH
+
     for node in place:
         if not isinstance(node.target, torch._ops.OpOverload) or not node.target._schema.is_mutable:
             continue
-        plain, written = _without_write(node.target), node.args[0]
-        if plain not in _FRESH or not isinstance(written, fx.Node) or written.target not in _FRESH:
+        exchanged[node], written = _without_write(node.target), node.args[0]
+        if not fresh(node) or not isinstance(written, fx.Node) or not fresh(written):
             return False
-        if any(place[user] < place[node] and user.target not in _FRESH for user in written.users):
+        if any(place[user] < place[node] and not fresh(user) for user in written.users):
             return False
-        node.target = plain
-        written.replace_all_uses_with(node, lambda user, node=node: place[user] > place[node])  # type: ignore[misc]
+    for node, target in exchanged.items():
+        node.target = target
+        written = node.args[0]
+        written.replace_all_uses_with(node, lambda user, node=node: place[user] > place[node])  # type: ignore[misc,union-attr]
     return True
 
 
