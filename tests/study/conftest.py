@@ -30,6 +30,12 @@ def png(pixels: np.ndarray) -> bytes:
 
 
 @pytest.fixture(scope="session")
+def images() -> np.ndarray:
+    """8 squares of each concept, uint8 [24, 32, 32, 3]."""
+    return np.stack([picture(concept, number) for concept in COLOURS for number in range(8)])
+
+
+@pytest.fixture(scope="session")
 def pool(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """120 images, 40 of each concept, by turns."""
     rows = [(concept, number) for number in range(40) for concept in COLOURS]

@@ -16,13 +16,7 @@ from shade_fast.study.components import with_components
 from shade_fast.study.examples import encode
 from shade_fast.study.experiments.arms import Arm, run_arm
 from shade_fast.study.experiments.prepare import prepare
-from tests.study.conftest import COLOURS, picture
 from tests.study.test_experiments import SCALE
-
-
-@pytest.fixture(scope="module")
-def images() -> np.ndarray:
-    return np.stack([picture(concept, number) for concept in COLOURS for number in range(8)])
 
 
 def test_all_components_keep_distances_and_pictures(images: np.ndarray, tmp_path: Path) -> None:

@@ -14,12 +14,6 @@ from shade_fast.engine import run_by
 from shade_fast.ops import native
 from shade_fast.study.components import with_components
 from shade_fast.study.examples import Known, decode_latents, encode
-from tests.study.conftest import COLOURS, picture
-
-
-@pytest.fixture(scope="module")
-def images() -> np.ndarray:
-    return np.stack([picture(concept, number) for concept in COLOURS for number in range(3)])
 
 
 def test_an_image_that_is_known_is_not_encoded_again(images: np.ndarray) -> None:

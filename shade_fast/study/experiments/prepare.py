@@ -61,7 +61,7 @@ class Bench:
     def real_features(self) -> torch.Tensor:
         """The judge's features of 100 held-out photographs of each concept, through the autoencoder."""
         held = np.concatenate([self.world.of("held_out", concept)[:100] for concept in self.world.concepts])
-        return self.judge.features(decode_latents(self.encoder, encode(self.encoder, held)))
+        return self.judge.features(decode_latents(self.encoder, encode(self.encoder, held, self.known)))
 
     def anchors(self, concept: str) -> UInt8Array:
         """Of what the generator draws of a concept before any attack the most typical, uint8 [anchors, size, size, 3]:
@@ -211,7 +211,7 @@ def trained_judge(
         progress=lambda epoch, loss: say(f"judge: epoch {epoch} of {scale.judge_epochs}, loss {loss:.3f}"),
     )
     held, labels = _part(world, "held_out")
-    through = decode_latents(encoder, encode(encoder, held))
+    through = decode_latents(encoder, encode(encoder, held, known))
     judge.accuracies = {
         "photographs": accuracy(judge, held, labels),
         "through the autoencoder": accuracy(judge, through, labels),
