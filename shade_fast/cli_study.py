@@ -11,6 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from shade_fast.cli_archive import EXIT_OK
 from shade_fast.encoders import load_encoder
 from shade_fast.errors import ShadeFastError
@@ -34,6 +36,9 @@ from shade_fast.study.select import IMAGE_THRESHOLD, TOP, read_selected, select,
 from shade_fast.study.sparsity import THRESHOLD, sparsity, sparsity_table, write_sparsity
 from shade_fast.study.text import PACKAGED, SentenceEncoder
 from shade_fast.study.training import Checkpoint
+
+#: Of `run`, at most, unless more are asked for.
+PROCESSES = 8
 
 
 def add_study(commands: Any) -> None:
@@ -146,6 +151,8 @@ def add_study(commands: Any) -> None:
         help="train on the first N principal components of 2x2 patches of the latents: for autoencoders of many "
         "channels")  # fmt: skip
     add("--transfer", metavar="NAME|PATH|ID", help="another encoder, to make poison on that should transfer")
+    add("--processes", type=int, default=min(torch.get_num_threads(), PROCESSES), metavar="N",
+        help="how many make perturbed images and arms at a time; more take more memory, 1.5 GB each")  # fmt: skip
 
 
 def _command(inner: Any, name: str, run: Callable[[argparse.Namespace], int], help_: str) -> Callable[..., Any]:
@@ -293,6 +300,7 @@ def _run(options: argparse.Namespace) -> int:
         encoder=options.encoder,
         transfer=options.transfer,
         components=options.components,
+        processes=options.processes,
         say=lambda line: print(line, flush=True),
     )
     return EXIT_OK

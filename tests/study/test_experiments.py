@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
+import multiprocessing
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -86,6 +88,45 @@ def test_a_second_run_takes_what_is_there_and_makes_what_is_not(folder: Path, po
     assert {name: again[name] for name in again.keys() - differing} == {
         name: first[name] for name in first.keys() - differing
     }
+
+
+def test_several_processes_make_what_one_makes(folder: Path, pool: Path, tmp_path: Path) -> None:
+    again = tmp_path / "again"
+    again.mkdir()
+    for name in ("begun.json", "generator.safetensors", "judge.safetensors"):
+        shutil.copy(folder / name, again)
+    said: list[str] = []
+    run_experiments(SCALE, pool, again, only=["placebo", "dirty-label"], processes=2, say=said.append)
+    arms = sorted(path.name for path in (again / "arms").glob("*.json"))
+    assert len(arms) == len([line for line in said if line.startswith("arm: ")]) == 8
+    assert len([line for line in said if line.startswith("perturbed: ")]) == 2
+    for name in arms:
+        one, other = (json.loads((place / "arms" / name).read_text()) for place in (folder, again))
+        assert other["quality"] == pytest.approx(one["quality"], rel=1e-3)
+        assert {name: other[name] for name in other.keys() - {"quality", "seconds"}} == {
+            name: one[name] for name in one.keys() - {"quality", "seconds"}
+        }
+    assert (again / "placebo" / "reading.md").read_text() == (folder / "placebo" / "reading.md").read_text()
+
+
+def test_a_process_that_is_killed_ends_the_run_and_loses_nothing(pool: Path, folder: Path, tmp_path: Path) -> None:
+    again = tmp_path / "again"
+    again.mkdir()
+    for name in ("begun.json", "generator.safetensors", "judge.safetensors"):
+        shutil.copy(folder / name, again)
+
+    def kill(line: str) -> None:
+        if line.startswith("perturbed: "):
+            for child in multiprocessing.active_children():
+                child.kill()
+
+    with pytest.raises(ShadeFastError, match="one of 2 processes was killed"):
+        run_experiments(SCALE, pool, again, only=["placebo"], processes=2, say=kill)
+    assert list((again / "perturbed").glob("*.safetensors"))
+    run_experiments(SCALE, pool, again, only=["placebo"], say=lambda _: None)
+    assert (again / "placebo" / "figures.csv").exists()
+    with pytest.raises(ShadeFastError, match="processes 0: give 1 or more"):
+        run_experiments(SCALE, pool, again, processes=0, say=lambda _: None)
 
 
 def test_a_folder_that_was_begun_with_something_else_is_refused(

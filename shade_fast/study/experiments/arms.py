@@ -18,7 +18,7 @@ from shade_fast.files import write_whole
 from shade_fast.images import UInt8Array
 from shade_fast.study.examples import examples_of
 from shade_fast.study.experiments.defences import Defended, defend
-from shade_fast.study.experiments.prepare import LEVELS, Bench
+from shade_fast.study.experiments.prepare import LEVELS, Bench, Perturbed
 from shade_fast.study.experiments.world import captions_for, prompt
 from shade_fast.study.judge import frechet_distance, low_pass
 from shade_fast.study.sampling import sample
@@ -49,6 +49,16 @@ class Arm:
         parts = [self.kind, f"{len(self.pairs)}", f"{self.share:g}", f"{self.rarity:g}", self.defence, self.encoder]
         parts += [f"{self.levels}"]
         return "_".join(parts)
+
+    @property
+    def perturbed(self) -> dict[str, Perturbed]:
+        """By poisoned concept, the set that its images are replaced from; none where no pixel is changed."""
+        if self.kind in ("clean", "dirty-label"):
+            return {}
+        return {
+            source: Perturbed(source, source if self.kind == "placebo" else target, self.encoder, self.levels)
+            for source, target in self.pairs
+        }
 
     @property
     def draws_related(self) -> bool:
@@ -157,7 +167,7 @@ def _replacements(bench: Bench, arm: Arm, source: str, target: str) -> UInt8Arra
     if arm.kind == "dirty-label":
         pool = bench.scale.pool
         return bench.world.of("fresh", target)[2 * pool : 3 * pool]
-    return bench.perturbed(source, source if arm.kind == "placebo" else target, arm.encoder, arm.levels)
+    return bench.perturbed(arm.perturbed[source])
 
 
 def _judged(

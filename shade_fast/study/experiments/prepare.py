@@ -39,6 +39,21 @@ ANCHORS = 1_000_000
 Say = Callable[[str], None]
 
 
+@dataclass(frozen=True)
+class Perturbed:
+    """A set of a concept's images, moved to another's anchors on an encoder (`own` or `transfer`), at linf
+    levels/255."""
+
+    source: str
+    towards: str
+    encoder: str = "own"
+    levels: int = LEVELS
+
+    @property
+    def name(self) -> str:
+        return f"{self.source}-to-{self.towards}-by-{self.encoder}-{self.levels}"
+
+
 @dataclass(frozen=True, eq=False)
 class Bench:
     """All that an arm needs: the world, the frozen encoder that is trained on, the generator before any attack, the
@@ -77,29 +92,36 @@ class Bench:
         anchors: UInt8Array = drawn[nearest.numpy()]
         return anchors
 
-    def perturbed(self, concept: str, towards: str, encoder: str = "own", levels: int = LEVELS) -> UInt8Array:
-        """The pool's fresh images of a concept, uint8 [pool, size, size, 3], each moved at linf levels/255 to the
-        nearest of another's anchors; from the folder where they are kept."""
-        path = self.folder / "perturbed" / f"{concept}-to-{towards}-by-{encoder}-{levels}.safetensors"
-        return _kept(path, lambda: self._moved(concept, towards, encoder, levels))
+    def perturbed(self, which: Perturbed) -> UInt8Array:
+        """The pool's fresh images of a concept, uint8 [pool, size, size, 3], each moved to the nearest of another's
+        anchors; from the folder where they are kept."""
+        return _kept(self._place(which), lambda: self._moved(which))
 
-    def _moved(self, concept: str, towards: str, encoder: str, levels: int) -> UInt8Array:
-        chosen = self.own if encoder == "own" else self.transfer
+    def has_perturbed(self, which: Perturbed) -> bool:
+        return self._place(which).exists()
+
+    def _place(self, which: Perturbed) -> Path:
+        return self.folder / "perturbed" / f"{which.name}.safetensors"
+
+    def _moved(self, which: Perturbed) -> UInt8Array:
+        chosen = self.own if which.encoder == "own" else self.transfer
         if chosen is None:
             raise ShadeFastError("transfer: no other encoder was given; name one with --transfer")
-        images = self.world.of("fresh", concept)[: self.scale.pool]
-        anchor = Anchor(towards, list(self.anchors(towards)))
+        images = self.world.of("fresh", which.source)[: self.scale.pool]
+        anchor = Anchor(which.towards, list(self.anchors(which.towards)))
         with fixed_plan():
             poisoner = Poisoner(
                 encoder=chosen,
-                budget=Budget(linf=levels / 255, lpips=None),
+                budget=Budget(linf=which.levels / 255, lpips=None),
                 view=View(None),
                 perceptual=None,
                 steps=self.scale.poison_steps,
             )
             made = [protected.outcome.image for protected in poisoner.protect((image, anchor) for image in images)]
         if any(image is None for image in made):
-            raise ShadeFastError(f"{concept}: {sum(image is None for image in made)} of its images cannot be perturbed")
+            raise ShadeFastError(
+                f"{which.name}: {sum(image is None for image in made)} of its images cannot be perturbed"
+            )
         return np.stack([image for image in made if image is not None])
 
 

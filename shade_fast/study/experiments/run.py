@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,7 @@ from shade_fast.errors import ShadeFastError
 from shade_fast.study.experiments.arms import RELATED, Arm, Result, arm_file, run_arm, shown_images
 from shade_fast.study.experiments.figures import Figures, write_rows
 from shade_fast.study.experiments.prepare import Bench, prepare
+from shade_fast.study.experiments.processes import make_ahead
 from shade_fast.study.experiments.registry import EXPERIMENTS, Experiment
 from shade_fast.study.experiments.scale import Scale
 from shade_fast.study.plots import import_pyplot, write_sheet
@@ -27,6 +30,7 @@ def run_experiments(
     encoder: str = "embedded",
     transfer: str | None = None,
     components: int | None = None,
+    processes: int = 1,
     say: Say = print,
 ) -> list[Path]:
     """Run the paper's questions on a pool of photographs with concepts; run again, it goes on where it was cut off.
@@ -37,30 +41,48 @@ def run_experiments(
     components: how many principal components of the latents' patches the generator is trained on instead of the latents
         as they are, for autoencoders of many channels.
     transfer: another encoder to poison on; without one the experiment that needs it is left out, and said so.
+    processes: how many make perturbed images and arms at a time, each with its share of torch's threads; training
+        before any attack, and the judge's, take all threads in this one. Figures repeat to the digit only where each
+        has as many threads. 1: all is done in this process.
 
-    Returns the experiments' folders. Raises ShadeFastError for an unknown name, and as `prepare` does.
+    Returns the experiments' folders. Raises ShadeFastError for an unknown name, no processes, or one that was
+    killed, and as `prepare` does.
     """
     known = {experiment.name: experiment for experiment in EXPERIMENTS}
     for name in only:
         if name not in known:
             raise ShadeFastError(f"experiment {name!r}: give one of {', '.join(known)}")
+    if processes < 1:
+        raise ShadeFastError(f"processes {processes}: give 1 or more")
     chosen = [known[name] for name in only] if only else list(EXPERIMENTS)
-    bench = prepare(scale, pool, folder, encoder=encoder, transfer=transfer, components=components, say=say)
-    written = []
+    again = functools.partial(
+        prepare, scale, pool, folder, encoder=encoder, transfer=transfer, components=components, say=_nothing
+    )
+    bench = again(say=say)
+    runs: dict[Experiment, list[tuple[Arm, int]]] = {}
     for experiment in chosen:
         if experiment.needs_transfer and bench.transfer is None:
             say(f"{experiment.name}: left out, as no other encoder was named (--transfer)")
             continue
+        seeds = scale.seeds if experiment.every_seed else scale.seeds[:1]
+        runs[experiment] = [(arm, seed) for arm in experiment.arms(scale) for seed in seeds]
+    if processes > 1:
+        make_ahead(bench, again, itertools.chain.from_iterable(runs.values()), processes, say)
+    written = []
+    for experiment, some in runs.items():
         results: dict[Arm, list[Result]] = {}
-        for arm in experiment.arms(scale):
-            for seed in scale.seeds if experiment.every_seed else scale.seeds[:1]:
-                there = arm_file(folder, arm, seed).exists()
-                results.setdefault(arm, []).append(run_arm(bench, arm, seed))
-                if not there:
-                    say(f"{experiment.name}: {arm.name}, seed {seed}: {results[arm][-1].seconds:.0f} s")
+        for arm, seed in some:
+            there = arm_file(folder, arm, seed).exists()
+            results.setdefault(arm, []).append(run_arm(bench, arm, seed))
+            if not there:
+                say(f"{experiment.name}: {arm.name}, seed {seed}: {results[arm][-1].seconds:.0f} s")
         written.append(write_experiment(experiment, results, bench))
         say(f"{experiment.name}: {written[-1]}")
     return written
+
+
+def _nothing(line: str) -> None:
+    """Said by processes that make what another has made before."""
 
 
 def write_experiment(experiment: Experiment, results: dict[Arm, list[Result]], bench: Bench) -> Path:
