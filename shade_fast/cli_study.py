@@ -7,7 +7,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ import torch
 from shade_fast.cli_archive import EXIT_OK
 from shade_fast.encoders import load_encoder
 from shade_fast.errors import ShadeFastError
+from shade_fast.images import UInt8Array
 from shade_fast.study.clip import Clip
 from shade_fast.study.compose import ANCHORS, KINDS, Ingredient, compose
 from shade_fast.study.experiments import EXPERIMENTS, FULL, SMOKE, run_experiments
@@ -255,18 +256,20 @@ def _train(options: argparse.Namespace) -> int:
 
 def _sample(options: argparse.Namespace) -> int:
     require_empty(options.out)
+    drawn: Iterable[tuple[str, Iterable[UInt8Array]]]
     if Path(options.model).is_file():
         checkpoint = Checkpoint.load(Path(options.model))
         encoder, sentences = load_encoder(options.encoder), SentenceEncoder(options.sentences)
-        images = [
-            sample(checkpoint, prompt, options.count, encoder, sentences, seed=options.seed, steps=options.steps)
+        chosen = {"seed": options.seed, "steps": options.steps}
+        drawn = (
+            (prompt, sample(checkpoint, prompt, options.count, encoder, sentences, **chosen))
             for prompt in options.prompts
-        ]
+        )
     else:
-        images = sample_pipeline(
+        drawn = sample_pipeline(
             options.model, options.prompts, options.count, seed=options.seed, steps=options.steps, device=options.device
         )
-    print(write_samples(list(zip(options.prompts, images, strict=True)), options.out))
+    print(write_samples(drawn, options.out))
     return EXIT_OK
 
 

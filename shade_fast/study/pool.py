@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from shade_fast.archive.tables import BYTES_COLUMNS, PATH_COLUMNS
+from shade_fast.archive.tars import expand
 from shade_fast.errors import ShadeFastError, reason
 from shade_fast.images import INPUT_SUFFIXES
 
@@ -49,16 +50,13 @@ def read_pool(source: str | Path, *, split: str | None = None) -> Iterator[Pair]
 
     source: a folder of images, each with a caption in a .txt beside it or else the name of its folder (`dog/3.jpg` is
         a photo of a dog); a parquet, CSV, TSV or JSON-lines table with an image's bytes or path, and a caption or a
-        concept; or a WebDataset tar of images with .txt or .json members.
+        concept; or a WebDataset tar of images with .txt or .json members, or several: `{000..127}.tar`.
     split: take rows of a table alone whose column `split` says so.
-    Rows without a caption or a concept are left out; their number is logged. Raises ShadeFastError for a place that
-    does not exist, that cannot be read or that holds no pairs.
+    Images and rows without a caption or a concept are left out; their number is logged. Raises ShadeFastError for a
+    place that does not exist, that cannot be read or that holds no pairs.
     """
-    path = Path(source)
-    if not path.exists():
-        raise ShadeFastError(f"{source}: no such file or folder; give a pool of images with captions")
-    pairs = _folder(path) if path.is_dir() else _tar(path) if _kind(path) == ".tar" else _table(path, split)
-    yield from _some(pairs, path, "image with a caption", split)
+    for path in map(Path, expand(str(source))):
+        yield from _read(path, split)
 
 
 def read_captions(source: str | Path, *, split: str | None = None) -> Iterator[str]:
@@ -90,6 +88,13 @@ def require_empty(folder: Path) -> None:
         raise ShadeFastError(f"{folder}: is no empty folder; give another, or remove it first")
 
 
+def _read(path: Path, split: str | None) -> Iterator[Pair]:
+    if not path.exists():
+        raise ShadeFastError(f"{path}: no such file or folder; give a pool of images with captions")
+    pairs = _folder(path) if path.is_dir() else _tar(path) if _kind(path) == ".tar" else _table(path, split)
+    yield from _some(pairs, path, "image with a caption", split)
+
+
 def _some(items: Iterable[_Read], path: Path, what: str, split: str | None) -> Iterator[_Read]:
     """The items; with an error where there are none, and where what they are read from is damaged."""
     found = False
@@ -115,6 +120,7 @@ def _bytes_of(path: Path) -> bytes:
 
 
 def _folder(root: Path) -> Iterator[Pair]:
+    untold = 0
     for path in sorted(root.rglob("*")):
         if path.suffix.lower() not in INPUT_SUFFIXES or path.name.startswith("._"):
             continue
@@ -124,8 +130,10 @@ def _folder(root: Path) -> Iterator[Pair]:
         elif concept is not None:
             caption = caption_of(concept)
         else:
+            untold += 1
             continue
         yield Pair(path.relative_to(root).as_posix(), caption, functools.partial(_bytes_of, path), path, concept)
+    _left_out(root, untold, "images")
 
 
 def _table(path: Path, split: str | None) -> Iterator[Pair]:
@@ -165,8 +173,7 @@ def _told(path: Path, split: str | None, *, without_images: bool = False) -> Ite
         yield place, row, caption or caption_of(concept or "")
     if empty and not found:
         raise missing
-    if empty:
-        log.warning("%s: %d rows without a caption are left out", path, empty)
+    _left_out(path, empty, "rows")
 
 
 def _rows(path: Path, split: str | None, *, without_images: bool = False) -> Iterator[dict[str, Any]]:
@@ -223,6 +230,7 @@ def _tar(path: Path) -> Iterator[Pair]:
                 waiting[key] = parts
             else:
                 yield pair
+    _left_out(path, sum(_tar_image(parts) is not None for parts in waiting.values()), "images")
 
 
 def _tar_name(member: tarfile.TarInfo) -> tuple[str, str]:
@@ -233,12 +241,22 @@ def _tar_name(member: tarfile.TarInfo) -> tuple[str, str]:
 
 
 def _tar_pair(key: str, parts: dict[str, bytes]) -> Pair | None:
-    image = next((data for ending, data in parts.items() if f".{ending}" in INPUT_SUFFIXES), None)
+    image = _tar_image(parts)
     caption = parts["txt"].decode(errors="replace").strip() if "txt" in parts else None
-    if caption is None and "json" in parts:
-        facts = json.loads(parts["json"].decode(errors="replace"))
-        caption = _text(_first(facts, CAPTION_COLUMNS)) if isinstance(facts, dict) else None
-    return None if image is None or caption is None else Pair(key, caption, lambda: image)
+    facts = json.loads(parts["json"].decode(errors="replace")) if "json" in parts else {}
+    facts = facts if isinstance(facts, dict) else {}
+    concept = _text(_first(facts, CONCEPT_COLUMNS))
+    caption = caption or _text(_first(facts, CAPTION_COLUMNS)) or (concept and caption_of(concept))
+    return Pair(key, caption, lambda: image, concept=concept) if image is not None and caption else None
+
+
+def _tar_image(parts: dict[str, bytes]) -> bytes | None:
+    return next((data for ending, data in parts.items() if f".{ending}" in INPUT_SUFFIXES), None)
+
+
+def _left_out(path: Path, count: int, what: str) -> None:
+    if count:
+        log.warning("%s: %d %s without a caption are left out", path, count, what)
 
 
 def _first(row: dict[str, Any], names: tuple[str, ...]) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,10 @@ SIZE = 64
 #: Of its transformer.
 WIDTH = 128
 DEPTH = 6
+#: Letters of a prompt in its folder's name, which in any script fit into a file system's 255 bytes; images of each
+#: prompt on a sheet.
+NAME = 60
+SHOWN = 16
 
 
 def train_on_pools(
@@ -130,21 +134,27 @@ def _refuse_other(path: Path, known: Mapping[str, Any], wanted: Mapping[str, Any
             )
 
 
-def write_samples(drawn: Sequence[tuple[str, UInt8Array]], out: Path) -> Path:
-    """Write PNG files below out/PROMPT, a pool by folders, and a sheet of them; returns the sheet's path.
+def write_samples(drawn: Iterable[tuple[str, Iterable[UInt8Array]]], out: Path) -> Path:
+    """Write prompts' images uint8 [h, w, 3] as PNG files below out/PROMPT, each as soon as it is drawn: a pool by
+    folders; and a sheet of them. Returns the sheet's path.
 
-    Prompts that differ only in what a folder's name does not keep are numbered: `a-dog`, `a-dog-2`. Raises
-    ShadeFastError for a folder that is not empty.
+    A folder has the first `NAME` letters of its prompt; prompts that differ only in what is not kept of them are
+    numbered: `a-dog`, `a-dog-2`. Raises ShadeFastError for a folder that is not empty.
     """
     require_empty(out)
+    shown = []
     for prompt, images in drawn:
-        name = "".join(letter if letter.isalnum() else "-" for letter in prompt).strip("-") or "prompt"
+        name = "".join(letter if letter.isalnum() else "-" for letter in prompt)[:NAME].strip("-") or "prompt"
         names = itertools.chain([name], (f"{name}-{number}" for number in itertools.count(2)))
         folder = next(out / name for name in names if not (out / name).exists())
         folder.mkdir(parents=True)
+        first = []
         for number, image in enumerate(images):
             Image.fromarray(image).save(folder / f"{number:04d}.png")
-    write_sheet(drawn, out / "sheet.png", min(16, max(len(images) for _, images in drawn)))
+            if number < SHOWN:
+                first.append(image)
+        shown.append((prompt, np.stack(first)))
+    write_sheet(shown, out / "sheet.png", max(len(images) for _, images in shown))
     return out / "sheet.png"
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -62,22 +63,30 @@ def sample(
 
 def sample_pipeline(
     model: str | Path, prompts: Sequence[str], count: int, *, seed: int = 0, steps: int = STEPS, device: str = "cpu"
-) -> list[UInt8Array]:
-    """Images uint8 [count, h, w, 3] for each prompt, by a diffusers text-to-image pipeline (folder or hub id); the
-    image of index i has seed + i. Raises ShadeFastError where it cannot be loaded, or does not draw."""
+) -> Iterator[tuple[str, Iterator[UInt8Array]]]:
+    """Each prompt with its images uint8 [h, w, 3], drawn as they are asked for by a diffusers text-to-image pipeline
+    (folder or hub id); the image of index i has seed + i. Raises ShadeFastError where it cannot be loaded, or does not
+    draw."""
     from diffusers import DiffusionPipeline
 
-    def one(pipeline: Any, prompt: str, index: int) -> UInt8Array:
-        random = torch.Generator("cpu").manual_seed(seed + index)
-        picture = pipeline(prompt, num_inference_steps=steps, generator=random).images[0]
-        return np.asarray(picture.convert("RGB"))
+    @contextlib.contextmanager
+    def named() -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # diffusers raises many kinds, from its own and from its libraries
+            raise ShadeFastError(
+                f"model {str(model)!r}: no checkpoint of `study train`, and no text-to-image pipeline that draws "
+                f"({reason(error)}); give a file, or a pipeline's folder or hub id"
+            ) from error
 
-    try:
-        pipeline = DiffusionPipeline.from_pretrained(str(model)).to(device)
+    def draws(prompt: str) -> Iterator[UInt8Array]:
+        for index in range(count):
+            random = torch.Generator("cpu").manual_seed(seed + index)
+            with named():
+                picture = pipeline(prompt, num_inference_steps=steps, generator=random).images[0]
+            yield np.asarray(picture.convert("RGB"))
+
+    with named():
+        pipeline: Any = DiffusionPipeline.from_pretrained(str(model)).to(device)
         pipeline.set_progress_bar_config(disable=True)
-        return [np.stack([one(pipeline, prompt, index) for index in range(count)]) for prompt in prompts]
-    except Exception as error:  # diffusers raises many kinds, from its own and from its libraries
-        raise ShadeFastError(
-            f"model {str(model)!r}: no checkpoint of `study train`, and no text-to-image pipeline that draws "
-            f"({reason(error)}); give a file, or a pipeline's folder or hub id"
-        ) from error
+    return ((prompt, draws(prompt)) for prompt in prompts)

@@ -66,5 +66,7 @@ def test_settings_that_are_refused_leave_the_folder_to_better_ones(pool: Path, t
         prepare(SCALE, pool, tmp_path, components=17, say=lambda _: None)
     odd = replace(SCALE, size=24)
     with pytest.raises(ShadeFastError, match="takes multiples of 16 pixels here, not 24"):
-        prepare(odd, pool, tmp_path / "odd", components=3, say=lambda _: None)
+        prepare(odd, pool, tmp_path, components=3, say=lambda _: None)
+    with pytest.raises(ShadeFastError, match="no such file or folder"):
+        prepare(odd, tmp_path / "nowhere.parquet", tmp_path, say=lambda _: None)
     assert prepare(SCALE, pool, tmp_path, components=3, say=lambda _: None)

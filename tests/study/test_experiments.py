@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 import multiprocessing
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,11 +19,11 @@ from shade_fast.errors import ShadeFastError
 from shade_fast.study import GeneratorShape
 from shade_fast.study.examples import encode
 from shade_fast.study.experiments import SMOKE, Scale, run_experiments
-from shade_fast.study.experiments.arms import Arm, Mixture, mix
-from shade_fast.study.experiments.defences import DEFENCES, area_under_curve, defend
-from shade_fast.study.experiments.figures import wilson
+from shade_fast.study.experiments.arms import RELATED, Arm, Mixture, Result, mix
+from shade_fast.study.experiments.defences import DEFENCES, FILTERS, area_under_curve, defend
+from shade_fast.study.experiments.figures import Figures, Summary, wilson
 from shade_fast.study.experiments.prepare import ANCHORS, Bench, prepare
-from shade_fast.study.experiments.registry import EXPERIMENTS, chain
+from shade_fast.study.experiments.registry import EXPERIMENTS, RARITIES, base, chain
 from shade_fast.study.sampling import sample
 
 SCALE = Scale(
@@ -64,7 +66,7 @@ def test_every_experiment_leaves_a_table_a_plot_a_sheet_and_a_reading(experiment
     place = folder / experiment.name
     with (place / "figures.csv").open() as file:
         rows = list(csv.DictReader(file))
-    arms, seeds = len(experiment.arms(SCALE)), 2 if experiment.every_seed else 1
+    arms, seeds = len(set(experiment.arms(SCALE))), 2 if experiment.every_seed else 1
     assert len(rows) == arms * seeds
     assert all(0 <= float(row["drawn_as_target"]) <= 1 for row in rows)
     assert (place / "plot.svg").stat().st_size > 1000
@@ -98,8 +100,8 @@ def test_several_processes_make_what_one_makes(folder: Path, pool: Path, tmp_pat
     said: list[str] = []
     run_experiments(SCALE, pool, again, only=["placebo", "dirty-label"], processes=2, say=said.append)
     arms = sorted(path.name for path in (again / "arms").glob("*.json"))
-    assert len(arms) == len([line for line in said if line.startswith("arm: ")]) == 8
-    assert len([line for line in said if line.startswith("perturbed: ")]) == 2
+    assert len(arms) == len([line for line in said if ", seed " in line]) == 8
+    assert len([line for line in said if "-by-own-" in line]) == 2
     for name in arms:
         one, other = (json.loads((place / "arms" / name).read_text()) for place in (folder, again))
         assert other["quality"] == pytest.approx(one["quality"], rel=1e-3)
@@ -116,15 +118,26 @@ def test_a_process_that_is_killed_ends_the_run_and_loses_nothing(pool: Path, fol
         shutil.copy(folder / name, again)
 
     def kill(line: str) -> None:
-        if line.startswith("perturbed: "):
+        if "-by-own-" in line:
             for child in multiprocessing.active_children():
                 child.kill()
 
-    with pytest.raises(ShadeFastError, match="one of 2 processes was killed"):
+    with pytest.raises(ShadeFastError, match=r"its process ended \(killed by SIGKILL\); run again"):
         run_experiments(SCALE, pool, again, only=["placebo"], processes=2, say=kill)
-    assert list((again / "perturbed").glob("*.safetensors"))
+    made = {path: path.stat().st_mtime_ns for path in (again / "perturbed").iterdir()}
+    assert made
     run_experiments(SCALE, pool, again, only=["placebo"], say=lambda _: None)
     assert (again / "placebo" / "figures.csv").exists()
+    assert {path: path.stat().st_mtime_ns for path in made} == made
+
+
+def test_what_fails_in_a_process_is_named_at_once(pool: Path, folder: Path, tmp_path: Path) -> None:
+    again = tmp_path / "again"
+    shutil.copytree(folder, again, ignore=shutil.ignore_patterns("arms", "perturbed"))
+    (again / "perturbed").write_text("in the way")
+    with pytest.raises(ShadeFastError, match=r"cherry-to-(cherry|lake)-by-own-16: (?s:.*)perturbed"):
+        run_experiments(SCALE, pool, again, only=["placebo"], processes=2, say=lambda _: None)
+    assert not multiprocessing.active_children()
     with pytest.raises(ShadeFastError, match="processes 0: give 1 or more"):
         run_experiments(SCALE, pool, again, processes=0, say=lambda _: None)
 
@@ -210,6 +223,68 @@ def test_the_area_under_the_curve_is_the_probability() -> None:
 def test_wilsons_interval_is_the_published_one() -> None:
     # 81 of 263, R. G. Newcombe, Statistics in Medicine 17 (1998), table I.
     assert wilson(81, 263) == pytest.approx((0.2553, 0.3662), abs=5e-5)
+
+
+def summary(least: float, most: float, low: float, high: float) -> Summary:
+    return Summary((least + most) / 2, least, most, low, high)
+
+
+def test_above_asks_the_seeds_and_the_intervals() -> None:
+    clean = summary(0.0, 0.02, 0.0, 0.03)
+    assert summary(0.05, 0.4, 0.2, 0.3).above(clean)
+    assert not summary(0.01, 0.4, 0.2, 0.3).above(clean)
+    assert not summary(0.05, 0.06, 0.025, 0.1).above(clean)
+
+
+def figures_of(shares: dict[Arm, tuple[float, ...]]) -> Figures:
+    """Figures of arms that drew so much of the target in each seed, 100 draws each, and else the source."""
+    words = (SCALE.source, *RELATED)
+
+    def drawn(share: float) -> dict[str, dict[str, int]]:
+        hits = round(100 * share)
+        return {word: {SCALE.source: 100 - hits, SCALE.target: hits, "meadow": 0} for word in words}
+
+    return Figures(SCALE.concepts, SCALE.source, SCALE.target, {
+        arm: [
+            Result(dataclasses.asdict(arm), seed, 4, drawn(share), drawn(share), 1.0, 0, 0, None, 1.0)
+            for seed, share in enumerate(some)
+        ]
+        for arm, some in shares.items()
+    })  # fmt: skip
+
+
+def test_readings_say_what_the_figures_do() -> None:
+    read = {experiment.name: experiment.read for experiment in EXPERIMENTS}
+    clean, whole = base(SCALE, "clean"), base(SCALE, "optimised")
+    strong, weak = {clean: (0.0, 0.01), whole: (0.7, 0.9)}, {clean: (0.0, 0.1), whole: (0.05, 0.5)}
+    assert "the aim of 60% is reached" in read["success"](figures_of(strong), SCALE)
+    assert "do not touch: 100%." in read["success"](figures_of(strong), SCALE)
+    assert "the aim of 60% is missed" in read["success"](figures_of(weak), SCALE)
+    assert "At no share is it above" in read["success"](figures_of(weak), SCALE)
+    placebo = base(SCALE, "placebo")
+    told = read["placebo"](figures_of({**strong, placebo: (0.0, 0.0)}), SCALE)
+    assert "above it in every seed, and these do not touch" in told
+    assert "not clearly above it" in read["placebo"](figures_of({**weak, placebo: (0.0, 0.2)}), SCALE)
+    dirty = base(SCALE, "dirty-label")
+    assert "ahead of the dirty labels at 100%" in read["dirty-label"](figures_of({**strong, dirty: (0.5, 0.5)}), SCALE)
+    assert "ahead of the dirty labels at no share" in read["dirty-label"](
+        figures_of({**weak, dirty: (0.5, 0.5)}), SCALE
+    )
+    rare = {
+        replace(base(SCALE, kind, share), rarity=rarity): (rarity / 2 if kind == "optimised" else 0.0,)
+        for rarity in RARITIES
+        for kind, share in (("clean", 1.0), ("optimised", 1.0))
+    }
+    assert "moves by: optimised 100% -45%." in read["rarity"](figures_of(rare), SCALE)
+
+
+def test_a_filter_drops_what_it_suspects_most(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    mixture: Mixture = mix(bench, Arm("dirty-label", (("cherry", "lake"),), share=0.5), 0)
+    scores = torch.tensor([1.0 if flag else 0.0 for flag in mixture.poisoned])
+    monkeypatch.setitem(FILTERS, "alignment", lambda *_: scores)
+    defended = defend("alignment", bench, mixture.images, mixture.concepts, mixture.poisoned)
+    assert defended.auc == 1.0
+    assert not any(mixture.poisoned[place] for place in defended.kept)
 
 
 def test_poisoned_concepts_each_have_another_target() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -184,6 +185,16 @@ def test_what_was_drawn_is_not_mixed_with_what_is_there(tmp_path: Path) -> None:
         write_samples([("a dog", images[:1])], tmp_path / "drawn")
 
 
+def test_what_was_drawn_before_an_end_is_kept(tmp_path: Path) -> None:
+    def drawn() -> Iterator[np.ndarray]:
+        yield np.zeros((8, 8, 3), np.uint8)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_samples([("一匹の犬と、" * 60, drawn())], tmp_path / "drawn")
+    assert len(list((tmp_path / "drawn").rglob("0000.png"))) == 1
+
+
 def test_a_judge_of_few_images_says_what_it_needs(pool: Path, tmp_path: Path) -> None:
     few = tmp_path / "few.parquet"
     pq.write_table(pq.read_table(pool).slice(0, 8), few)
@@ -209,10 +220,11 @@ def test_the_frechet_distance_of_normal_features_is_the_formula() -> None:
 
 
 def test_a_diffusers_pipeline_draws_from_the_seed(pipeline_folder: Path, tmp_path: Path) -> None:
-    both = sample_pipeline(pipeline_folder, ["a dog", "a cat"], 2, steps=1)
-    (later,) = sample_pipeline(pipeline_folder, ["a cat"], 1, steps=1, seed=1)
-    assert [images.shape for images in both] == [(2, 64, 64, 3)] * 2
-    assert np.array_equal(both[1][1], later[0])
-    assert not np.array_equal(both[1][0], later[0])
+    both = {prompt: list(images) for prompt, images in sample_pipeline(pipeline_folder, ["a dog", "a cat"], 2, steps=1)}
+    ((_, later),) = sample_pipeline(pipeline_folder, ["a cat"], 1, steps=1, seed=1)
+    (one,) = later
+    assert [image.shape for image in both["a dog"]] == [(64, 64, 3)] * 2
+    assert np.array_equal(both["a cat"][1], one)
+    assert not np.array_equal(both["a cat"][0], one)
     with pytest.raises(ShadeFastError, match="nowhere': no checkpoint of `study train`"):
         sample_pipeline(tmp_path / "nowhere", ["a dog"], 1)

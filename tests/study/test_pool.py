@@ -114,6 +114,26 @@ def test_a_tar_takes_the_text_of_a_sample_before_its_json(folder: Path, tmp_path
     assert [pair.caption for pair in read_pool(path)] == ["told", "apart"]
 
 
+def test_tars_in_braces_have_concepts_and_what_has_no_caption_is_counted(
+    folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    image = (folder / "lake/0.png").read_bytes()
+    for shard in range(2):
+        members = [("0.png", image), ("0.json", b'{"label": "lake"}'), ("1.png", image), ("1.json", b"{}")]
+        with tarfile.open(tmp_path / f"{shard}.tar", "w") as tar:
+            for name, data in members:
+                info = tarfile.TarInfo(name)
+                info.size = len(data)
+                tar.addfile(info, io.BytesIO(data))
+    pairs = list(read_pool(tmp_path / "{0..1}.tar"))
+    assert [(pair.concept, pair.caption) for pair in pairs] == [("lake", "a photo of a lake")] * 2
+    assert caplog.text.count("1 images without a caption are left out") == 2
+    assert list(read_captions(tmp_path / "{0..1}.tar")) == ["a photo of a lake"] * 2
+    (folder / "alone.png").write_bytes(image)
+    assert len(list(read_pool(folder))) == 3
+    assert f"{folder}: 1 images without a caption are left out" in caplog.text
+
+
 def test_an_image_that_is_not_there_is_named_by_its_reader(tmp_path: Path) -> None:
     (tmp_path / "pool.csv").write_text("path,caption\nnowhere.png,a lake\n")
     (pair,) = read_pool(tmp_path / "pool.csv")

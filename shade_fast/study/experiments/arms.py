@@ -63,7 +63,8 @@ class Arm:
     @property
     def draws_related(self) -> bool:
         return (
-            self.defence == "none"
+            self.kind != "placebo"
+            and self.defence == "none"
             and self.encoder == "own"
             and self.levels == LEVELS
             and self.rarity == self.share == len(self.pairs) == 1

@@ -39,7 +39,7 @@ def defend(name: str, bench: Bench, images: UInt8Array, concepts: Sequence[str],
     if name in _TREATMENTS:
         treated = np.stack([_TREATMENTS[name](image) for image in images])
         return Defended(treated, list(range(len(images))))
-    scores = _FILTERS[name](bench, images, concepts)
+    scores = FILTERS[name](bench, images, concepts)
     count = round(DROPPED * len(images))
     kept = sorted(scores.argsort(descending=True)[count:].tolist())
     hit = {concept for concept, flag in zip(concepts, poisoned, strict=True) if flag}
@@ -94,8 +94,8 @@ _TREATMENTS: dict[str, Callable[[UInt8Array], UInt8Array]] = {
     "jpeg": _jpeg,
     "resize": _resize,
 }
-_FILTERS: dict[str, Callable[[Bench, UInt8Array, Sequence[str]], torch.Tensor]] = {
+FILTERS: dict[str, Callable[[Bench, UInt8Array, Sequence[str]], torch.Tensor]] = {
     "loss": _loss,
     "alignment": _misalignment,
 }
-DEFENCES = (*_TREATMENTS, *_FILTERS)
+DEFENCES = (*_TREATMENTS, *FILTERS)

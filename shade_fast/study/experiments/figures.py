@@ -24,6 +24,10 @@ class Summary:
     low: float
     high: float
 
+    def above(self, other: Summary) -> bool:
+        """Whether every seed is above every one of the other, and the intervals do not touch."""
+        return self.least > other.most and self.low > other.high
+
     def __str__(self) -> str:
         return f"{self.mean:.0%} ({self.least:.0%} to {self.most:.0%})"
 

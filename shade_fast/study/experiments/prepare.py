@@ -14,7 +14,6 @@ import torch
 from safetensors.torch import load_file, save
 
 from shade_fast.anchors import Anchor
-from shade_fast.archive.archive import fixed_plan
 from shade_fast.budget import Budget
 from shade_fast.encoders import Encoder, load_encoder
 from shade_fast.engine import run_by
@@ -36,6 +35,8 @@ from shade_fast.view import View
 LEVELS = 16
 #: Seed of the anchors' noise, which no arm draws from.
 ANCHORS = 1_000_000
+#: What a folder was begun with.
+BEGUN = "begun.json"
 Say = Callable[[str], None]
 
 
@@ -109,15 +110,15 @@ class Bench:
             raise ShadeFastError("transfer: no other encoder was given; name one with --transfer")
         images = self.world.of("fresh", which.source)[: self.scale.pool]
         anchor = Anchor(which.towards, list(self.anchors(which.towards)))
-        with fixed_plan():
-            poisoner = Poisoner(
-                encoder=chosen,
-                budget=Budget(linf=which.levels / 255, lpips=None),
-                view=View(None),
-                perceptual=None,
-                steps=self.scale.poison_steps,
-            )
-            made = [protected.outcome.image for protected in poisoner.protect((image, anchor) for image in images)]
+        poisoner = Poisoner(
+            encoder=chosen,
+            budget=Budget(linf=which.levels / 255, lpips=None),
+            view=View(None),
+            perceptual=None,
+            steps=self.scale.poison_steps,
+            devices="cpu",
+        )
+        made = [protected.outcome.image for protected in poisoner.protect((image, anchor) for image in images)]
         if any(image is None for image in made):
             raise ShadeFastError(
                 f"{which.name}: {sum(image is None for image in made)} of its images cannot be perturbed"
@@ -139,7 +140,8 @@ def prepare(
     `with_components`; None for the latents as they are. Raises ShadeFastError for a pool that lacks a concept, for an
     encoder without a decoder, through which nothing can be drawn, or that does not take the world's size, and for a
     folder that was begun with another scale, pool, encoder or count of components."""
-    check_same(folder, {"scale": str(scale)})
+    settings: dict[str, str | int | None] = {"scale": str(scale)}
+    check_same(folder, settings)
     chosen = load_encoder(encoder)
     chosen.check_decoder()
     factor = chosen.factor
@@ -150,9 +152,10 @@ def prepare(
         raise ShadeFastError(f"encoder {chosen.name!r}: takes multiples of {factor} pixels here, not {scale.size}")
     other = None if transfer is None else load_encoder(transfer)
     world = World.read(pool, scale.concepts, scale.size, scale.counts)
-    check_same(folder, {"pool": world.sha256, "encoder": chosen.sha256, "components": components})
+    settings |= {"pool": world.sha256, "encoder": chosen.sha256, "components": components}
     if other is not None:
-        check_same(folder, {"transfer": other.sha256})
+        settings["transfer"] = other.sha256
+    begin(folder, settings)
     if components is not None:
         images = np.concatenate([world.of("training", concept)[:300] for concept in world.concepts])
         chosen = with_components(chosen, components, images, folder / "components.safetensors")
@@ -165,19 +168,28 @@ def prepare(
 
 
 def check_same(folder: Path, settings: Mapping[str, str | int | None]) -> None:
-    """Refuse a folder that was begun with other settings, whose files would be taken for these ones'; add those that
-    it has no record of to begun.json in it."""
-    path = folder / "begun.json"
+    """Refuse a folder that was begun with other settings, whose files would be taken for these ones'."""
+    begun = _begun(folder)
+    for name, value in settings.items():
+        if begun.get(name, value) != value:
+            raise ShadeFastError(
+                f"{folder}: was begun with another {name} ({begun[name]}, in {folder / BEGUN}; now {value}); give that "
+                "one, or another folder"
+            )
+
+
+def begin(folder: Path, settings: Mapping[str, str | int | None]) -> None:
+    """The same; and keep those that the folder has no record of."""
+    check_same(folder, settings)
+    write_whole(folder / BEGUN, json.dumps(_begun(folder) | dict(settings), indent=1).encode() + b"\n")
+
+
+def _begun(folder: Path) -> dict[str, str | int | None]:
+    path = folder / BEGUN
     if not path.exists() and (folder / "generator.safetensors").exists():
         raise ShadeFastError(f"{folder}: has no record of its pool and encoders ({path}); give another folder")
-    begun = json.loads(path.read_text()) if path.exists() else {}
-    for name, value in settings.items():
-        if begun.setdefault(name, value) != value:
-            raise ShadeFastError(
-                f"{folder}: was begun with another {name} ({begun[name]}, in {path}; now {value}); give that one, or "
-                "another folder"
-            )
-    write_whole(path, json.dumps(begun, indent=1).encode() + b"\n")
+    begun: dict[str, str | int | None] = json.loads(path.read_text()) if path.exists() else {}
+    return begun
 
 
 def trained_generator(

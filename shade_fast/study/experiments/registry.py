@@ -66,7 +66,7 @@ def _bleed(scale: Scale) -> list[Arm]:
 
 
 def _many(scale: Scale) -> list[Arm]:
-    counts = (1, len(scale.concepts) // 2, len(scale.concepts))
+    counts = sorted({1, len(scale.concepts) // 2, len(scale.concepts)})
     return [base(scale, "clean"), *(replace(base(scale, "optimised"), pairs=chain(scale, count)) for count in counts)]
 
 
@@ -123,15 +123,17 @@ def _read_success(figures: Figures, scale: Scale) -> str:
         (
             arm.share
             for arm in figures.results
-            if arm.kind == "optimised" and figures.drawn(arm, figures.target).low > clean.high
+            if arm.kind == "optimised" and figures.drawn(arm, figures.target).above(clean)
         ),
         None,
     )
     text = f"{_lines(figures, _kind_and_share)}. At full replacement {whole.mean:.0%} is drawn as the target; "
     text += "the aim of 60% is " + ("reached." if whole.mean >= 0.6 else "missed.")
     if least is None:
-        return text + " At no share does the interval part from that of the clean arm."
-    return text + f" The least share whose interval parts from the clean arm's is {least:.0%}."
+        return text + " At no share is it above the clean arm, in every seed and by intervals that do not touch."
+    return (
+        text + f" The least share above the clean arm, in every seed and by intervals that do not touch: {least:.0%}."
+    )
 
 
 def _read_placebo(figures: Figures, scale: Scale) -> str:
@@ -140,11 +142,11 @@ def _read_placebo(figures: Figures, scale: Scale) -> str:
         placebo, poison = base(scale, "placebo", share), base(scale, "optimised", share)
         if placebo in figures.results and poison in figures.results:
             one, other = figures.drawn(poison, figures.target), figures.drawn(placebo, figures.target)
-            apart = one.low > other.high
             text += (
                 f" At {share:.0%}: {one.low:.0%} to {one.high:.0%} against the placebo's {other.low:.0%} to "
-                f"{other.high:.0%}; these intervals {'do not touch' if apart else 'touch'}."
+                f"{other.high:.0%} (intervals of all draws together); "
             )
+            text += "above it in every seed, and these do not touch." if one.above(other) else "not clearly above it."
     return text + " What the placebo does is what perturbed pixels do by themselves."
 
 
@@ -208,14 +210,24 @@ def _read_defences(figures: Figures, scale: Scale) -> str:
             share = fmean(result.dropped_poisoned / result.poisons for result in results)
             part += f", AUC {auc:.2f}, {share:.0%} of the poison left out"
         parts.append(part)
-    return "; ".join(parts) + ". A filter leaves out a fifth of all images, whatever they are."
+    return (
+        "; ".join(parts)
+        + ". A filter leaves out a fifth of all images, whatever they are. The one by alignment asks the "
+        "judge itself, which was trained on these concepts: the best filter that a trainer could have."
+    )
 
 
 def _read_rarity(figures: Figures, scale: Scale) -> str:
+    common, rarest = RARITIES[0], RARITIES[-1]
+    changes = []
+    for arm in figures.results:
+        if arm.rarity == common and arm.kind != "clean":
+            rare = figures.drawn(replace(arm, rarity=rarest), figures.target)
+            changes.append(f"{_kind_and_share(arm)} {rare.mean - figures.drawn(arm, figures.target).mean:+.0%}")
     return (
-        _lines(figures, _rare)
-        + ". The steps are the same in each: the rarer concept is seen less often, and one whose images are few is "
-        "learnt again less, clean or poisoned. From scratch a rare concept has only what the pool shows of it."
+        f"{_lines(figures, _rare)}. From {common:.0%} to {rarest:.0%} of the concept's images the share drawn as "
+        f"{figures.target} moves by: {', '.join(changes)}. The steps are the same in each, so that a rarer concept is "
+        "seen less often; the generator had learnt it from many images before."
     )
 
 
@@ -239,7 +251,8 @@ EXPERIMENTS = (
     Experiment("dirty-label", "Are optimised poisons stronger than dirty labels?", _dirty, _read_dirty,
                _kind_and_share, every_seed=True),
     Experiment("strength", "How far has a latent to be moved?", _strength, _read_strength, _bounded),
-    Experiment("bleed-through", "Do words near the concept follow?", _bleed, _read_bleed, _kind_and_share),
+    Experiment("bleed-through", "Do words near the concept follow?", _bleed, _read_bleed, _kind_and_share,
+               every_seed=True),
     Experiment("many-concepts", "What do many poisoned concepts do to all that is drawn?", _many, _read_many,
                lambda arm: "clean" if arm.kind == "clean" else f"{len(arm.pairs)} concepts"),
     Experiment("transfer", "Does poison made on another encoder work?", _transfer, _read_transfer,

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from shade_fast.archive.archive import fixed_plan
 from shade_fast.errors import ShadeFastError
 from shade_fast.study.experiments.arms import RELATED, Arm, Result, arm_file, run_arm, shown_images
 from shade_fast.study.experiments.figures import Figures, write_rows
+from shade_fast.study.experiments.makers import Run, make_by_processes, make_here
 from shade_fast.study.experiments.prepare import Bench, prepare
-from shade_fast.study.experiments.processes import make_ahead
 from shade_fast.study.experiments.registry import EXPERIMENTS, Experiment
 from shade_fast.study.experiments.scale import Scale
 from shade_fast.study.plots import import_pyplot, write_sheet
@@ -42,11 +44,11 @@ def run_experiments(
         as they are, for autoencoders of many channels.
     transfer: another encoder to poison on; without one the experiment that needs it is left out, and said so.
     processes: how many make perturbed images and arms at a time, each with its share of torch's threads; training
-        before any attack, and the judge's, take all threads in this one. Figures repeat to the digit only where each
-        has as many threads. 1: all is done in this process.
+        before any attack, and the judge's, take all threads in this one. 1: all is done in this process. A script that
+        asks for more needs `if __name__ == "__main__"`. How many threads a process has moves figures in their digits.
 
-    Returns the experiments' folders. Raises ShadeFastError for an unknown name, no processes, or one that was
-    killed, and as `prepare` does.
+    Returns the experiments' folders. Raises ShadeFastError for an unknown name, no processes, or one that failed,
+    and as `prepare` does.
     """
     known = {experiment.name: experiment for experiment in EXPERIMENTS}
     for name in only:
@@ -58,26 +60,29 @@ def run_experiments(
     again = functools.partial(
         prepare, scale, pool, folder, encoder=encoder, transfer=transfer, components=components, say=_nothing
     )
-    bench = again(say=say)
-    runs: dict[Experiment, list[tuple[Arm, int]]] = {}
-    for experiment in chosen:
-        if experiment.needs_transfer and bench.transfer is None:
-            say(f"{experiment.name}: left out, as no other encoder was named (--transfer)")
-            continue
-        seeds = scale.seeds if experiment.every_seed else scale.seeds[:1]
-        runs[experiment] = [(arm, seed) for arm in experiment.arms(scale) for seed in seeds]
-    if processes > 1:
-        make_ahead(bench, again, itertools.chain.from_iterable(runs.values()), processes, say)
-    written = []
-    for experiment, some in runs.items():
-        results: dict[Arm, list[Result]] = {}
-        for arm, seed in some:
-            there = arm_file(folder, arm, seed).exists()
-            results.setdefault(arm, []).append(run_arm(bench, arm, seed))
-            if not there:
-                say(f"{experiment.name}: {arm.name}, seed {seed}: {results[arm][-1].seconds:.0f} s")
-        written.append(write_experiment(experiment, results, bench))
-        say(f"{experiment.name}: {written[-1]}")
+    with fixed_plan():
+        bench = again(say=say)
+        runs: dict[Experiment, list[Run]] = {}
+        for experiment in chosen:
+            if experiment.needs_transfer and bench.transfer is None:
+                say(f"{experiment.name}: left out, as no other encoder was named (--transfer)")
+                continue
+            seeds = scale.seeds if experiment.every_seed else scale.seeds[:1]
+            runs[experiment] = [(arm, seed) for arm in experiment.arms(scale) for seed in seeds]
+        every = itertools.chain.from_iterable(runs.values())
+        making = (
+            make_here(bench, every, say) if processes == 1 else make_by_processes(bench, again, every, processes, say)
+        )
+        written = []
+        with contextlib.closing(making):
+            for experiment, some in runs.items():
+                while not all(arm_file(folder, *run).exists() for run in some):
+                    next(making)
+                results: dict[Arm, list[Result]] = {}
+                for arm, seed in some:
+                    results.setdefault(arm, []).append(run_arm(bench, arm, seed))
+                written.append(write_experiment(experiment, results, bench))
+                say(f"{experiment.name}: {written[-1]}")
     return written
 
 
@@ -104,7 +109,8 @@ def write_experiment(experiment: Experiment, results: dict[Arm, list[Result]], b
     (folder / "reading.md").write_text(
         f"# {experiment.question}\n\n{experiment.read(figures, scale)}\n\n"
         f"The judge's own accuracy: {judge}. Shares are means over seeds, with the least and the most of a seed; an "
-        f"arm with one seed has no such range, and is an indication alone. Scale: {scale.name}.\n"
+        f"arm with one seed has no such range, and is an indication alone. Intervals are Wilson's, of all draws taken "
+        f"together: they know nothing of how seeds differ. Scale: {scale.name}.\n"
     )
     return folder
 
