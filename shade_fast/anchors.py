@@ -14,7 +14,7 @@ import torch
 from PIL import Image, ImageOps
 from torch.nn import functional
 
-from shade_fast.encoders import Encoder
+from shade_fast.encoders import Encoder, load_encoder
 from shade_fast.errors import ShadeFastError, reason
 from shade_fast.images import INPUT_SUFFIXES, UInt8Array, decode
 
@@ -197,10 +197,13 @@ def generate_anchors(
     size: int | None = None,
     device: str = "cpu",
     seed: int = 0,
+    draws: int | None = None,
 ) -> list[Path]:
     """Draw `count` anchor images of a concept with a diffusers text-to-image pipeline, as PNG files in out/concept.
 
     model: a pipeline's local folder or hub id. size: pixels of the square drawn, None for the model's own.
+    draws: draw so many and keep the `count` most typical, whose latents under the pipeline's own autoencoder are
+        nearest to the mean of all; None: as many as are kept.
     The image of index i has seed + i. `out` is then a folder for `AnchorLibrary.from_folder`.
     Raises ShadeFastError where the pipeline cannot be loaded or does not draw, naming the model and the mend.
     """
@@ -208,6 +211,8 @@ def generate_anchors(
 
     if count < 1:
         raise ShadeFastError(f"count={count}: give the number of anchor images, at least 1")
+    if draws is not None and draws < count:
+        raise ShadeFastError(f"draws={draws}: {count} of them are to be kept; draw at least as many")
     if concept in ("", ".", "..") or Path(concept).name != concept:
         raise ShadeFastError(f"concept {concept!r}: it names a folder below {out}; give a word without slashes")
     try:
@@ -218,24 +223,39 @@ def generate_anchors(
             "folder or hub id, and install what it needs (pip install 'shade-fast[anchors]')"
         ) from error
     pipeline.set_progress_bar_config(disable=True)
-    folder = Path(out) / concept
-    folder.mkdir(parents=True, exist_ok=True)
-    paths = []
-    for index in range(count):
+    vae: Any = getattr(pipeline, "vae", None)
+    if draws is not None and vae is None:
+        raise ShadeFastError(f"model {str(model)!r}: has no autoencoder that tells typical draws; leave out draws")
+    drawn = []
+    for index in range(draws or count):
         generator = torch.Generator(device="cpu").manual_seed(seed + index)
         options = {} if size is None else {"height": size, "width": size}
         try:
-            drawn = pipeline(
+            drawn += pipeline(
                 prompt.replace("{concept}", concept), num_inference_steps=steps, generator=generator, **options
-            ).images[0]
+            ).images[:1]
         except Exception as error:  # a pipeline's own checks of its options, and one that takes no prompt
             raise ShadeFastError(
                 f"model {str(model)!r}: does not draw with steps={steps}, size={size} ({reason(error)}); "
                 "change these, or give a text-to-image pipeline"
             ) from error
-        paths.append(folder / f"{seed + index:04d}.png")
-        drawn.save(paths[-1])
+    kept = list(range(count))
+    if draws is not None:
+        width, height = drawn[0].size
+        kept = sorted(most_typical(Anchor(concept, drawn).latents(load_encoder(vae, device), (height, width)), count))
+    folder = Path(out) / concept
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = [folder / f"{seed + index:04d}.png" for index in kept]
+    for index, path in zip(kept, paths, strict=True):
+        drawn[index].save(path)
     return paths
+
+
+def most_typical(latents: torch.Tensor, count: int) -> list[int]:
+    """Which `count` of latents [N, ...] are nearest to the mean of all, the nearest first."""
+    flat = latents.flatten(1)
+    chosen: list[int] = (flat - flat.mean(0)).norm(dim=1).argsort()[:count].tolist()
+    return chosen
 
 
 def _from_path(path: Path, library: AnchorLibrary) -> Anchor:

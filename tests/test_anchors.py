@@ -253,6 +253,20 @@ def test_anchors_are_drawn_by_a_pipeline(pipeline_folder: Path, tmp_path: Path, 
     assert library["cat"].latents(encoder, (32, 32)).shape == (2, 4, 4, 4)
 
 
+def test_the_most_typical_draws_are_kept(pipeline_folder: Path, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"steps": 1, "size": 64, "seed": 3}
+    every = generate_anchors("cat", pipeline_folder, tmp_path / "every", count=5, **options)
+    kept = generate_anchors("cat", pipeline_folder, tmp_path / "kept", count=2, draws=5, **options)
+    own = load_encoder(str(pipeline_folder))
+    latents = torch.cat([Anchor("one", [path]).latents(own, (64, 64)) for path in every])
+    far = (latents - latents.mean(dim=0)).flatten(1).norm(dim=1)
+    assert {path.name for path in kept} == {every[place].name for place in far.argsort()[:2].tolist()}
+    for path in kept:
+        assert path.read_bytes() == (tmp_path / "every" / "cat" / path.name).read_bytes()
+    with pytest.raises(ShadeFastError, match="draws=1: 2 of them are to be kept"):
+        generate_anchors("cat", pipeline_folder, tmp_path, count=2, draws=1)
+
+
 def test_the_prompt_names_the_concept(pipeline_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from diffusers import StableDiffusionPipeline
 

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save
 
-from shade_fast.anchors import Anchor
+from shade_fast.anchors import Anchor, most_typical
 from shade_fast.budget import Budget
 from shade_fast.encoders import Encoder, load_encoder
 from shade_fast.engine import run_by
@@ -88,9 +88,7 @@ class Bench:
     def _most_typical(self, concept: str) -> UInt8Array:
         scale = self.scale
         drawn = sample(self.generator, prompt(concept), scale.anchor_draws, self.encoder, self.sentences, seed=ANCHORS)
-        latents = encode(self.encoder, drawn).flatten(1)
-        nearest = (latents - latents.mean(0)).norm(dim=1).argsort()[: scale.anchors]
-        anchors: UInt8Array = drawn[nearest.numpy()]
+        anchors: UInt8Array = drawn[most_typical(encode(self.encoder, drawn), scale.anchors)]
         return anchors
 
     def perturbed(self, which: Perturbed) -> UInt8Array:
