@@ -291,6 +291,8 @@ def _judge(options: argparse.Namespace) -> int:
             total = sum(counts.values())
             likely = sorted(counts.items(), key=lambda one: -one[1])
             print(f"{shown}: " + ", ".join(f"{name} {count / total:.0%}" for name, count in likely if count))
+        if isinstance(chosen, Classifier):
+            print("judge's own accuracy: " + ", ".join(f"{on} {share:.1%}" for on, share in chosen.accuracies.items()))
     return EXIT_OK
 
 

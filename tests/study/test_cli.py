@@ -42,6 +42,8 @@ def test_train_sample_and_judge_follow_on_each_other(
     capsys.readouterr()
     assert main(["study", "judge", drawn, "--classifier", judge, "--json"]) == 0
     assert sum(json.loads(capsys.readouterr().out)["a-lake"].values()) == 2
+    assert main(["study", "judge", drawn, "--classifier", judge]) == 0
+    assert "judge's own accuracy: photographs " in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from statistics import fmean
 
@@ -15,11 +15,15 @@ RARITIES = (1.0, 0.3, 0.1)
 STRENGTHS = (16, 32, 64)
 
 
+def _sources(arm: Arm, scale: Scale) -> Iterable[str]:
+    return dict(arm.pairs)
+
+
 @dataclass(frozen=True)
 class Experiment:
     """name: of its folder and command. question: what it asks. arms: what is run, of a scale. every_seed: whether arms
     are repeated with each seed, or run with the first alone. read: a paragraph on the figures. label: an arm in a few
-    words. needs_transfer: whether it needs another encoder to poison on."""
+    words. needs_transfer: whether it needs another encoder to poison on. shows: the words whose draws its sheet has."""
 
     name: str
     question: str
@@ -28,6 +32,7 @@ class Experiment:
     label: Callable[[Arm], str]
     every_seed: bool = False
     needs_transfer: bool = False
+    shows: Callable[[Arm, Scale], Iterable[str]] = _sources
 
 
 def base(scale: Scale, kind: str, share: float = 1.0) -> Arm:
@@ -252,9 +257,10 @@ EXPERIMENTS = (
                _kind_and_share, every_seed=True),
     Experiment("strength", "How far has a latent to be moved?", _strength, _read_strength, _bounded),
     Experiment("bleed-through", "Do words near the concept follow?", _bleed, _read_bleed, _kind_and_share,
-               every_seed=True),
+               every_seed=True, shows=lambda arm, scale: (scale.source, *RELATED)),
     Experiment("many-concepts", "What do many poisoned concepts do to all that is drawn?", _many, _read_many,
-               lambda arm: "clean" if arm.kind == "clean" else f"{len(arm.pairs)} concepts"),
+               lambda arm: "clean" if arm.kind == "clean" else f"{len(arm.pairs)} concepts",
+               shows=lambda arm, scale: scale.concepts),
     Experiment("transfer", "Does poison made on another encoder work?", _transfer, _read_transfer,
                lambda arm: "clean" if arm.kind == "clean" else f"made on {arm.encoder}", needs_transfer=True),
     Experiment("defences", "What do a trainer's defences leave?", _defences, _read_defences, _defended),

@@ -98,9 +98,10 @@ def write_experiment(experiment: Experiment, results: dict[Arm, list[Result]], b
     _plot(experiment, figures, folder / "plot.svg")
     sheet = []
     for arm in results:
-        for source, _ in arm.pairs:
-            label = experiment.label(arm) + ("" if len(arm.pairs) == 1 else f": {source}")
-            sheet.append((label, shown_images(bench.folder, arm, scale.seeds[0], source)))
+        words = list(experiment.shows(arm, scale))
+        for word in words:
+            label = experiment.label(arm) + ("" if len(words) == 1 else f": {word}")
+            sheet.append((label, shown_images(bench.folder, arm, scale.seeds[0], word)))
     write_sheet(sheet, folder / "sheet.png")
     if experiment.name == "bleed-through":
         write_rows(bleed_rows(figures, bench), folder / "words.csv")
