@@ -1,7 +1,7 @@
 """Builds the compiled modules of shade_fast with one ninja file; everything else stands in pyproject.toml.
 
 Environment:
-    CXX                     the C++17 compiler (else c++, g++ or clang++ on PATH).
+    CXX                     the C++ compiler, g++ 12 or clang++ (else c++, g++ or clang++ on PATH).
     SHADE_FAST_CUDA         1: the CUDA module is required; 0: it is left out; unset: it is built where nvcc is found.
     SHADE_FAST_CUDA_ARCHS   compute capabilities to compile for, such as "80;90"; unset: 80, 90 and 100.
     CUDA_HOME               where bin/nvcc is (else nvcc on PATH, else /usr/local/cuda).
@@ -16,6 +16,7 @@ import platform
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -189,23 +190,35 @@ def rules(cxx: str, nvcc: str | None) -> list[str]:
     return [*lines, ""]
 
 
+#: What g++ has since version 12.
+SHUFFLE = (
+    "typedef int V __attribute__((vector_size(16)));\nV f(V a) { return __builtin_shufflevector(a, a, 0, 2, 4, 6); }\n"
+)
+
+
 def find_cxx() -> str:
     """The C++ compiler, or an error that says how to get one."""
     if sys.platform == "win32":
         raise PlatformError("shade_fast builds with g++ or clang++ on Linux and macOS; on Windows use WSL")
     asked = os.environ.get("CXX")
-    for name in [asked] if asked else ["c++", "g++", "clang++"]:
-        found = shutil.which(name)
-        if found:
-            return found
+    found = [path for name in ([asked] if asked else ["c++", "g++", "clang++"]) if (path := shutil.which(name))]
+    for path in found:
+        if compiles(path, SHUFFLE):
+            return path
     looked = f"CXX={asked}, which is no program" if asked else "none of c++, g++, clang++ is on PATH"
-    raise PlatformError(f"shade_fast needs a C++17 compiler: {looked}; install g++ or clang++, or set CXX to one")
+    if found:
+        looked = f"{', '.join(found)} cannot compile it, too old perhaps"
+    raise PlatformError(f"shade_fast needs a C++ compiler: {looked}; install g++ 12 or clang++, or set CXX to one")
 
 
 def builds_tiles(cxx: str) -> bool:
     """Whether the C++ compiler and its assembler know AMX."""
-    code = "#include <immintrin.h>\nvoid f() { _tile_dpbf16ps(0, 1, 2); }\n"
-    command = [cxx, *AMX_FLAGS, "-x", "c++", "-c", "-", "-o", os.devnull]
+    return compiles(cxx, "#include <immintrin.h>\nvoid f() { _tile_dpbf16ps(0, 1, 2); }\n", AMX_FLAGS)
+
+
+def compiles(cxx: str, code: str, flags: Sequence[str] = ()) -> bool:
+    """Whether the C++ compiler and its assembler take some code."""
+    command = [cxx, *flags, "-x", "c++", "-c", "-", "-o", os.devnull]
     return subprocess.run(command, input=code.encode(), capture_output=True, check=False).returncode == 0
 
 

@@ -17,7 +17,6 @@ namespace {
 using Size = std::int64_t;
 // In the order of the structure's members.
 using PyConvolution = std::tuple<Size, Size, Size, Size, Size, Size, Size, Size, Size, Size, Size, Size, Size>;
-using PyFinish = std::tuple<std::uintptr_t, std::uintptr_t, std::uintptr_t, bool, std::uintptr_t>;
 
 Convolution convolution(const PyConvolution& fields) {
   return std::apply([](auto... field) { return Convolution{field...}; }, fields);
@@ -29,14 +28,10 @@ int pack_weights(int algorithm, const PyConvolution& fields, std::uintptr_t weig
 }
 
 int convolve(int algorithm, const PyConvolution& fields, std::uintptr_t packed, std::uintptr_t input,
-             std::uintptr_t result, const PyFinish& finish, std::uintptr_t scratch, int threads) {
-  const auto [bias, residual, positive, relu, gate] = finish;
-  return static_cast<int>(cpu::convolve(
-      static_cast<Algorithm>(algorithm), convolution(fields), pointer<const float>(packed),
-      pointer<const float>(input), pointer<float>(result),
-      {pointer<const float>(bias), pointer<const float>(residual), pointer<std::uint16_t>(positive), relu,
-       pointer<const std::uint16_t>(gate)},
-      pointer<float>(scratch), threads));
+             std::uintptr_t result, const PyFinish& after, std::uintptr_t scratch, int threads) {
+  return static_cast<int>(cpu::convolve(static_cast<Algorithm>(algorithm), convolution(fields),
+                                        pointer<const float>(packed), pointer<const float>(input),
+                                        pointer<float>(result), finish(after), pointer<float>(scratch), threads));
 }
 
 using PyMatrix = std::tuple<std::uintptr_t, Size, Size>;

@@ -10,7 +10,6 @@ namespace shade_fast::bindings {
 namespace {
 
 using Address = std::uintptr_t;
-using PyFinish = std::tuple<Address, Address, Address, bool, Address>;
 using PyExtent = std::tuple<std::int64_t, std::int64_t, std::int64_t>;
 // images, height, width, channels; out_height, out_width; kernel, stride, pad
 using PyWindow = std::tuple<std::int64_t, std::int64_t, std::int64_t, std::int64_t, std::int64_t, std::int64_t,
@@ -18,11 +17,6 @@ using PyWindow = std::tuple<std::int64_t, std::int64_t, std::int64_t, std::int64
 
 const float* floats(Address address) { return pointer<const float>(address); }
 float* result(Address address) { return pointer<float>(address); }
-
-cpu::Finish finish(const PyFinish& fields) {
-  const auto [bias, residual, positive, relu, gate] = fields;
-  return {floats(bias), floats(residual), pointer<std::uint16_t>(positive), relu, pointer<const std::uint16_t>(gate)};
-}
 
 cpu::Extent extent(const PyExtent& fields) {
   const auto [images, pixels, channels] = fields;

@@ -114,9 +114,6 @@ SHADE_FAST_LANES Bytes narrowed(Integers value) {
 #endif
 }
 
-// What is read once is fetched this many values ahead: the machine's own prefetching does not follow several rows.
-constexpr std::int64_t kAhead = 4096;
-
 // How a vector's worth of channels is read and written: all lanes, all of them past the caches, or the first few, the
 // others being 0 and their memory left alone.
 struct Whole {

@@ -9,6 +9,9 @@
 
 namespace shade_fast::cpu {
 
+// Pixels of a side of a window that is pooled or blurred.
+constexpr std::int64_t kLargestKernel = 15;
+
 // Of one image, each [channels]: xhat = (x - mean) * inverse, y = gamma * xhat + beta, and the gradient
 // dx = scale * dy - (offset + xhat * slope), with scale = gamma * inverse.
 struct Normalization {

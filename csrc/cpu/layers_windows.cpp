@@ -24,8 +24,6 @@ const Kernels kKernels[kWidths] = {
     {portable::max_pool_row, portable::max_pool_gradient_row, portable::blur_row, portable::blur_gradient_row},
 };
 
-constexpr std::int64_t kLargestKernel = 15;
-
 // How far the last window reaches past the last pixel; negative where it ends before it.
 std::int64_t reach(std::int64_t size, std::int64_t windows, const Window& window) {
   return (windows - 1) * window.stride - window.pad + window.kernel - size;

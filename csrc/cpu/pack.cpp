@@ -1,8 +1,8 @@
 #include "pack.h"
 
 #include <algorithm>
-#include <cstring>
 
+#include "../pixel.h"
 #include "tiles.h"
 
 namespace shade_fast::cpu {
@@ -56,21 +56,6 @@ struct WeightTransform {
 
 bool has_phases(Algorithm algorithm) {
   return algorithm == Algorithm::direct || algorithm == Algorithm::narrow || algorithm == Algorithm::tiles;
-}
-
-// Rounded to the nearest, halves to even; a NaN stays one.
-std::uint16_t bfloat16(float value) {
-  if (value != value) return 0x7fc0;
-  std::uint32_t bits;
-  std::memcpy(&bits, &value, sizeof bits);
-  return static_cast<std::uint16_t>((bits + 0x7fffu + (bits >> 16 & 1u)) >> 16);
-}
-
-float widened(std::uint16_t value) {
-  const std::uint32_t bits = static_cast<std::uint32_t>(value) << 16;
-  float wide;
-  std::memcpy(&wide, &bits, sizeof wide);
-  return wide;
 }
 
 }  // namespace
@@ -183,8 +168,8 @@ void pack_tiles(const Convolution& c, const float* weights, float* packed) {
           const std::int64_t tile = panel / 16 * steps * 2 + (channel / kTilesRun * taps + tap) * 2 * tiles;
           std::uint16_t* const to = values + 2 * part.weights + (tile + (filter - panel) / 16) * kTileValues +
                                     channel % kTilesRun / 2 * 32 + filter % 16 * 2 + channel % 2;
-          to[tiles * kTileValues] = bfloat16(value);
-          to[0] = bfloat16(value - widened(to[tiles * kTileValues]));
+          to[tiles * kTileValues] = to_bfloat16(value);
+          to[0] = to_bfloat16(value - from_bfloat16(to[tiles * kTileValues]));
         }
       }
     }

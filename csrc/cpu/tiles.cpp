@@ -10,9 +10,6 @@
 namespace shade_fast::cpu::SHADE_FAST_ISA {
 namespace {
 
-// What is read once is fetched this many values ahead.
-constexpr std::int64_t kAhead = 4096;
-
 // Work done in equal parts beside a product's steps: from number `done` up to number `end`.
 struct Meanwhile {
   std::int64_t end = 0, done = 0;

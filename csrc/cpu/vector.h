@@ -23,6 +23,9 @@ typedef float Vector __attribute__((vector_size(4 * kLanes)));
 constexpr std::int64_t kBlock = 16;
 constexpr int kParts = static_cast<int>(kBlock) / kLanes;
 
+// What is read once is fetched this many values ahead: the machine's own prefetching does not follow several rows.
+constexpr std::int64_t kAhead = 4096;
+
 inline Vector load(const float* from) {
   Vector value;
   __builtin_memcpy(&value, from, sizeof value);

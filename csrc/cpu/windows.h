@@ -3,10 +3,10 @@
 
 #include <cstdint>
 
+#include "layers.h"
+
 namespace shade_fast::cpu::SHADE_FAST_ISA {
 namespace {
-
-constexpr std::int64_t kLargestKernel = 15;
 
 struct Range {
   std::int64_t begin, end;

@@ -26,11 +26,12 @@ def build(folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
 @pytest.mark.parametrize(
     ("environment", "message"),
     [
-        ({"SHADE_FAST_CUDA": "0", "CXX": "no-such-compiler"}, "needs a C++17 compiler: CXX=no-such-compiler"),
+        ({"SHADE_FAST_CUDA": "0", "CXX": "no-such-compiler"}, "needs a C++ compiler: CXX=no-such-compiler"),
+        ({"SHADE_FAST_CUDA": "0", "CXX": "false"}, "false cannot compile it, too old perhaps; install g++ 12"),
         ({"SHADE_FAST_CUDA": "maybe"}, "SHADE_FAST_CUDA=maybe: 1 requires the CUDA module"),
         ({"SHADE_FAST_CUDA": "1", "CUDA_HOME": "/nowhere"}, "SHADE_FAST_CUDA=1, but no nvcc in /nowhere/bin"),
     ],
-    ids=["compiler", "switch", "nvcc"],
+    ids=["no compiler", "old compiler", "switch", "nvcc"],
 )
 def test_a_setting_that_cannot_be_followed(environment: dict[str, str], message: str, tmp_path: Path) -> None:
     done = build(tmp_path, **environment)
