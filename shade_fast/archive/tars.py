@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import gzip
 import tarfile
+import threading
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
@@ -46,7 +47,9 @@ class Tars:
                     raise ShadeFastError(f"{url}: no such file or folder")
                 if storage.url == out.location(name):
                     raise ShadeFastError(f"{out.url}: holds the source {url} itself; give another folder")
+        #: the output that was read last, which threads share
         self._opened: tuple[str, Any, tarfile.TarFile] | None = None
+        self._lock = threading.Lock()
 
     def shards(self, task: tuple[int, int], index: Index) -> Iterator[Shard]:
         for number, (name, url) in enumerate(self.urls.items()):
@@ -125,17 +128,15 @@ class Tars:
             yield row, read, lambda row=row: self.read_output(row, out)  # type: ignore[misc]
 
     def read_output(self, row: Row, out: Storage) -> bytes:
-        if self._opened is None or self._opened[0] != row.shard:
-            self.close()
-            file = out.open(row.shard)
-            self._opened = (row.shard, file, tarfile.open(fileobj=file, mode="r:*"))  # noqa: SIM115
-        tar = self._opened[2]
-        return _read(tar, tar.getmember(from_text(row.output or "")))
-
-    def close(self) -> None:
-        if self._opened is not None:
-            self._opened[1].close()
-            self._opened = None
+        with self._lock:
+            if self._opened is None or self._opened[0] != row.shard:
+                if self._opened is not None:
+                    self._opened[1].close()
+                    self._opened = None
+                file = out.open(row.shard)
+                self._opened = (row.shard, file, tarfile.open(fileobj=file, mode="r:*"))  # noqa: SIM115
+            tar = self._opened[2]
+            return _read(tar, tar.getmember(from_text(row.output or "")))
 
 
 def expand(url: str) -> list[str]:
