@@ -225,11 +225,10 @@ class _Table:
         return to_text(path), file, re.sub(r"[?#].*$", "", name) if "://" in path else name
 
     def write_bytes(self, file: IO[bytes], rows: Iterable[Row], image: Callable[[Row], bytes]) -> None:
-        schema = self.schema
-        if schema is None:
+        if self.schema is None:
             raise ShadeFastError(f"{self.url}: images' bytes are written to parquet alone")
-        place = schema.get_field_index(self.column)
-        kind = schema.field(place).type
+        place, field, schema = self._written(self.schema)
+        kind = field.type
         following = iter(rows)
         with self.storage.open() as read, pq.ParquetWriter(file, schema) as writer:
             for batch in pq.ParquetFile(read).iter_batches(batch_size=BATCH):
@@ -241,14 +240,13 @@ class _Table:
                         values.append(None if data is None else value | {"bytes": data})
                     else:
                         values.append(data)
-                writer.write_batch(batch.set_column(place, schema.field(place), pa.array(values, kind)))
+                writer.write_batch(batch.set_column(place, field, pa.array(values, kind)))
 
     def write_paths(self, file: IO[bytes], rows: Iterable[Row]) -> None:
         new = (None if row.output is None else from_text(row.output) for row in rows)
         if self.schema is not None:
-            place = self.schema.get_field_index(self.column)
-            field = self.schema.field(place)
-            with self.storage.open() as read, pq.ParquetWriter(file, self.schema) as writer:
+            place, field, schema = self._written(self.schema)
+            with self.storage.open() as read, pq.ParquetWriter(file, schema) as writer:
                 for batch in pq.ParquetFile(read).iter_batches(batch_size=BATCH):
                     values = pa.array(list(itertools.islice(new, batch.num_rows)), field.type)
                     writer.write_batch(batch.set_column(place, field, values))
@@ -267,6 +265,12 @@ class _Table:
             for record, name in zip(self.records(), new, strict=True):
                 text.write(json.dumps(record | {self.column: name}, ensure_ascii=False) + "\n")
         text.detach()
+
+    def _written(self, schema: pa.Schema) -> tuple[int, pa.Field, pa.Schema]:
+        """The images' column as it is written, with nulls for images that fail: its place, itself, and the whole."""
+        place = schema.get_field_index(self.column)
+        field = schema.field(place).with_nullable(True)
+        return place, field, schema.set(place, field)
 
     def _holds_bytes(self, name: str) -> bool:
         kind = self.schema.field(name).type if self.schema is not None else pa.null()

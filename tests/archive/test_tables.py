@@ -119,6 +119,22 @@ def test_rows_that_cannot_be(run: Run, many: Path, tmp_path: Path) -> None:
     assert decode(tmp_path / "out/many/00.png").format == "PNG"
 
 
+@pytest.mark.parametrize("column", ["image", "path"])
+def test_a_column_without_nulls_gets_one_for_an_image_that_fails(
+    column: str, run: Run, many: Path, tmp_path: Path
+) -> None:
+    kind = pa.binary() if column == "image" else pa.string()
+    values = [(many / "00.png").read_bytes(), b"no image"] if column == "image" else ["many/00.png", "gone.png"]
+    fields = [pa.field("label", pa.int32(), nullable=False), pa.field(column, kind, nullable=False)]
+    schema = pa.schema(fields, {"about": "labels"})
+    pq.write_table(pa.table({"label": [1, 2], column: values}, schema), tmp_path / "t.parquet")
+    report = run(tmp_path / "t.parquet")
+    assert (report.ok, report.failed) == (1, 1)
+    written = pq.read_table(tmp_path / "out/t.parquet")
+    assert [value is None for value in written.column(column).to_pylist()] == [False, True]
+    assert written.schema.equals(schema.set(1, fields[1].with_nullable(True)), check_metadata=True)
+
+
 def test_a_bad_row_ends_no_run(run: Run, many: Path, tmp_path: Path) -> None:
     lines: list[dict[str, Any]] = [
         {"path": "many/00.png", "caption": "cut \ud83d", "more": "\udc96"},
