@@ -20,7 +20,7 @@ from shade_fast.archive.index import Index
 from shade_fast.archive.layout import Read, Sample, Shard
 from shade_fast.archive.manifest import Row
 from shade_fast.archive.names import from_text, to_text
-from shade_fast.archive.storage import Storage
+from shade_fast.archive.storage import ArchiveStoppedError, Storage
 from shade_fast.archive.tars import expand
 from shade_fast.errors import ShadeFastError
 from shade_fast.images import Output
@@ -78,23 +78,24 @@ class Tables:
         for place, record in enumerate(table.records()):
             target, concept = (_text(record.get(name)) for name in ("target", "concept"))
             if table.has_bytes:
-                data, name = _image_of(record[table.column])
+                data, name = _image_of(record.get(table.column))
                 key = _text(record.get("key")) or name or str(place)
                 error = None if data is not None else f"row {place}: no bytes in column {table.column!r}"
                 yield Sample(place, to_text(key), key, source, lambda data=data: data or b"", error, target, concept)  # type: ignore[misc]
                 continue
-            path = _text(record[table.column])
-            if not path:
-                reason = f"row {place}: no path in column {table.column!r}"
+            path = _text(record.get(table.column))
+            try:
+                key, file, name = table.resolve(path)
+            except Exception as problem:  # whatever a path makes a protocol raise, it ends one row, not the run
+                reason = f"row {place}: {problem}"
                 yield Sample(place, f"row {place}", "", source, bytes, reason, target, concept)
                 continue
-            file, name = table.resolve(path)
             output, image = self.output.name_of(name), source_text(file, "", self.out)
             taken = image if self.names is None else self.names.claim(to_text(output), image)
             error = None
             if taken != image:
                 error = f"{path}: its output {output} is that of {taken} too; rename one, or run them apart"
-            yield Sample(place, to_text(path), output, image, lambda file=file: file.read(""), error, target, concept)  # type: ignore[misc]
+            yield Sample(place, key, output, image, lambda file=file: file.read(""), error, target, concept)  # type: ignore[misc]
 
     def finish(self, shard: Shard, rows: Iterable[Row], image: Callable[[Row], bytes], out: Storage) -> None:
         table = self.tables[shard.name]
@@ -150,10 +151,10 @@ class _Table:
                     self.schema = pq.read_schema(file)
                 self.columns = self.schema.names
             else:
-                self.columns = list(next(self.records(), {}))
+                self.columns = [name for name in next(self._read(), {}) if name is not None]
         except FileNotFoundError:
             raise ShadeFastError(f"{url}: no such file or folder") from None
-        except (OSError, ValueError, csv.Error) as error:
+        except (OSError, ValueError, pa.ArrowException) as error:
             raise ShadeFastError(
                 f"{url}: not a table that can be read ({error}); give parquet, CSV or JSON lines"
             ) from error
@@ -170,21 +171,38 @@ class _Table:
             )
 
     def records(self) -> Iterator[dict[str, Any]]:
+        """Raises ArchiveStoppedError for what cannot be read."""
+        try:
+            yield from self._read()
+        except (OSError, ValueError, pa.ArrowException) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise ArchiveStoppedError(f"{self.url}: cannot be read: {reason}; mend it and run this again") from error
+
+    def _read(self) -> Iterator[dict[str, Any]]:
+        number = 0
+
+        def lines() -> Iterator[str]:
+            nonlocal number
+            for line in io.TextIOWrapper(file, "utf-8-sig", "surrogateescape", newline=""):
+                number += 1
+                yield line
+
         with self.storage.open() as file:
             if self.kind == "parquet":
                 for batch in pq.ParquetFile(file).iter_batches(batch_size=BATCH):
                     yield from batch.to_pylist()
                 return
-            text = io.TextIOWrapper(file, "utf-8-sig", "surrogateescape", newline="")
-            if self.kind in ("csv", "tsv"):
-                yield from csv.DictReader(text, delimiter="\t" if self.kind == "tsv" else ",")
-                return
-            for number, line in enumerate(text, 1):
-                if line.strip():
+            try:
+                if self.kind in ("csv", "tsv"):
+                    yield from csv.DictReader(lines(), delimiter="\t" if self.kind == "tsv" else ",")
+                    return
+                for line in filter(str.strip, lines()):
                     record = json.loads(line)
                     if not isinstance(record, dict):
-                        raise ShadeFastError(f"{self.url}: line {number} is no JSON object")
+                        raise ValueError("no JSON object")
                     yield record
+            except (ValueError, csv.Error) as error:
+                raise ValueError(f"line {number}: {getattr(error, 'msg', error)}") from error
 
     def count(self) -> int:
         if self.kind == "parquet":
@@ -192,22 +210,25 @@ class _Table:
                 return int(pq.ParquetFile(file).metadata.num_rows)
         return sum(1 for _ in self.records())
 
-    def resolve(self, path: str) -> tuple[Storage, str]:
-        """The file that a path means, and its name below the output: the path without what leads out of a folder."""
+    def resolve(self, path: str | None) -> tuple[str, Storage, str]:
+        """A path as rows have it, the file that it means, and its name below the output: the path without what leads
+        out of a folder. Raises ShadeFastError for none, and whatever a protocol makes of a URL."""
+        if not path:
+            raise ShadeFastError(f"no path in column {self.column!r}")
         if "://" in path:
             file, name = Storage(path), path.partition("://")[2]
         else:
             folder = self.url.rpartition("/")[0] if "/" in self.url else "."
             file, name = Storage(path if path.startswith("/") else f"{folder}/{path}"), path
         parts = [part for part in posixpath.normpath(name).split("/") if part not in ("", ".", "..")]
-        return file, re.sub(r"[?#].*$", "", "/".join(parts)) if "://" in path else "/".join(parts)
+        name = "/".join(parts)
+        return to_text(path), file, re.sub(r"[?#].*$", "", name) if "://" in path else name
 
     def write_bytes(self, file: IO[bytes], rows: Iterable[Row], image: Callable[[Row], bytes]) -> None:
-        schema = self.schema
-        if schema is None:
+        if self.schema is None:
             raise ShadeFastError(f"{self.url}: images' bytes are written to parquet alone")
-        place = schema.get_field_index(self.column)
-        kind = schema.field(place).type
+        place, field, schema = self._written(self.schema)
+        kind = field.type
         following = iter(rows)
         with self.storage.open() as read, pq.ParquetWriter(file, schema) as writer:
             for batch in pq.ParquetFile(read).iter_batches(batch_size=BATCH):
@@ -219,28 +240,37 @@ class _Table:
                         values.append(None if data is None else value | {"bytes": data})
                     else:
                         values.append(data)
-                writer.write_batch(batch.set_column(place, schema.field(place), pa.array(values, kind)))
+                writer.write_batch(batch.set_column(place, field, pa.array(values, kind)))
 
     def write_paths(self, file: IO[bytes], rows: Iterable[Row]) -> None:
         new = (None if row.output is None else from_text(row.output) for row in rows)
         if self.schema is not None:
-            place = self.schema.get_field_index(self.column)
-            field = self.schema.field(place)
-            with self.storage.open() as read, pq.ParquetWriter(file, self.schema) as writer:
+            place, field, schema = self._written(self.schema)
+            with self.storage.open() as read, pq.ParquetWriter(file, schema) as writer:
                 for batch in pq.ParquetFile(read).iter_batches(batch_size=BATCH):
                     values = pa.array(list(itertools.islice(new, batch.num_rows)), field.type)
                     writer.write_batch(batch.set_column(place, field, values))
             return
-        text = io.TextIOWrapper(file, "utf-8", "surrogateescape", newline="", write_through=True)
+        # JSON has an escape for half a character, as cut texts have; CSV keeps the bytes that are no text.
+        errors = "surrogateescape" if self.kind in ("csv", "tsv") else "backslashreplace"
+        text = io.TextIOWrapper(file, "utf-8", errors, newline="", write_through=True)
         if self.kind in ("csv", "tsv"):
-            delimiter = "\t" if self.kind == "tsv" else ","
-            writer = csv.DictWriter(text, self.columns, delimiter=delimiter, lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(record | {self.column: name} for record, name in zip(self.records(), new, strict=True))
+            writer = csv.writer(text, delimiter="\t" if self.kind == "tsv" else ",", lineterminator="\n")
+            writer.writerow(self.columns)
+            for record, name in zip(self.records(), new, strict=True):
+                fields: dict[Any, Any] = record | {self.column: name}
+                # A row that is longer than the header has the rest under None.
+                writer.writerow([*(fields[column] for column in self.columns), *fields.get(None, ())])
         else:
             for record, name in zip(self.records(), new, strict=True):
                 text.write(json.dumps(record | {self.column: name}, ensure_ascii=False) + "\n")
         text.detach()
+
+    def _written(self, schema: pa.Schema) -> tuple[int, pa.Field, pa.Schema]:
+        """The images' column as it is written, with nulls for images that fail: its place, itself, and the whole."""
+        place = schema.get_field_index(self.column)
+        field = schema.field(place).with_nullable(True)
+        return place, field, schema.set(place, field)
 
     def _holds_bytes(self, name: str) -> bool:
         kind = self.schema.field(name).type if self.schema is not None else pa.null()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import gzip
 import tarfile
+import threading
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
@@ -17,14 +18,14 @@ from shade_fast.archive.index import Index
 from shade_fast.archive.layout import Read, Sample, Shard
 from shade_fast.archive.manifest import Row
 from shade_fast.archive.names import from_text, to_text, unsafe
-from shade_fast.archive.storage import Storage
+from shade_fast.archive.storage import ArchiveStoppedError, Storage
 from shade_fast.errors import ShadeFastError
 from shade_fast.images import INPUT_SUFFIXES, Output
 
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 #: What of a member's extended header tarfile writes anew; the rest is kept.
 _REWRITTEN_HEADERS = ("path", "size", "linkpath")
-_DAMAGE = (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile, OSError)
+_DAMAGE = (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile)
 
 
 class Tars:
@@ -46,7 +47,9 @@ class Tars:
                     raise ShadeFastError(f"{url}: no such file or folder")
                 if storage.url == out.location(name):
                     raise ShadeFastError(f"{out.url}: holds the source {url} itself; give another folder")
+        #: the output that was read last, which threads share
         self._opened: tuple[str, Any, tarfile.TarFile] | None = None
+        self._lock = threading.Lock()
 
     def shards(self, task: tuple[int, int], index: Index) -> Iterator[Shard]:
         for number, (name, url) in enumerate(self.urls.items()):
@@ -77,8 +80,7 @@ class Tars:
                 yield Sample(place, to_text(member.name), output, source, lambda data=data: data, error)  # type: ignore[misc]
                 place += 1
         except _DAMAGE as error:
-            if not Storage(shard.content).exists():
-                raise
+            _check_there(shard.content, error)
             reason = f"{shard.content}: the tar is truncated or damaged here ({error}); what comes before is done"
             yield Sample(place, f"{shard.name}, from member {place}", "", source, bytes, reason)
 
@@ -91,18 +93,21 @@ class Tars:
                     if not refused and not _is_image(member.name):
                         written.addfile(member, tar.extractfile(member) if member.isfile() else None)
                         continue
-                    row = next(following)
+                    row = next(following, None)
+                    if row is None or row.key != to_text(member.name):
+                        # Where the tar is damaged, as its last row says, its end is here.
+                        _read(tar, member)
+                        raise _changed(shard.content)
                     if row.output is None:
                         continue
                     data = image(row)
                     member.name, member.size = from_text(row.output), len(data)
                     member.pax_headers = _kept(member)
                     written.addfile(member, _Bytes(data))
+                if next(following, None) is not None:
+                    raise _changed(shard.content)
             except _DAMAGE as error:
-                if isinstance(error, OSError) and not isinstance(error, gzip.BadGzipFile | EOFError):
-                    raise
-                if not Storage(shard.content).exists():
-                    raise
+                _check_there(shard.content, error)
 
     def count(self) -> int | None:
         return None
@@ -123,17 +128,15 @@ class Tars:
             yield row, read, lambda row=row: self.read_output(row, out)  # type: ignore[misc]
 
     def read_output(self, row: Row, out: Storage) -> bytes:
-        if self._opened is None or self._opened[0] != row.shard:
-            self.close()
-            file = out.open(row.shard)
-            self._opened = (row.shard, file, tarfile.open(fileobj=file, mode="r:*"))  # noqa: SIM115
-        tar = self._opened[2]
-        return _read(tar, tar.getmember(from_text(row.output or "")))
-
-    def close(self) -> None:
-        if self._opened is not None:
-            self._opened[1].close()
-            self._opened = None
+        with self._lock:
+            if self._opened is None or self._opened[0] != row.shard:
+                if self._opened is not None:
+                    self._opened[1].close()
+                    self._opened = None
+                file = out.open(row.shard)
+                self._opened = (row.shard, file, tarfile.open(fileobj=file, mode="r:*"))  # noqa: SIM115
+            tar = self._opened[2]
+            return _read(tar, tar.getmember(from_text(row.output or "")))
 
 
 def expand(url: str) -> list[str]:
@@ -181,13 +184,50 @@ class _Bytes:
         return self._data[start : self._place]
 
 
+class _Source:
+    """What a tar is read from. An error in reading may pass, so it ends the run: only what was read can be damaged."""
+
+    def __init__(self, url: str, file: IO[bytes]) -> None:
+        self._url, self._file = url, file
+
+    def read(self, count: int) -> bytes:
+        with _reaching(self._url):
+            return self._file.read(count)
+
+
+@contextlib.contextmanager
+def _reaching(url: str) -> Iterator[None]:
+    try:
+        yield
+    except gzip.BadGzipFile:
+        raise
+    except OSError as error:
+        mend = "bring it back" if isinstance(error, FileNotFoundError) else "mend that"
+        raise ArchiveStoppedError(
+            f"{url}: cannot be read: {error.strerror or error}; {mend} and run this again"
+        ) from error
+
+
+def _check_there(url: str, error: Exception) -> None:
+    """Raise ArchiveStoppedError where a tar that seems damaged is gone."""
+    if not Storage(url).exists():
+        raise ArchiveStoppedError(f"{url}: is not there any more; bring it back and run this again") from error
+
+
+def _changed(url: str) -> ShadeFastError:
+    return ShadeFastError(
+        f"{url}: holds other images than when they were protected; bring it back as it was, or give mode overwrite"
+    )
+
+
 def _members(url: str) -> Iterator[tuple[tarfile.TarFile, tarfile.TarInfo]]:
     """The members of a tar, read as a stream: each has to be read before the next is asked for."""
-    storage = Storage(url)
-    with storage.open() as file, tarfile.open(fileobj=file, mode="r|*", tarinfo=_Member) as tar:
+    with _reaching(url):
+        file = Storage(url).open()
+    with file, tarfile.open(fileobj=_Source(url, file), mode="r|*", tarinfo=_Member) as tar:  # type: ignore[call-overload]
         for member in tar:
             yield tar, member
-            tar.members = []  # type: ignore[attr-defined]
+            tar.members = []
 
 
 def _writer(name: str, file: IO[bytes]) -> contextlib.AbstractContextManager[tarfile.TarFile]:

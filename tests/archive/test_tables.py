@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from shade_fast import ShadeFastError, verify_archive
+from shade_fast.archive.storage import ArchiveStoppedError
 from shade_fast.images import decode
 from shade_fast.poisoner import Poisoner
 from tests.archive.outputs import Run, by_key, images
@@ -116,6 +117,81 @@ def test_rows_that_cannot_be(run: Run, many: Path, tmp_path: Path) -> None:
     made = [json.loads(line)["path"] for line in (tmp_path / "out/t.jsonl").read_text().splitlines()]
     assert made == ["many/00.png", *[None] * 6]
     assert decode(tmp_path / "out/many/00.png").format == "PNG"
+
+
+@pytest.mark.parametrize("column", ["image", "path"])
+def test_a_column_without_nulls_gets_one_for_an_image_that_fails(
+    column: str, run: Run, many: Path, tmp_path: Path
+) -> None:
+    kind = pa.binary() if column == "image" else pa.string()
+    values = [(many / "00.png").read_bytes(), b"no image"] if column == "image" else ["many/00.png", "gone.png"]
+    fields = [pa.field("label", pa.int32(), nullable=False), pa.field(column, kind, nullable=False)]
+    schema = pa.schema(fields, {"about": "labels"})
+    pq.write_table(pa.table({"label": [1, 2], column: values}, schema), tmp_path / "t.parquet")
+    report = run(tmp_path / "t.parquet")
+    assert (report.ok, report.failed) == (1, 1)
+    written = pq.read_table(tmp_path / "out/t.parquet")
+    assert [value is None for value in written.column(column).to_pylist()] == [False, True]
+    assert written.schema.equals(schema.set(1, fields[1].with_nullable(True)), check_metadata=True)
+
+
+def test_a_bad_row_ends_no_run(run: Run, many: Path, tmp_path: Path) -> None:
+    lines: list[dict[str, Any]] = [
+        {"path": "many/00.png", "caption": "cut \ud83d", "more": "\udc96"},
+        {"path": "htp://x/q.png"},
+        {"path": "zip://no-archive.png"},
+        {"caption": "no path"},
+        {"path": "many/\ud83d.png"},
+        {"path": "many/01.png"},
+    ]
+    (tmp_path / "t.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    rows = list(run(tmp_path / "t.jsonl").rows())
+    assert [row.status for row in rows] == ["ok", *["failed"] * 4, "ok"]
+    reasons = ["row 1: htp://x/q.png: Protocol not known", "row 2: ", "row 3: no path in column 'path'", "row 4: "]
+    for row, words in zip(rows[1:5], reasons, strict=True):
+        assert str(row.error).startswith(words)
+    made = [json.loads(line) for line in (tmp_path / "out/t.jsonl").read_text("utf-8").splitlines()]
+    assert made == [line | {"path": line["path"] if index in (0, 5) else None} for index, line in enumerate(lines)]
+
+
+def test_csv_rows_longer_and_shorter_than_the_header(run: Run, many: Path, tmp_path: Path) -> None:
+    text = 'path,caption\nmany/00.png,one, two\nmany/01.png\n,gone\nmany/02.png,"a, b"\n'
+    (tmp_path / "t.csv").write_text(text)
+    assert run(tmp_path / "t.csv").ok == 3
+    assert (tmp_path / "out/t.csv").read_text() == text.replace("01.png\n", "01.png,\n")
+
+
+@pytest.mark.parametrize(
+    ("kind", "bad", "reason"),
+    [
+        ("jsonl", '{"path": "many/02.png"', "line 3: Expecting ',' delimiter"),
+        ("jsonl", "[1]", "line 3: no JSON object"),
+        ("csv", "x" * 200_000, r"line 4: field larger than field limit \(131072\)"),
+    ],
+)
+def test_a_line_that_cannot_be_read_is_mended(
+    kind: str, bad: str, reason: str, run: Run, many: Path, tmp_path: Path
+) -> None:
+    paths = [f"many/{index:02}.png" for index in range(4)]
+    lines = [json.dumps({"path": path}) for path in paths] if kind == "jsonl" else ["path", *paths]
+    place = len(lines) - 2
+    table = tmp_path / f"t.{kind}"
+    table.write_text("\n".join([*lines[:place], bad, *lines[place + 1 :]]))
+    with pytest.raises(ArchiveStoppedError, match=rf"t.{kind}: cannot be read: {reason}; mend it and run this again"):
+        run(table)
+    table.write_text("\n".join(lines))
+    report = run(table)
+    assert (report.new, report.ok) == (2, 4)
+
+
+def test_a_damaged_parquet_table_says_so(run: Run, many: Path, tmp_path: Path) -> None:
+    table = tmp_path / "t.parquet"
+    pq.write_table(pa.table({"path": ["many/00.png"] * 9, "caption": [f"{index}" * 999 for index in range(9)]}), table)
+    data = bytearray(table.read_bytes())
+    data[40:80] = bytes(40)
+    table.write_bytes(data)
+    with pytest.raises(ArchiveStoppedError, match=r"t.parquet: cannot be read: .*; mend it and run this again"):
+        run(table)
 
 
 def test_tables_refused(run: Run, tmp_path: Path) -> None:

@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
 import tarfile
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +15,7 @@ import webdataset
 from PIL import Image
 
 from shade_fast import ShadeFastError, verify_archive
+from shade_fast.archive.storage import ArchiveStoppedError, Storage
 from shade_fast.poisoner import Poisoner
 from tests.archive.outputs import Run, by_key, images
 
@@ -53,6 +57,26 @@ def shards(tmp_path: Path, draw: Any) -> Path:
             members[f"{key}.seg.png"] = encoded(draw(32, 40, seed)[..., 0], "PNG")
         write_tar(folder / f"{shard:02}.tar", members)
     return folder
+
+
+@pytest.fixture
+def watch(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path, Callable[[int], None]], None]:
+    """`watch(path, before)`: `before` is told the place of each read of one file."""
+
+    def begin(path: Path, before: Callable[[int], None]) -> None:
+        class Watched(io.FileIO):
+            def read(self, size: int | None = -1, /) -> bytes:
+                before(self.tell())
+                return super().read(size)
+
+        plain = Storage.open
+
+        def watched(storage: Storage, name: str = "") -> Any:
+            return Watched(path) if storage.path(name) == str(path) else plain(storage, name)
+
+        monkeypatch.setattr(Storage, "open", watched)
+
+    return begin
 
 
 def test_shards_keep_names_keys_and_other_members(
@@ -119,6 +143,16 @@ def test_duplicates_across_shards(run: Run, tmp_path: Path, draw: Any) -> None:
     assert made["2.png"] == made["3.png"] == read_tar(tmp_path / "out/a.tar")["1.png"]
 
 
+def test_threads_that_copy_from_one_shard_get_their_own_members(
+    run: Run, tmp_path: Path, draw: Any, watch: Any
+) -> None:
+    members = {f"{index}.png": encoded(draw(32, 32, index), "PNG") for index in range(8)}
+    shards = [write_tar(tmp_path / name, members) for name in ("a.tar", "b.tar")]
+    watch(tmp_path / "out/a.tar", lambda place: time.sleep(0.002))
+    assert run(shards, workers=4).duplicates == 8
+    assert read_tar(tmp_path / "out/b.tar") == read_tar(tmp_path / "out/a.tar")
+
+
 def test_members_that_would_escape_or_are_no_files(run: Run, tmp_path: Path, draw: Any) -> None:
     data = encoded(draw(32, 32, 0), "PNG")
     names = ["../up.png", "/absolute.png", "a/../../b.png", "good.png", "-dash and space.png", "new\nline.png"]
@@ -181,6 +215,56 @@ def test_a_damaged_header_is_not_taken_for_the_end(run: Run, tmp_path: Path, dra
     path.write_bytes(data)
     rows = by_key(run(path))
     assert [row.status for row in rows.values()] == ["ok", "failed"]
+
+
+@pytest.mark.parametrize("number", [1, 2], ids=["protected", "written"])
+def test_a_read_error_that_passes_is_no_damage(number: int, run: Run, tmp_path: Path, draw: Any, watch: Any) -> None:
+    path = write_tar(tmp_path / "a.tar", {f"{index}.png": encoded(draw(32, 32, index), "PNG") for index in range(6)})
+    run(path, tmp_path / "whole")
+    begun = []
+
+    def fail_once(place: int) -> None:
+        if place == 0:
+            begun.append(place)
+        elif len(begun) == number and place > 10_000:
+            begun.clear()
+            raise TimeoutError(errno.ETIMEDOUT, "Connection timed out")
+
+    watch(path, fail_once)
+    with pytest.raises(ArchiveStoppedError, match=r"a.tar: cannot be read: Connection timed out; mend that and run th"):
+        run(path)
+    begun.extend(range(3))
+    report = run(path)
+    assert (report.images, report.ok) == (6, 6)
+    assert images(tmp_path / "out") == images(tmp_path / "whole")
+
+
+def test_a_tar_that_changes_before_its_end_is_not_finished(run: Run, tmp_path: Path, draw: Any) -> None:
+    members = {f"{index}.png": encoded(draw(32, 32, index), "PNG") for index in range(4)}
+    path = write_tar(tmp_path / "a.tar", members)
+    assert run(path, limit=3).interrupted
+    write_tar(path, dict(list(members.items())[:2]))
+    with pytest.raises(ShadeFastError, match=r"a.tar: holds other images than when they were protected; bring it"):
+        run(path)
+    write_tar(path, members)
+    assert run(path).ok == 4
+    assert list(read_tar(tmp_path / "out/a.tar")) == list(members)
+    assert run(path, tmp_path / "two", limit=3).interrupted
+    write_tar(path, dict(reversed(members.items())))
+    with pytest.raises(ShadeFastError, match=r"a.tar: holds other images than when they were protected; .* overwrite"):
+        run(path, tmp_path / "two")
+
+
+def test_a_damaged_tar_that_is_mended_before_its_end(run: Run, tmp_path: Path, draw: Any) -> None:
+    path = write_tar(tmp_path / "a.tar", {f"{index}.png": encoded(draw(32, 32, index), "PNG") for index in range(3)})
+    data = path.read_bytes()
+    path.write_bytes(data[: len(data) // 2])
+    with pytest.raises(ArchiveStoppedError, match=r"truncated or damaged here"):
+        run(path, on_error="stop")
+    path.write_bytes(data)
+    with pytest.raises(ShadeFastError, match=r"a.tar: holds other images than when they were protected; bring it"):
+        run(path)
+    assert run(path, mode="overwrite").ok == 3
 
 
 def test_what_tars_are_refused(run: Run, shards: Path, tmp_path: Path) -> None:
