@@ -196,8 +196,16 @@ def _parser() -> argparse.ArgumentParser:
     add("--target-ratio", type=float, default=0.9, help="share of the latent distance that may be left for 'ok'")
     add("--output", "--format", default="same", choices=OUTPUTS, help="format of the files; dummy writes none")
     add("--quality", type=int, help="JPEG quality to begin with (default: the source's own, or 98)")
-    add("--mode", default="resume", choices=MODES, help="what to do with an earlier run's output")
-    add("--overwrite", action="store_true", help="the same as --mode overwrite")
+    add_mode = archive.add_mutually_exclusive_group().add_argument
+    add_mode("--mode", default="resume", choices=MODES, help="what to do with an earlier run's output")
+    add_mode(
+        "--overwrite",
+        dest="mode",
+        action="store_const",
+        const="overwrite",
+        default=argparse.SUPPRESS,
+        help="the same as --mode overwrite",
+    )
     add("--shard", type=_shard, default="0/1", metavar="I/N", help="do the I-th of N parts, from 0; for array jobs")
     add("--limit", type=int, metavar="N", help="take so many images, and leave the rest to the next run")
     add("--on-error", default="continue", choices=["continue", "stop"], help="when an image fails")

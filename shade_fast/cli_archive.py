@@ -32,7 +32,7 @@ def run_archive(options: argparse.Namespace, keywords: dict[str, Any]) -> int:
             options.sources,
             options.out,
             options.target,
-            mode="overwrite" if options.overwrite else options.mode,
+            mode=options.mode,
             shard=options.shard,
             limit=options.limit,
             on_error=options.on_error,

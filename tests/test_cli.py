@@ -149,6 +149,16 @@ def test_a_second_run_goes_on_and_takes_no_other_options(
     assert contents(out)["a.png"] != before["a.png"]
 
 
+def test_overwriting_and_another_mode_exclude_each_other(
+    poison: Poison, out: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as refused:
+        cli.main(poison("--mode", "fail", "--overwrite"))
+    assert refused.value.code == cli.EXIT_NOTHING
+    assert "not allowed with argument --mode" in capsys.readouterr().err
+    assert not out.exists()
+
+
 def test_a_dry_run_writes_nothing(poison: Poison, photos: Path, out: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = contents(photos)
     assert cli.main(poison("--dry-run")) == cli.EXIT_OK

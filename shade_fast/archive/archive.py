@@ -123,6 +123,7 @@ class Archive:
         self.options_sha256 = digest(self.options)
         self.manifest = Manifest(self.out)
         self.index = Index()
+        self.index.overwrites = mode == "overwrite"
         self.recorded = 0
         self.clock = Clock()
         self._end = contextlib.ExitStack()
@@ -295,7 +296,7 @@ class Archive:
                 row, data = replace(row, status="failed", error=refusal, output=None), None
             if not self.writes:
                 row, data = replace(row, output=None), None
-            elif data is not None and self.mode == "overwrite":
+            elif data is not None and self.index.overwrites:
                 self.out.remove(self._place(row))
             self.manifest.write_row(row)
             if data is not None:
@@ -324,7 +325,7 @@ class Archive:
                 return f"{row.key}: its output {row.output} leads out of {self.out.url} through a link; remove the link"
             if os.path.isdir(path) and not os.path.islink(path):
                 return f"{row.key}: its output {path} is a folder; give another output"
-        if self.mode == "overwrite" or not self.out.exists(self._place(row)):
+        if self.index.overwrites or not self.out.exists(self._place(row)):
             return None
         if (
             row.duplicate_of is not None

@@ -16,7 +16,8 @@ from shade_fast.archive.manifest import Manifest, Row
 class Index:
     """A temporary database, filled from the manifests of an output; gone when it is closed.
 
-    open_shards: name -> how many rows an open shard has, and the next free place in it.
+    open_shards: name -> how many rows an open shard has, and the next free place in it. overwrites: whether what stands
+    in an image's or a shard's place, and no row names, is replaced; otherwise it is refused.
     """
 
     def __init__(self) -> None:
@@ -35,6 +36,7 @@ class Index:
         self.count = 0
         self.finished: set[str] = set()
         self.open_shards: dict[str, tuple[int, int]] = {}
+        self.overwrites = False
 
     def close(self) -> None:
         self._database.close()

@@ -81,6 +81,18 @@ def test_a_table_of_bytes(shape: str, run: Run, many: Path, tmp_path: Path, engi
     assert verify_archive(tmp_path / "out", poisoner=Poisoner(**engine)) == []
 
 
+def test_overwriting_a_table(run: Run, many: Path, tmp_path: Path) -> None:
+    table = tmp_path / "t.csv"
+    table.write_text("path\nmany/00.png\nmany/01.png\n")
+    run(table)
+    first = images(tmp_path / "out")
+    report = run(table, mode="overwrite", steps=2)
+    assert (report.new, report.ok) == (2, 2)
+    second = images(tmp_path / "out")
+    assert second["t.csv"] == first["t.csv"]
+    assert all(second[name] != first[name] for name in ("many/00.png", "many/01.png"))
+
+
 def test_rows_that_cannot_be(run: Run, many: Path, tmp_path: Path) -> None:
     (tmp_path / "elsewhere").mkdir()
     Image.open(many / "05.png").save(tmp_path / "elsewhere/05.png")

@@ -109,6 +109,23 @@ def test_an_interrupted_shard_goes_on(run: Run, shards: Path, tmp_path: Path) ->
     assert not list((tmp_path / "out/_shade_fast").rglob("*.bin"))
 
 
+def test_overwriting_a_shard(run: Run, shards: Path, tmp_path: Path) -> None:
+    run(shards / "00.tar")
+    first = images(tmp_path / "out")
+    report = run(shards / "00.tar", mode="overwrite", steps=2)
+    assert (report.new, report.images) == (4, 4)
+    assert images(tmp_path / "out") != first
+    run(shards / "00.tar", tmp_path / "anew", steps=2)
+    assert images(tmp_path / "out") == images(tmp_path / "anew")
+
+
+def test_a_shard_that_no_run_has_written_is_overwritten(run: Run, shards: Path, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/00.tar").touch()
+    assert run(shards / "00.tar", mode="overwrite").ok == 4
+    assert len(read_tar(tmp_path / "out/00.tar")) == 16
+
+
 def test_duplicates_across_shards(run: Run, tmp_path: Path, draw: Any) -> None:
     data = encoded(draw(32, 32, 0), "PNG")
     write_tar(tmp_path / "a.tar", {"1.png": data})
