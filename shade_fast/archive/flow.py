@@ -56,8 +56,8 @@ class Flow:
     """Takes samples to rows.
 
     blank: a sample's row with all that is the run's. store: writes a row with its image's bytes (None: nothing) and
-    returns the row as it came to be. load: the bytes of a row's image. vanished: what of the source is gone. files:
-    whether each image is a file of its own.
+    returns the row as it came to be. clear: empties the place of an image that fails, where a run overwrites. load: the
+    bytes of a row's image. vanished: what of the source is gone. files: whether each image is a file of its own.
     """
 
     poisoner: Poisoner
@@ -66,6 +66,7 @@ class Flow:
     index: Index
     blank: Callable[[Sample], Row]
     store: Callable[[Row, bytes | None], Row]
+    clear: Callable[[Row], None]
     load: Callable[[Row], bytes]
     vanished: Callable[[], str | None]
     files: bool
@@ -198,6 +199,9 @@ class Flow:
             error = f"{prepared.sample.key}: another row has this image with another target; give each image one"
             prepared = replace(prepared, error=error)
         if prepared.error is not None or prepared.image is None:
+            # The place may be another row's: of two that are to be written alike, or of a table that has it twice.
+            if prepared.sample.error is None and not self.index.is_claimed(prepared.row.output or ""):
+                self.clear(prepared.row)
             self._submit(self._fail, prepared, prepared.error)
             return
         key = content(prepared.row)
@@ -267,6 +271,7 @@ class Flow:
             if row.status != "failed":
                 self._submit(self._copy, follower, row)
             else:
+                self.clear(follower.row)
                 self._submit(self._fail, follower, f"{follower.sample.key}: as {row.key}, its duplicate: {row.error}")
         self._on_row(row)
 
@@ -289,11 +294,13 @@ class Flow:
             optimize_ms=round(1000 * outcome.seconds, 3),
         )
         if row.status == "failed":
+            self.clear(row)
             return self.store(replace(row, output=None), None)
         try:
             data = protected.encode(self.output)
         except Exception as error:  # an encoder raises whatever it stumbles over
             message = failed(error, prepared.sample.key).error
+            self.clear(row)
             return self.store(replace(row, status="failed", error=message, output=None), None)
         return self.store(
             replace(

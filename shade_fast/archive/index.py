@@ -84,6 +84,10 @@ class Index:
         """Which target a name in the output is for: this one from now on, where it was for none."""
         return self.claim(_target_of(name), target)
 
+    def is_claimed(self, name: str) -> bool:
+        """Whether a name in the output is for some target already: that of a row that came before."""
+        return self._one("select owner from names where name = ?", _target_of(name)) is not None
+
     def result(self, key: str) -> Row | None:
         """The row of an image with the same content (see `content`) that has an output."""
         found = self._one("select row from contents where content = ?", key)

@@ -90,10 +90,12 @@ def read_run(out: Storage) -> dict[str, Any] | None:
     )
 
 
-def write_run(out: Storage, options: Mapping[str, Any]) -> dict[str, Any]:
+def write_run(out: Storage, options: Mapping[str, Any], *, overwrites: bool) -> dict[str, Any]:
+    """overwrites: whether the run, however often it is gone on with, replaces what stands where its output belongs."""
     record = {
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "versions": {name: version(name) for name in ("torch", "numpy", "pillow", "pyarrow", "fsspec")},
+        "overwrites": overwrites,
         "options": dict(options),
         "options_sha256": digest(options),
     }

@@ -226,6 +226,32 @@ def test_what_is_there_already_is_not_replaced(run: Run, photos: Path, tmp_path:
     assert (out / "a.png").read_bytes() != b"mine"
 
 
+def test_an_overwriting_run_that_was_cut_off_goes_on(run: Run, many: Path, tmp_path: Path) -> None:
+    run(many)
+    (tmp_path / "out/11.png").write_bytes(b"mine")
+    assert run(many, mode="overwrite", steps=2, limit=4).interrupted
+    rest = run(many, steps=2)
+    assert (rest.new, rest.ok, rest.interrupted) == (8, 12, False)
+    run(many, tmp_path / "anew", steps=2)
+    assert images(tmp_path / "out") == images(tmp_path / "anew")
+
+
+def test_an_image_that_fails_when_overwriting_leaves_nothing_of_the_earlier_run(
+    run: Run, photos: Path, many: Path, tmp_path: Path
+) -> None:
+    run([photos, many / "00.png", many / "01.png"])
+    (photos / "a.png").write_text("no image")
+    for name in ("00.png", "01.png"):  # decoded, and too small for the engine
+        Image.new("RGB", (1, 1)).save(many / name)
+    out = tmp_path / "out"
+    (out / "b.jpg").unlink()
+    (out / "b.jpg").mkdir()
+    rows = by_key(run([photos, many / "00.png", many / "01.png"], mode="overwrite"))
+    assert {key for key, row in rows.items() if row.status == "failed"} == {"a.png", "b.jpg", "00.png", "01.png"}
+    assert list(images(out)) == ["more/c.webp"]
+    assert (out / "b.jpg").is_dir()
+
+
 def test_outputs_never_take_the_place_of_sources(run: Run, photos: Path, tmp_path: Path) -> None:
     before = images(photos)
     for out in (photos, tmp_path):

@@ -93,6 +93,29 @@ def test_overwriting_a_table(run: Run, many: Path, tmp_path: Path) -> None:
     assert all(second[name] != first[name] for name in ("many/00.png", "many/01.png"))
 
 
+@pytest.mark.parametrize("targets", [("dog", "dgo"), ("dgo", "dog"), ("dog", "cat"), ("dog", "dog")])
+def test_overwriting_spares_what_another_row_of_the_same_image_has_written(
+    targets: tuple[str, str], run: Run, many: Path, tmp_path: Path
+) -> None:
+    table = tmp_path / "t.csv"
+    table.write_text("path,target\n" + "".join(f"many/00.png,{target}\n" for target in targets))
+    for mode in ("resume", "overwrite"):
+        report = run(table, mode=mode)
+        assert report.ok == (2 if targets[0] == targets[1] else 1)
+        assert list(images(tmp_path / "out")) == ["many/00.png", "t.csv"]
+
+
+@pytest.mark.parametrize("holds", ["an image", "no image"])
+def test_an_image_never_takes_the_place_of_the_record(holds: str, run: Run, many: Path, tmp_path: Path) -> None:
+    (tmp_path / "_shade_fast").mkdir()
+    (tmp_path / "_shade_fast/run.json").write_bytes(
+        (many / "00.png").read_bytes() if holds == "an image" else holds.encode()
+    )
+    (tmp_path / "t.csv").write_text("path\n_shade_fast/run.json\nmany/01.png\n")
+    assert [row.status for row in run(tmp_path / "t.csv", mode="overwrite").rows()] == ["failed", "ok"]
+    assert json.loads((tmp_path / "out/_shade_fast/run.json").read_text())["options"]
+
+
 def test_rows_that_cannot_be(run: Run, many: Path, tmp_path: Path) -> None:
     (tmp_path / "elsewhere").mkdir()
     Image.open(many / "05.png").save(tmp_path / "elsewhere/05.png")

@@ -119,6 +119,16 @@ def test_overwriting_a_shard(run: Run, shards: Path, tmp_path: Path) -> None:
     assert images(tmp_path / "out") == images(tmp_path / "anew")
 
 
+def test_overwriting_shards_that_was_killed_between_them_goes_on(run: Run, shards: Path, tmp_path: Path) -> None:
+    both = f"{shards}/{{00..01}}.tar"
+    run(both)
+    assert run(both, mode="overwrite", steps=2, limit=4).interrupted
+    (tmp_path / "out/_shade_fast/manifest/01.tar.partial.parquet").unlink()
+    assert run(both, steps=2).ok == 8
+    run(both, tmp_path / "anew", steps=2)
+    assert images(tmp_path / "out") == images(tmp_path / "anew")
+
+
 def test_a_shard_that_no_run_has_written_is_overwritten(run: Run, shards: Path, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out/00.tar").touch()
