@@ -78,7 +78,7 @@ class ArchiveReport:
             lines.append(f"shift left after {means}")
         lines.append(f"{self.new} of them now, in {self.seconds:.1f} s, {self.images_per_second:.3f} images/s")
         if self.interrupted:
-            lines.append("not finished: run the same again to go on")
+            lines.append("not finished: run the same again, in mode resume, to go on")
         return "\n".join(lines)
 
 

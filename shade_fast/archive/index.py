@@ -93,6 +93,11 @@ class Index:
         found = self._one("select row from contents where content = ?", key)
         return None if found is None else Row.from_json(bytes(found))
 
+    def forget_result(self, row: Row) -> None:
+        """Give no more images the result of this one: it is not there any more."""
+        with self._lock:
+            self._database.execute("delete from contents where content = ? and row = ?", (content(row), row.to_json()))
+
     def _claim(self, name: str, value: str) -> None:
         self._database.execute("insert or ignore into names values (?, ?)", (name, value))
 

@@ -183,6 +183,53 @@ def test_duplicates_are_done_once_and_copied(
     assert report.duplicates == 3
 
 
+@pytest.mark.parametrize("change", ["removed", "changed"])
+def test_a_duplicate_of_a_result_that_is_gone_is_done_for_itself(
+    change: str, run: Run, many: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "alike"
+    folder.mkdir()
+    (folder / "00.png").write_bytes((many / "00.png").read_bytes())
+    run(folder)
+    made = tmp_path / "out/00.png"
+    data = made.read_bytes()
+    if change == "removed":
+        made.unlink()
+    else:
+        made.write_bytes(data[:-1] + b"?")
+    for name in ("a.png", "b.png"):
+        (folder / name).write_bytes((many / "00.png").read_bytes())
+    report = run(folder)
+    rows = by_key(report)
+    assert (report.new, report.ok) == (2, 3)
+    assert (rows["a.png"].duplicate_of, rows["b.png"].duplicate_of) == (None, "a.png")
+    assert (tmp_path / "out/a.png").read_bytes() == (tmp_path / "out/b.png").read_bytes() == data
+
+
+def test_an_image_that_may_not_be_written_takes_none_of_its_duplicates_with_it(
+    run: Run, many: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "alike"
+    folder.mkdir()
+    for name in ("a.png", "b.png", "c.png"):
+        (folder / name).write_bytes((many / "00.png").read_bytes())
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/a.png").write_bytes(b"mine")
+    rows = by_key(run(folder))
+    assert [row.status for row in rows.values()] == ["failed", "ok", "ok"]
+    assert [row.duplicate_of for row in rows.values()] == [None, None, "b.png"]
+    assert (tmp_path / "out/a.png").read_bytes() == b"mine"
+    assert run(folder, tmp_path / "measured", output="dummy").duplicates == 2
+
+
+def test_duplicates_of_an_image_that_fails_fail_as_it_does(run: Run, tmp_path: Path) -> None:
+    folder = tmp_path / "alike"
+    folder.mkdir()
+    for name in ("a.png", "b.png"):  # decoded, and too small for the engine
+        Image.new("RGB", (1, 1)).save(folder / name)
+    assert ": as a.png, its duplicate: " in str(by_key(run(folder))["b.png"].error)
+
+
 def test_bad_images_are_rows_with_their_reason(run: Run, photos: Path, tmp_path: Path) -> None:
     (photos / "a-notes.jpg").write_text("no image")
     (photos / "a-empty.png").touch()

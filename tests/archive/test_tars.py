@@ -146,6 +146,19 @@ def test_duplicates_across_shards(run: Run, tmp_path: Path, draw: Any) -> None:
     assert made["2.png"] == made["3.png"] == read_tar(tmp_path / "out/a.tar")["1.png"]
 
 
+def test_a_duplicate_of_a_member_that_is_gone_is_done_for_itself(run: Run, tmp_path: Path, draw: Any) -> None:
+    data = encoded(draw(32, 32, 0), "PNG")
+    write_tar(tmp_path / "a.tar", {"1.png": data})
+    write_tar(tmp_path / "b.tar", {"2.png": data})
+    both = [tmp_path / "a.tar", tmp_path / "b.tar"]
+    assert run(both, limit=1).interrupted
+    made = read_tar(tmp_path / "out/a.tar")
+    (tmp_path / "out/a.tar").unlink()
+    report = run(both)
+    assert (report.ok, report.duplicates) == (2, 0)
+    assert read_tar(tmp_path / "out/b.tar")["2.png"] == made["1.png"]
+
+
 def test_members_that_would_escape_or_are_no_files(run: Run, tmp_path: Path, draw: Any) -> None:
     data = encoded(draw(32, 32, 0), "PNG")
     names = ["../up.png", "/absolute.png", "a/../../b.png", "good.png", "-dash and space.png", "new\nline.png"]
