@@ -13,6 +13,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from shade_fast.archive.names import legible
 from shade_fast.archive.storage import RECORD_FOLDER, Storage
 
 STATS_NAME = "_stats.json"
@@ -76,6 +77,13 @@ class Row:
     history: tuple[float, ...] = ()
     survival: tuple[tuple[str, float | None], ...] | None = None
 
+    def __post_init__(self) -> None:
+        # A table's concept, or an error that names a file, may hold bytes that are no text: parquet refuses them.
+        for name in _TEXTS:
+            value = getattr(self, name)
+            if value is not None and not value.isascii():
+                object.__setattr__(self, name, legible(value))
+
     def to_json(self) -> bytes:
         return json.dumps(dataclasses.asdict(self)).encode()
 
@@ -90,6 +98,7 @@ class Row:
         return cls(**(values | lists | {"history": tuple(values["history"] or ())}))
 
 
+_TEXTS = [one.name for one in dataclasses.fields(Row) if str(one.type).startswith("str")]
 _TYPES = {
     "str": pa.string(),
     "int": pa.int64(),

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import threading
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from torch import nn
 from shade_fast import Budget, ShadeFastError, View, fit_start
 from shade_fast.archive import Manifest, Storage, archive_status, find_images, verify_archive
 from shade_fast.archive.archive import Archive
+from shade_fast.archive.names import from_text, legible, to_text
 from shade_fast.images import decode
 from shade_fast.perceptual import load_perceptual
 from shade_fast.poisoner import Poisoner
@@ -271,6 +273,27 @@ def test_what_is_there_already_is_not_replaced(run: Run, photos: Path, tmp_path:
     assert (out / "a.png").read_bytes() == b"mine"
     assert by_key(run(photos, mode="overwrite"))["a.png"].status == "ok"
     assert (out / "a.png").read_bytes() != b"mine"
+
+
+def test_an_error_may_name_a_file_whose_name_is_no_text(run: Run, many: Path, tmp_path: Path) -> None:
+    name = os.fsdecode(b"caf\xe9.png")
+    for folder in ("photos", "out"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / name).write_bytes((many / "00.png").read_bytes())
+    (row,) = run(tmp_path / "photos").rows()
+    assert row.error is not None
+    assert f"{tmp_path}/out/caf\\xe9.png exists and is none of this run's" in row.error
+
+
+@pytest.mark.parametrize("name", ["a.png", "é.png", "a\\x41.png", "new\nline", os.fsdecode(b"\xff\\.png")])
+def test_names_come_back_from_their_text(name: str) -> None:
+    assert from_text(to_text(name)) == name
+    assert to_text(name).encode()
+    assert legible(legible(name)) == legible(name)
+
+
+def test_a_name_that_no_file_can_have_is_text_too() -> None:
+    assert to_text("\ud83d.png") == "\\xed\\xa0\\xbd.png"
 
 
 def test_an_overwriting_run_that_was_cut_off_goes_on(run: Run, many: Path, tmp_path: Path) -> None:

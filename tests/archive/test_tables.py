@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -151,6 +152,22 @@ def test_rows_that_cannot_be(run: Run, many: Path, tmp_path: Path) -> None:
     made = [json.loads(line)["path"] for line in (tmp_path / "out/t.jsonl").read_text().splitlines()]
     assert made == ["many/00.png", *[None] * 6]
     assert decode(tmp_path / "out/many/00.png").format == "PNG"
+
+
+def test_a_table_whose_text_is_not_utf8(run: Run, many: Path, tmp_path: Path) -> None:
+    target = os.fsdecode(b"h\xfctte.png")
+    Image.open(many / "05.png").save(tmp_path / target)
+    table = tmp_path / "t.csv"
+    lines = ["path,concept,target", "many/00.png,café,dog", f"many/01.png,dog,{tmp_path}/hütte.png"]
+    lines.append("many/02.png,dog,chât")
+    table.write_bytes("".join(f"{line}\n" for line in lines).encode("latin-1"))
+    rows = list(run(table).rows())
+    assert [row.status for row in rows] == ["ok", "ok", "failed"]
+    assert rows[0].concept == "caf\\xe9"
+    assert rows[2].error is not None
+    assert "neither an anchor nor a path" in rows[2].error
+    assert "caf\xe9,dog" in (tmp_path / "out/t.csv").read_text("latin-1")
+    assert run(table).new == 0
 
 
 def test_tables_refused(run: Run, tmp_path: Path) -> None:
