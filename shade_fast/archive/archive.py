@@ -115,10 +115,9 @@ class Archive:
         if target is None and not isinstance(self.layout, Tables):
             raise ShadeFastError("target: none was given; name an anchor, an image or a folder")
         self.anchor = functools.lru_cache(maxsize=256)(self._anchor)
-        if target is not None:
-            self.anchor(None)
+        anchor = None if target is None else self.anchor(None)
         places = [source_text(Storage(one), "", self.out) for one in self.sources]
-        self.options = describe(self.poisoner, options, places, target, self.output, shard[1])
+        self.options = describe(self.poisoner, options, places, target, anchor, self.output, shard[1])
         self.options["output"] = output
         self.options_sha256 = digest(self.options)
         self.manifest = Manifest(self.out)
@@ -265,7 +264,7 @@ class Archive:
         return self.poisoner.anchor(chosen)
 
     def _blank(self, shard: str, sample: Sample) -> Row:
-        poisoner = self.poisoner
+        poisoner, target = self.poisoner, sample.target or self.target
         hashes = [encoder.sha256 for encoder in poisoner.encoders]
         return Row(
             key=sample.key,
@@ -275,7 +274,7 @@ class Archive:
             status="failed",
             output=to_text(sample.output),
             concept=sample.concept,
-            target=sample.target or self.target,
+            target=None if target is None else to_text(target),
             seed=poisoner.seed,
             encoder=poisoner.encoder_name,
             encoder_sha256=" + ".join(hashes) if all(hashes) else None,  # type: ignore[arg-type]

@@ -181,7 +181,7 @@ class Flow:
             row = replace(row, width=width, height=height, source_format=image.format)
             self.output.check(image)
             anchor = self.anchor(sample.target)
-            row = replace(row, target=anchor.name)
+            row = replace(row, target_sha256=anchor.sha256)
         except ArchiveStoppedError:
             raise
         except Exception as problem:  # whatever a file makes a decoder raise, it ends one image, not the run
@@ -191,7 +191,7 @@ class Flow:
 
     def _take(self, prepared: Prepared) -> None:
         """Decide what becomes of one image: a failed row, a copy, or a place in its bucket."""
-        target = prepared.row.target or ""
+        target = prepared.row.target_sha256 or ""
         if (
             self.files
             and prepared.error is None
@@ -344,9 +344,8 @@ class Flow:
             self.index.forget_result(leader)
             return self._prepare(prepared.sample)
         own = prepared.row
-        kept = {
-            name: getattr(own, name) for name in ("key", "shard", "index", "source", "concept", "output", "decode_ms")
-        }
+        names = ("key", "shard", "index", "source", "concept", "target", "output", "decode_ms")
+        kept = {name: getattr(own, name) for name in names}
         copied = replace(leader, **kept, duplicate_of=leader.key, optimize_ms=0.0, encode_ms=0.0)
         return self.store(copied, data)
 

@@ -64,7 +64,7 @@ class Index:
             self._database.execute("insert or replace into done values (?)", (row.source,))
             if row.output is not None:
                 self._claim(row.output, row.source)
-                self._claim(_target_of(row.output), row.target or "")
+                self._claim(_target_of(row.output), row.target_sha256 or "")
                 if row.duplicate_of is None:
                     self._database.execute(
                         "insert or ignore into contents values (?, ?)", (content(row), row.to_json())
@@ -81,7 +81,7 @@ class Index:
         return str(self._one("select owner from names where name = ?", name))
 
     def claim_target(self, name: str, target: str) -> str:
-        """Which target a name in the output is for: this one from now on, where it was for none."""
+        """Which target, by its hash, a name in the output is for: this one from now on, where it was for none."""
         return self.claim(_target_of(name), target)
 
     def is_claimed(self, name: str) -> bool:
@@ -112,5 +112,5 @@ def _target_of(name: str) -> str:
 
 
 def content(row: Row) -> str:
-    """What decides a result besides the options: the source's bytes and the target."""
-    return f"{row.source_sha256} {row.target}"
+    """What decides a result besides the options: the source's bytes and the target's images."""
+    return f"{row.source_sha256} {row.target_sha256}"

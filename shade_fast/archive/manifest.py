@@ -32,8 +32,9 @@ class Row:
 
     source: the file that the image is in, relative to the output where both are local. output: its name in the output,
     None where nothing was written. quality, subsampling: a JPEG's, as written. duplicate_of: the key of the image with
-    the same content whose result this is. anchor: path of the anchor's image. encoder_distances: each encoder's, before
-    and after. history: distance before each step. survival: a treatment and the share of the shift that it leaves.
+    the same content whose result this is. target: as it was given; target_sha256: see `Anchor.sha256`. anchor: path of
+    the anchor's image. encoder_distances: each encoder's, before and after. history: distance before each step.
+    survival: a treatment and the share of the shift that it leaves.
     """
 
     key: str
@@ -45,6 +46,7 @@ class Row:
     error: str | None = None
     concept: str | None = None
     target: str | None = None
+    target_sha256: str | None = None
     anchor: str | None = None
     width: int = 0
     height: int = 0

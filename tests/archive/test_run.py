@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 from torch import nn
 
-from shade_fast import Budget, ShadeFastError, View, fit_start
+from shade_fast import AnchorLibrary, Budget, ShadeFastError, View, fit_start
 from shade_fast.archive import Manifest, Storage, archive_status, find_images, verify_archive
 from shade_fast.archive.archive import Archive
 from shade_fast.archive.names import from_text, legible, to_text
@@ -490,6 +490,27 @@ def test_results_of_other_options_are_not_mixed(
         assert len(row.encoder_distances) == 2
         before, after = zip(*row.encoder_distances, strict=True)
         assert row.distance_after == pytest.approx(np.mean(np.divide(after, before)))
+
+
+def test_another_image_as_the_target_is_another_option_whatever_it_is_called(
+    run: Run, many: Path, tmp_path: Path, draw: Any, engine: dict[str, Any]
+) -> None:
+    target = tmp_path / "castle.png"
+    Image.fromarray(draw(48, 48, 5)).save(target)
+    run(many, limit=1, target=str(target))
+    Image.fromarray(draw(48, 48, 6)).save(target)
+    with pytest.raises(ShadeFastError, match="begun with other options: target_sha256 was"):
+        run(many, target=str(target))
+    run(many, tmp_path / "named", limit=1)
+    other = AnchorLibrary({"dog": [draw(48, 48, seed=9)], "cat": [draw(48, 48, seed=7)]})
+    with pytest.raises(ShadeFastError, match="begun with other options: anchors was"):
+        run(many, tmp_path / "named", anchors=other)
+
+
+def test_verify_asks_for_anchors_that_were_an_object(run: Run, photos: Path, tmp_path: Path) -> None:
+    run(photos / "a.png", encoder="embedded")
+    with pytest.raises(ShadeFastError, match="anchors were given as an object; verify it from Python, with poisoner="):
+        verify_archive(tmp_path / "out")
 
 
 def test_another_warm_start_is_another_option_whatever_its_file_is_called(

@@ -154,7 +154,31 @@ def test_rows_that_cannot_be(run: Run, many: Path, tmp_path: Path) -> None:
     assert decode(tmp_path / "out/many/00.png").format == "PNG"
 
 
-def test_a_table_whose_text_is_not_utf8(run: Run, many: Path, tmp_path: Path) -> None:
+def test_targets_of_one_name_are_told_apart_by_their_images(
+    run: Run, many: Path, tmp_path: Path, draw: Any, engine: dict[str, Any]
+) -> None:
+    (many / "01.png").write_bytes((many / "00.png").read_bytes())
+    (many / "02.png").write_bytes((many / "00.png").read_bytes())
+    targets = []
+    for seed, folder in ((5, "k1"), (6, "k2"), (6, "k3")):
+        (tmp_path / folder).mkdir()
+        targets.append(tmp_path / folder / "castle.png")
+        Image.fromarray(draw(48, 48, seed)).save(targets[-1])
+    lines = [f"many/{place:02}.png,{target}\n" for place, target in enumerate(targets)]
+    (tmp_path / "t.csv").write_text("path,target\n" + "".join(lines))
+    rows = list(run(tmp_path / "t.csv").rows())
+    assert [row.duplicate_of for row in rows] == [None, None, "many/01.png"]
+    assert [row.target for row in rows] == [str(target) for target in targets]
+    made = images(tmp_path / "out")
+    assert made["many/00.png"] != made["many/01.png"] == made["many/02.png"]
+    poisoner = Poisoner(**engine)
+    assert verify_archive(tmp_path / "out", poisoner=poisoner) == []
+    Image.fromarray(draw(48, 48, 7)).save(targets[0])
+    (mismatch,) = verify_archive(tmp_path / "out", poisoner=poisoner)
+    assert mismatch.reason == f"its target {targets[0]} has another sha256 than recorded"
+
+
+def test_a_table_whose_text_is_not_utf8(run: Run, many: Path, tmp_path: Path, engine: dict[str, Any]) -> None:
     target = os.fsdecode(b"h\xfctte.png")
     Image.open(many / "05.png").save(tmp_path / target)
     table = tmp_path / "t.csv"
@@ -168,6 +192,7 @@ def test_a_table_whose_text_is_not_utf8(run: Run, many: Path, tmp_path: Path) ->
     assert "neither an anchor nor a path" in rows[2].error
     assert "caf\xe9,dog" in (tmp_path / "out/t.csv").read_text("latin-1")
     assert run(table).new == 0
+    assert verify_archive(tmp_path / "out", poisoner=Poisoner(**engine)) == []
 
 
 def test_tables_refused(run: Run, tmp_path: Path) -> None:
