@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shutil
@@ -310,6 +311,15 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         cli.main(["--version"])
     assert capsys.readouterr().out.strip() == __version__
+
+
+@pytest.mark.parametrize(("count", "of"), [(48, 49), (48, 50), (48, 48), (48, 3), (1, 5), (5, 12)])
+def test_as_many_images_as_were_asked_for_are_chosen_evenly(count: int, of: int) -> None:
+    places = cli.evenly(range(of), count)
+    assert len(places) == len(set(places)) == min(count, of)
+    gaps = [after - before for before, after in itertools.pairwise(places)]
+    assert max(gaps, default=1) - min(gaps, default=1) <= 1
+    assert places[0] == 0
 
 
 @pytest.mark.parametrize("sources", ["missing", "empty"])
