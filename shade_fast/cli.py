@@ -9,7 +9,7 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 from fractions import Fraction
-from typing import Any
+from typing import Any, TypeVar
 
 from tqdm import tqdm
 
@@ -33,6 +33,7 @@ from shade_fast.version import __version__
 from shade_fast.view import View
 
 EXIT_INTERRUPTED = 130
+T = TypeVar("T")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -72,7 +73,7 @@ def _fit(options: argparse.Namespace) -> int:
     sources = find_images(options.sources)
     if options.count < 1:
         raise ShadeFastError(f"count={options.count}: give the number of images to fit to, at least 1")
-    sample = sources[:: -(-len(sources) // options.count)]
+    sample = evenly(sources, options.count)
     poisoner = Poisoner(**_engine(options, View(options.view)))
     with tqdm(unit="step", disable=options.quiet or None, file=sys.stderr) as bar:
 
@@ -196,8 +197,16 @@ def _parser() -> argparse.ArgumentParser:
     add("--target-ratio", type=float, default=0.9, help="share of the latent distance that may be left for 'ok'")
     add("--output", "--format", default="same", choices=OUTPUTS, help="format of the files; dummy writes none")
     add("--quality", type=int, help="JPEG quality to begin with (default: the source's own, or 98)")
-    add("--mode", default="resume", choices=MODES, help="what to do with an earlier run's output")
-    add("--overwrite", action="store_true", help="the same as --mode overwrite")
+    add_mode = archive.add_mutually_exclusive_group().add_argument
+    add_mode("--mode", default="resume", choices=MODES, help="what to do with an earlier run's output")
+    add_mode(
+        "--overwrite",
+        dest="mode",
+        action="store_const",
+        const="overwrite",
+        default=argparse.SUPPRESS,
+        help="the same as --mode overwrite",
+    )
     add("--shard", type=_shard, default="0/1", metavar="I/N", help="do the I-th of N parts, from 0; for array jobs")
     add("--limit", type=int, metavar="N", help="take so many images, and leave the rest to the next run")
     add("--on-error", default="continue", choices=["continue", "stop"], help="when an image fails")
@@ -320,6 +329,12 @@ def _add_engine(add: Callable[..., Any]) -> None:
         help="of gradients: native's fast (1e-4) or exact (1e-5); cuda's fast is bf16, exact fp32",
     )
     add("--devices", default="auto", help="auto, cpu, cuda:0, or several, a process each: cuda:0,cuda:1")
+
+
+def evenly(items: Sequence[T], count: int) -> list[T]:
+    """So many of the items, from the first on, as far from one another as can be; all where there are no more."""
+    count = min(count, len(items))
+    return [items[place * len(items) // count] for place in range(count)]
 
 
 def bound(text: str) -> float | None:

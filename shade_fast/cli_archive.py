@@ -32,7 +32,7 @@ def run_archive(options: argparse.Namespace, keywords: dict[str, Any]) -> int:
             options.sources,
             options.out,
             options.target,
-            mode="overwrite" if options.overwrite else options.mode,
+            mode=options.mode,
             shard=options.shard,
             limit=options.limit,
             on_error=options.on_error,
@@ -52,7 +52,8 @@ def run_archive(options: argparse.Namespace, keywords: dict[str, Any]) -> int:
         print(report.summary())
         print(f"shade-fast report {options.out} draws it, shade-fast verify {options.out} measures it again")
     if stop.received is not None:
-        print("shade-fast: interrupted; run the same again to go on", file=sys.stderr)
+        without = ", without --overwrite" if options.mode == "overwrite" else ""
+        print(f"shade-fast: interrupted; run the same again to go on{without}", file=sys.stderr)
         return 128 + stop.received
     return _exit_code(report.stats)
 

@@ -9,6 +9,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
+#: Which rights new files go without. Reading it sets it for a moment, for all threads: so it is read once, before there
+#: are others.
+_UMASK = os.umask(0o077)
+os.umask(_UMASK)
+
 
 @contextlib.contextmanager
 def whole_file(path: str | os.PathLike[str], temporary_folder: str | None = None) -> Iterator[IO[bytes]]:
@@ -26,9 +31,7 @@ def whole_file(path: str | os.PathLike[str], temporary_folder: str | None = None
             yield file
             file.flush()
             os.fsync(file.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)
+        temporary.chmod(0o666 & ~_UMASK)
         temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shutil
@@ -147,6 +148,16 @@ def test_a_second_run_goes_on_and_takes_no_other_options(
     assert contents(out) == before
     assert cli.main(poison("--linf", "4/255", "--overwrite")) == cli.EXIT_OK
     assert contents(out)["a.png"] != before["a.png"]
+
+
+def test_overwriting_and_another_mode_exclude_each_other(
+    poison: Poison, out: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as refused:
+        cli.main(poison("--mode", "fail", "--overwrite"))
+    assert refused.value.code == cli.EXIT_NOTHING
+    assert "not allowed with argument --mode" in capsys.readouterr().err
+    assert not out.exists()
 
 
 def test_a_dry_run_writes_nothing(poison: Poison, photos: Path, out: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -300,6 +311,15 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         cli.main(["--version"])
     assert capsys.readouterr().out.strip() == __version__
+
+
+@pytest.mark.parametrize(("count", "of"), [(48, 49), (48, 50), (48, 48), (48, 3), (1, 5), (5, 12)])
+def test_as_many_images_as_were_asked_for_are_chosen_evenly(count: int, of: int) -> None:
+    places = cli.evenly(range(of), count)
+    assert len(places) == len(set(places)) == min(count, of)
+    gaps = [after - before for before, after in itertools.pairwise(places)]
+    assert max(gaps, default=1) - min(gaps, default=1) <= 1
+    assert places[0] == 0
 
 
 @pytest.mark.parametrize("sources", ["missing", "empty"])

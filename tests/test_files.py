@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -34,3 +35,17 @@ def test_a_file_may_be_read_by_whom_the_user_lets(tmp_path: Path) -> None:
     plain.write_bytes(b"")
     write_whole(whole, b"")
     assert whole.stat().st_mode == plain.stat().st_mode
+
+
+def test_a_file_that_another_thread_makes_meanwhile_keeps_its_rights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    set_umask, seen = os.umask, []
+
+    def watched(mask: int) -> int:
+        seen.append(mask)
+        return set_umask(mask)
+
+    monkeypatch.setattr(os, "umask", watched)
+    write_whole(tmp_path / "whole", b"")
+    assert seen == []

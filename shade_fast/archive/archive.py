@@ -78,7 +78,7 @@ class ArchiveReport:
             lines.append(f"shift left after {means}")
         lines.append(f"{self.new} of them now, in {self.seconds:.1f} s, {self.images_per_second:.3f} images/s")
         if self.interrupted:
-            lines.append("not finished: run the same again to go on")
+            lines.append("not finished: run the same again, in mode resume, to go on")
         return "\n".join(lines)
 
 
@@ -115,14 +115,14 @@ class Archive:
         if target is None and not isinstance(self.layout, Tables):
             raise ShadeFastError("target: none was given; name an anchor, an image or a folder")
         self.anchor = functools.lru_cache(maxsize=256)(self._anchor)
-        if target is not None:
-            self.anchor(None)
+        anchor = None if target is None else self.anchor(None)
         places = [source_text(Storage(one), "", self.out) for one in self.sources]
-        self.options = describe(self.poisoner, options, places, target, self.output, shard[1])
+        self.options = describe(self.poisoner, options, places, target, anchor, self.output, shard[1])
         self.options["output"] = output
         self.options_sha256 = digest(self.options)
         self.manifest = Manifest(self.out)
         self.index = Index()
+        self.index.overwrites = mode == "overwrite"
         self.recorded = 0
         self.clock = Clock()
         self._end = contextlib.ExitStack()
@@ -152,7 +152,9 @@ class Archive:
                     )
                 self.manifest.forget()
             if record is None or self.mode == "overwrite":
-                write_run(self.out, self.options)
+                write_run(self.out, self.options, overwrites=self.mode == "overwrite")
+            else:
+                self.index.overwrites = bool(record.get("overwrites"))
             self._keep_temporary_files(f"{self.task[0]}-of-{self.task[1]}")
             self.index.load(self.manifest, self.is_there, functools.partial(self.layout.is_own, self.task))
             self.recorded = self.index.count
@@ -161,6 +163,7 @@ class Archive:
 
     def join(self, name: str) -> None:
         """Take part in a run that another process has begun, and that hands out the shards. name: this process's."""
+        self.index.overwrites = bool((read_run(self.out) or {}).get("overwrites"))
         self._keep_temporary_files(name)
         self.index.load(self.manifest, self.is_there, lambda _: False)
 
@@ -189,6 +192,7 @@ class Archive:
             self.index,
             functools.partial(self._blank, shard.name),
             self._store,
+            self._clear,
             self._load,
             self.layout.vanished,
             self.layout.files,
@@ -260,7 +264,7 @@ class Archive:
         return self.poisoner.anchor(chosen)
 
     def _blank(self, shard: str, sample: Sample) -> Row:
-        poisoner = self.poisoner
+        poisoner, target = self.poisoner, sample.target or self.target
         hashes = [encoder.sha256 for encoder in poisoner.encoders]
         return Row(
             key=sample.key,
@@ -270,7 +274,7 @@ class Archive:
             status="failed",
             output=to_text(sample.output),
             concept=sample.concept,
-            target=sample.target or self.target,
+            target=None if target is None else to_text(target),
             seed=poisoner.seed,
             encoder=poisoner.encoder_name,
             encoder_sha256=" + ".join(hashes) if all(hashes) else None,  # type: ignore[arg-type]
@@ -289,14 +293,12 @@ class Archive:
 
     def _store(self, row: Row, data: bytes | None) -> Row:
         """Write a row, then its image: a crash between the two leaves a row that is known to be undone."""
-        try:
-            refusal = None if data is None or not self.writes else self._refusal(row)
+        with self._stopping():
+            refusal = None if data is None or not self.writes else self._make_room(row)
             if refusal is not None:
                 row, data = replace(row, status="failed", error=refusal, output=None), None
             if not self.writes:
                 row, data = replace(row, output=None), None
-            elif data is not None and self.mode == "overwrite":
-                self.out.remove(self._place(row))
             self.manifest.write_row(row)
             if data is not None:
                 try:
@@ -307,31 +309,54 @@ class Archive:
                     message = f"{row.key}: its output {row.output} cannot be written: {error.strerror}"
                     row = replace(row, status="failed", error=message, output=None)
                     self.manifest.write_row(row)
+        return row
+
+    def _clear(self, row: Row) -> None:
+        """Where this run overwrites, remove what an earlier one left in the place of an image that has failed."""
+        if self.index.overwrites and self.writes and self.layout.files and self._barrier(row) is None:
+            with self._stopping():
+                self.out.remove(self._place(row))
+
+    @contextlib.contextmanager
+    def _stopping(self) -> Iterator[None]:
+        """Raise ArchiveStoppedError where the output cannot be written."""
+        try:
+            yield
         except OSError as error:
             raise ArchiveStoppedError(
                 f"{self.out.url}: cannot be written: {error.strerror}; make room or mend the disk, and run this again"
             ) from error
-        return row
 
-    def _refusal(self, row: Row) -> str | None:
-        """Why an image may not be written where it belongs; None where it may."""
+    def _make_room(self, row: Row) -> str | None:
+        """Where this run overwrites, empty an image's place. Why it may not be written there; None where it may."""
+        place = self._place(row)
         if not self.layout.files:
             return None
+        barrier = self._barrier(row)
+        if barrier is not None or not self.out.exists(place):
+            return barrier
+        if row.duplicate_of is not None and hashlib.sha256(self.out.read(place)).hexdigest() == row.output_sha256:
+            return None
+        if not self.index.overwrites:
+            path = self.out.path(place)
+            return (
+                f"{row.key}: its output {path} exists and is none of this run's; give another output, or mode overwrite"
+            )
+        self.out.remove(place)
+        return None
+
+    def _barrier(self, row: Row) -> str | None:
+        """What is in the way of an image's file and may never be replaced; None where nothing is."""
         path = self.out.path(self._place(row))
+        if self._place(row).startswith(f"{RECORD_FOLDER}/"):
+            return f"{row.key}: its output {row.output} would be among the record's files; rename it"
         if self.out.local:
             folder, root = os.path.realpath(os.path.dirname(path)), os.path.realpath(self.out.root)
             if os.path.commonpath([folder, root]) != root:
                 return f"{row.key}: its output {row.output} leads out of {self.out.url} through a link; remove the link"
             if os.path.isdir(path) and not os.path.islink(path):
                 return f"{row.key}: its output {path} is a folder; give another output"
-        if self.mode == "overwrite" or not self.out.exists(self._place(row)):
-            return None
-        if (
-            row.duplicate_of is not None
-            and hashlib.sha256(self.out.read(self._place(row))).hexdigest() == row.output_sha256
-        ):
-            return None
-        return f"{row.key}: its output {path} exists and is none of this run's; give another output, or mode overwrite"
+        return None
 
     def _load(self, row: Row) -> bytes:
         if not self.writes:

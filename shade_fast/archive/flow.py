@@ -56,8 +56,8 @@ class Flow:
     """Takes samples to rows.
 
     blank: a sample's row with all that is the run's. store: writes a row with its image's bytes (None: nothing) and
-    returns the row as it came to be. load: the bytes of a row's image. vanished: what of the source is gone. files:
-    whether each image is a file of its own.
+    returns the row as it came to be. clear: empties the place of an image that fails, where a run overwrites. load: the
+    bytes of a row's image. vanished: what of the source is gone. files: whether each image is a file of its own.
     """
 
     poisoner: Poisoner
@@ -66,6 +66,7 @@ class Flow:
     index: Index
     blank: Callable[[Sample], Row]
     store: Callable[[Row, bytes | None], Row]
+    clear: Callable[[Row], None]
     load: Callable[[Row], bytes]
     vanished: Callable[[], str | None]
     files: bool
@@ -83,11 +84,12 @@ class Flow:
         self._bound = self.workers + self.poisoner.window * len(self.poisoner.devices)
         self._buckets: Buckets[Prepared] = Buckets(self.poisoner.window)
         self._running: deque[tuple[list[Prepared], Future[list[Protected]]]] = deque()
-        self._finishing: deque[Future[Row]] = deque()
+        self._finishing: deque[Future[Row | Prepared]] = deque()
         #: by content: the images that wait for the result of the first, which is named
         self._followers: dict[str, list[Prepared]] = {}
         self._leaders: dict[str, str] = {}
         self._on_row = on_row
+        self._closing = False
         coming: queue.Queue[Future[Prepared] | BaseException | None] = queue.Queue(self._bound)
         closed = threading.Event()
         with ThreadPoolExecutor(self.workers, "shade_fast-file") as pool:
@@ -98,8 +100,7 @@ class Flow:
                 while not self.stop.is_set():
                     prepared = self._next(coming)
                     if prepared is None:
-                        self._flush(0)
-                        self.ended = not self.stop.is_set()
+                        self.ended = not self.stop.is_set() and self._settle()
                         break
                     self._take(prepared)
                     self._gather()
@@ -114,6 +115,7 @@ class Flow:
                     self._gather(wait=True)
                 raise
             finally:
+                self._closing = True
                 self._cancel()
                 closed.set()
                 _drain(coming)
@@ -179,7 +181,7 @@ class Flow:
             row = replace(row, width=width, height=height, source_format=image.format)
             self.output.check(image)
             anchor = self.anchor(sample.target)
-            row = replace(row, target=anchor.name)
+            row = replace(row, target_sha256=anchor.sha256)
         except ArchiveStoppedError:
             raise
         except Exception as problem:  # whatever a file makes a decoder raise, it ends one image, not the run
@@ -189,7 +191,7 @@ class Flow:
 
     def _take(self, prepared: Prepared) -> None:
         """Decide what becomes of one image: a failed row, a copy, or a place in its bucket."""
-        target = prepared.row.target or ""
+        target = prepared.row.target_sha256 or ""
         if (
             self.files
             and prepared.error is None
@@ -198,6 +200,9 @@ class Flow:
             error = f"{prepared.sample.key}: another row has this image with another target; give each image one"
             prepared = replace(prepared, error=error)
         if prepared.error is not None or prepared.image is None:
+            # The place may be another row's: of two that are to be written alike, or of a table that has it twice.
+            if prepared.sample.error is None and not self.index.is_claimed(prepared.row.output or ""):
+                self.clear(prepared.row)
             self._submit(self._fail, prepared, prepared.error)
             return
         key = content(prepared.row)
@@ -213,6 +218,17 @@ class Flow:
         if full is not None:
             self._optimize(full)
         self._flush(WAITING_BATCHES * self.poisoner.window)
+
+    def _settle(self) -> bool:
+        """Bring all that is on its way to its end, copies too that turn out to need the engine. Whether it is there."""
+        while self._buckets or self._running or self._finishing:
+            self._flush(0)
+            if self._buckets:
+                return False
+            self._gather(wait=True)
+            while self._finishing:
+                self._collect()
+        return True
 
     def _flush(self, most: int) -> None:
         """Run the buckets that waited longest until at most so many images wait."""
@@ -251,13 +267,17 @@ class Flow:
         """Take back the batches that no device has begun."""
         self._running = deque(one for one in self._running if not one[1].cancel())
 
-    def _submit(self, work: Callable[..., Row], *arguments: Any) -> None:
+    def _submit(self, work: Callable[..., Row | Prepared], *arguments: Any) -> None:
         self._finishing.append(self._pool.submit(work, *arguments))
 
     def _collect(self) -> None:
         started = time.perf_counter()
         row = self._finishing.popleft().result()
         self.clock.waiting += time.perf_counter() - started
+        if isinstance(row, Prepared):
+            if not self._closing:
+                self._take(row)
+            return
         if row.status != "failed":
             self.index.add(row)
         leads = self._leaders.get(content(row)) == row.key
@@ -266,7 +286,10 @@ class Flow:
         for follower in self._followers.pop(content(row)) if leads else ():
             if row.status != "failed":
                 self._submit(self._copy, follower, row)
+            elif row.output_sha256 is not None:  # it was made, and only its own place could not be had
+                self._submit(self._prepare, follower.sample)
             else:
+                self.clear(follower.row)
                 self._submit(self._fail, follower, f"{follower.sample.key}: as {row.key}, its duplicate: {row.error}")
         self._on_row(row)
 
@@ -289,11 +312,13 @@ class Flow:
             optimize_ms=round(1000 * outcome.seconds, 3),
         )
         if row.status == "failed":
+            self.clear(row)
             return self.store(replace(row, output=None), None)
         try:
             data = protected.encode(self.output)
         except Exception as error:  # an encoder raises whatever it stumbles over
             message = failed(error, prepared.sample.key).error
+            self.clear(row)
             return self.store(replace(row, status="failed", error=message, output=None), None)
         return self.store(
             replace(
@@ -308,14 +333,21 @@ class Flow:
             data,
         )
 
-    def _copy(self, prepared: Prepared, leader: Row) -> Row:
-        """The result of another image of the same content."""
+    def _copy(self, prepared: Prepared, leader: Row) -> Row | Prepared:
+        """The result of another image of the same content; where it is not there any more, the image, read again."""
+        try:
+            data = self.load(leader)
+            there = leader.output is None or hashlib.sha256(data).hexdigest() == leader.output_sha256
+        except Exception:  # a tar or a table that is damaged raises whatever its reader stumbles over
+            there = False
+        if not there:
+            self.index.forget_result(leader)
+            return self._prepare(prepared.sample)
         own = prepared.row
-        kept = {
-            name: getattr(own, name) for name in ("key", "shard", "index", "source", "concept", "output", "decode_ms")
-        }
+        names = ("key", "shard", "index", "source", "concept", "target", "output", "decode_ms")
+        kept = {name: getattr(own, name) for name in names}
         copied = replace(leader, **kept, duplicate_of=leader.key, optimize_ms=0.0, encode_ms=0.0)
-        return self.store(copied, self.load(leader))
+        return self.store(copied, data)
 
     def _fail(self, prepared: Prepared, error: str | None) -> Row:
         return self.store(replace(prepared.row, status="failed", error=error, output=None), None)

@@ -16,7 +16,8 @@ from shade_fast.archive.manifest import Manifest, Row
 class Index:
     """A temporary database, filled from the manifests of an output; gone when it is closed.
 
-    open_shards: name -> how many rows an open shard has, and the next free place in it.
+    open_shards: name -> how many rows an open shard has, and the next free place in it. overwrites: whether what stands
+    in an image's or a shard's place, and no row names, is replaced; otherwise it is refused.
     """
 
     def __init__(self) -> None:
@@ -35,6 +36,7 @@ class Index:
         self.count = 0
         self.finished: set[str] = set()
         self.open_shards: dict[str, tuple[int, int]] = {}
+        self.overwrites = False
 
     def close(self) -> None:
         self._database.close()
@@ -62,7 +64,7 @@ class Index:
             self._database.execute("insert or replace into done values (?)", (row.source,))
             if row.output is not None:
                 self._claim(row.output, row.source)
-                self._claim(_target_of(row.output), row.target or "")
+                self._claim(_target_of(row.output), row.target_sha256 or "")
                 if row.duplicate_of is None:
                     self._database.execute(
                         "insert or ignore into contents values (?, ?)", (content(row), row.to_json())
@@ -79,13 +81,22 @@ class Index:
         return str(self._one("select owner from names where name = ?", name))
 
     def claim_target(self, name: str, target: str) -> str:
-        """Which target a name in the output is for: this one from now on, where it was for none."""
+        """Which target, by its hash, a name in the output is for: this one from now on, where it was for none."""
         return self.claim(_target_of(name), target)
+
+    def is_claimed(self, name: str) -> bool:
+        """Whether a name in the output is for some target already: that of a row that came before."""
+        return self._one("select owner from names where name = ?", _target_of(name)) is not None
 
     def result(self, key: str) -> Row | None:
         """The row of an image with the same content (see `content`) that has an output."""
         found = self._one("select row from contents where content = ?", key)
         return None if found is None else Row.from_json(bytes(found))
+
+    def forget_result(self, row: Row) -> None:
+        """Give no more images the result of this one: it is not there any more."""
+        with self._lock:
+            self._database.execute("delete from contents where content = ? and row = ?", (content(row), row.to_json()))
 
     def _claim(self, name: str, value: str) -> None:
         self._database.execute("insert or ignore into names values (?, ?)", (name, value))
@@ -101,5 +112,5 @@ def _target_of(name: str) -> str:
 
 
 def content(row: Row) -> str:
-    """What decides a result besides the options: the source's bytes and the target."""
-    return f"{row.source_sha256} {row.target}"
+    """What decides a result besides the options: the source's bytes and the target's images."""
+    return f"{row.source_sha256} {row.target_sha256}"

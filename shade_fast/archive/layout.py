@@ -18,7 +18,7 @@ class Sample:
     """One image of an archive, or what stands in its place.
 
     index: its place in the shard (in a folder: in the listing). key: relative path, member name or row. output: the
-    name that it is written under. source: the file that it is in. read: its bytes; called once, on any thread.
+    name that it is written under. source: the file that it is in. read: its bytes, on any thread.
     error: why it is refused unread. target, concept: its own, where the archive names them.
     """
 

@@ -13,6 +13,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from shade_fast.archive.names import legible
 from shade_fast.archive.storage import RECORD_FOLDER, Storage
 
 STATS_NAME = "_stats.json"
@@ -31,8 +32,9 @@ class Row:
 
     source: the file that the image is in, relative to the output where both are local. output: its name in the output,
     None where nothing was written. quality, subsampling: a JPEG's, as written. duplicate_of: the key of the image with
-    the same content whose result this is. anchor: path of the anchor's image. encoder_distances: each encoder's, before
-    and after. history: distance before each step. survival: a treatment and the share of the shift that it leaves.
+    the same content whose result this is. target: as it was given; target_sha256: see `Anchor.sha256`. anchor: path of
+    the anchor's image. encoder_distances: each encoder's, before and after. history: distance before each step.
+    survival: a treatment and the share of the shift that it leaves.
     """
 
     key: str
@@ -44,6 +46,7 @@ class Row:
     error: str | None = None
     concept: str | None = None
     target: str | None = None
+    target_sha256: str | None = None
     anchor: str | None = None
     width: int = 0
     height: int = 0
@@ -76,6 +79,13 @@ class Row:
     history: tuple[float, ...] = ()
     survival: tuple[tuple[str, float | None], ...] | None = None
 
+    def __post_init__(self) -> None:
+        # A table's concept, or an error that names a file, may hold bytes that are no text: parquet refuses them.
+        for name in _TEXTS:
+            value = getattr(self, name)
+            if value is not None and not value.isascii():
+                object.__setattr__(self, name, legible(value))
+
     def to_json(self) -> bytes:
         return json.dumps(dataclasses.asdict(self)).encode()
 
@@ -90,6 +100,7 @@ class Row:
         return cls(**(values | lists | {"history": tuple(values["history"] or ())}))
 
 
+_TEXTS = [one.name for one in dataclasses.fields(Row) if str(one.type).startswith("str")]
 _TYPES = {
     "str": pa.string(),
     "int": pa.int64(),

@@ -16,7 +16,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from shade_fast.anchors import AnchorLibrary
+from shade_fast.anchors import Anchor, AnchorLibrary
 from shade_fast.archive.storage import RECORD_FOLDER, Storage
 from shade_fast.errors import ShadeFastError
 from shade_fast.images import Output
@@ -29,11 +29,18 @@ INCIDENTAL = ("batch_size", "devices", "preset")
 
 
 def describe(
-    poisoner: Poisoner, asked: Mapping[str, Any], sources: Sequence[str], target: str | None, output: Output, tasks: int
+    poisoner: Poisoner,
+    asked: Mapping[str, Any],
+    sources: Sequence[str],
+    target: str | None,
+    anchor: Anchor | None,
+    output: Output,
+    tasks: int,
 ) -> dict[str, Any]:
     """A run's options as JSON types: what was asked for, with defaults, and the networks that it means here.
 
-    asked: the Poisoner's keyword arguments. sources: their places. tasks: into how many the archive is divided.
+    asked: the Poisoner's keyword arguments. sources: their places. anchor: what `target` means now. tasks: into how
+    many the archive is divided.
     """
     bound = inspect.signature(Poisoner).bind(**asked)
     bound.apply_defaults()
@@ -43,6 +50,7 @@ def describe(
     return {
         "source": list(sources),
         "target": target,
+        "target_sha256": None if anchor is None else anchor.sha256,
         **options,
         "encoder": [
             {
@@ -90,10 +98,12 @@ def read_run(out: Storage) -> dict[str, Any] | None:
     )
 
 
-def write_run(out: Storage, options: Mapping[str, Any]) -> dict[str, Any]:
+def write_run(out: Storage, options: Mapping[str, Any], *, overwrites: bool) -> dict[str, Any]:
+    """overwrites: whether the run, however often it is gone on with, replaces what stands where its output belongs."""
     record = {
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "versions": {name: version(name) for name in ("torch", "numpy", "pillow", "pyarrow", "fsspec")},
+        "overwrites": overwrites,
         "options": dict(options),
         "options_sha256": digest(options),
     }
@@ -177,6 +187,8 @@ def _anchors(library: AnchorLibrary | None) -> dict[str, Any] | None:
         return None
     sums: dict[str, list[str]] = {}
     for name in library:
-        paths = [path for path in library[name].paths if path is not None]
-        sums[name] = [hashlib.sha256(Path(path).read_bytes()).hexdigest() for path in paths]
+        anchor = library[name]
+        paths = [Path(path) for path in anchor.paths if path is not None]
+        files = len(paths) == len(anchor.paths)
+        sums[name] = [hashlib.sha256(path.read_bytes()).hexdigest() for path in paths] if files else [anchor.sha256]
     return {"folder": library.folder, "sha256": hashlib.sha256(json.dumps(sums, sort_keys=True).encode()).hexdigest()}

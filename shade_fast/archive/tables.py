@@ -62,10 +62,10 @@ class Tables:
         self.names = index
         for number, table in enumerate(self.tables.values()):
             if number % task[1] == task[0] and table.name not in index.finished:
-                if table.name not in index.open_shards and self.out.exists(table.name):
+                if not index.overwrites and table.name not in index.open_shards and self.out.exists(table.name):
                     raise ShadeFastError(
                         f"{self.out.location(table.name)}: exists and is none of this run's; "
-                        "give another folder, or overwrite"
+                        "give another folder, or mode overwrite"
                     )
                 yield Shard(table.name, table.url)
 

@@ -54,9 +54,10 @@ class Tars:
     def shards(self, task: tuple[int, int], index: Index) -> Iterator[Shard]:
         for number, (name, url) in enumerate(self.urls.items()):
             if number % task[1] == task[0] and name not in index.finished:
-                if name not in index.open_shards and self.out.exists(name):
+                if not index.overwrites and name not in index.open_shards and self.out.exists(name):
                     raise ShadeFastError(
-                        f"{self.out.location(name)}: exists and is none of this run's; give another folder"
+                        f"{self.out.location(name)}: exists and is none of this run's; "
+                        "give another folder, or mode overwrite"
                     )
                 yield Shard(name, url)
 

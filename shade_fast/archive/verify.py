@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 from collections.abc import Callable, Iterator
@@ -14,6 +15,7 @@ from shade_fast.anchors import AnchorLibrary
 from shade_fast.archive.archive import Source, fixed_plan, open_layout
 from shade_fast.archive.layout import Layout
 from shade_fast.archive.manifest import Manifest, Row, totals
+from shade_fast.archive.names import from_text
 from shade_fast.archive.record import read_run
 from shade_fast.archive.storage import Storage
 from shade_fast.budget import Budget
@@ -59,12 +61,12 @@ def verify_archive(
 ) -> list[Mismatch]:
     """Measure every image of an output again, from its source's and its own bytes alone; what differs from its row.
 
-    Checked: the hashes of both; that an output decodes, has the source's size and alpha, and an untouched place where
-    that is fully transparent; that it holds the budget; linf, LPIPS and latent distances; that every image of the
-    source has one row, and every shard is finished.
+    Checked: the hashes of both, and of the target; that an output decodes, has the source's size and alpha, and an
+    untouched place where that is fully transparent; that it holds the budget; linf, LPIPS and latent distances; that
+    every image of the source has one row, and every shard is finished.
     on_row: told each row with what is wrong with it. backend: what executes the networks, on the device that it takes;
-        None: the recorded one. poisoner: instead of one made by the recorded options, which names no encoder that was
-        given as an object.
+        None: the recorded one. poisoner: instead of one made by the recorded options, which name no encoder and no
+        anchors that were given as objects.
     """
     storage = Storage(out)
     record = _record(storage)
@@ -74,7 +76,7 @@ def verify_archive(
         with fixed_plan():
             poisoner = _poisoner(options, backend)
     layout = _layout(storage, options)
-    checker = _Checker(poisoner, options["target"])
+    checker = _Checker(poisoner)
     mismatches = []
     seen: set[bytes] = set()
     with fixed_plan():
@@ -120,8 +122,9 @@ def read_pairs(out: Source) -> Iterator[tuple[Row, DecodedImage, DecodedImage]]:
 
 
 class _Checker:
-    def __init__(self, poisoner: Poisoner, target: str | None) -> None:
-        self.poisoner, self.target = poisoner, target
+    def __init__(self, poisoner: Poisoner) -> None:
+        self.poisoner = poisoner
+        self.anchor = functools.lru_cache(maxsize=256)(poisoner.anchor)
 
     def check(self, row: Row, source: Callable[[], bytes], written: Callable[[], bytes]) -> str | None:
         try:
@@ -148,10 +151,10 @@ class _Checker:
         levels, budget = int(change.max()), self.poisoner.budget
         if levels > budget.levels:
             yield f"linf {levels}/255 is over the budget"
-        target = row.target if self.target is None else self.target
-        if row.target is not None and self.target is not None and row.target != self.poisoner.anchor(self.target).name:
-            target = row.target
-        before, after, lpips = self.poisoner.measure(clean.pixels, shown.pixels, self.poisoner.anchor(target or ""))
+        anchor = self.anchor(from_text(row.target or ""))
+        if anchor.sha256 != row.target_sha256:
+            yield f"its target {row.target} has another sha256 than recorded"
+        before, after, lpips = self.poisoner.measure(clean.pixels, shown.pixels, anchor)
         if budget.lpips is not None and lpips is not None and lpips > budget.lpips:
             yield f"lpips {lpips:.4f} is over the budget"
         for name, measured in (
@@ -187,6 +190,8 @@ def _poisoner(options: dict[str, Any], backend: str | None) -> Poisoner:
     if None in specs:
         raise ShadeFastError("the run's encoder was given as an object; verify it from Python, with poisoner=")
     anchors = options["anchors"]
+    if anchors is not None and anchors["folder"] is None:
+        raise ShadeFastError("the run's anchors were given as an object; verify it from Python, with poisoner=")
     device = options["device"]
     if backend is not None:
         device = "cpu" if backend in ("native", "onnxruntime:cpu") else "auto"

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import threading
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,10 @@ import pytest
 from PIL import Image
 from torch import nn
 
-from shade_fast import Budget, ShadeFastError, View, fit_start
+from shade_fast import AnchorLibrary, Budget, ShadeFastError, View, fit_start
 from shade_fast.archive import Manifest, Storage, archive_status, find_images, verify_archive
 from shade_fast.archive.archive import Archive
+from shade_fast.archive.names import from_text, legible, to_text
 from shade_fast.images import decode
 from shade_fast.perceptual import load_perceptual
 from shade_fast.poisoner import Poisoner
@@ -183,6 +185,53 @@ def test_duplicates_are_done_once_and_copied(
     assert report.duplicates == 3
 
 
+@pytest.mark.parametrize("change", ["removed", "changed"])
+def test_a_duplicate_of_a_result_that_is_gone_is_done_for_itself(
+    change: str, run: Run, many: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "alike"
+    folder.mkdir()
+    (folder / "00.png").write_bytes((many / "00.png").read_bytes())
+    run(folder)
+    made = tmp_path / "out/00.png"
+    data = made.read_bytes()
+    if change == "removed":
+        made.unlink()
+    else:
+        made.write_bytes(data[:-1] + b"?")
+    for name in ("a.png", "b.png"):
+        (folder / name).write_bytes((many / "00.png").read_bytes())
+    report = run(folder)
+    rows = by_key(report)
+    assert (report.new, report.ok) == (2, 3)
+    assert (rows["a.png"].duplicate_of, rows["b.png"].duplicate_of) == (None, "a.png")
+    assert (tmp_path / "out/a.png").read_bytes() == (tmp_path / "out/b.png").read_bytes() == data
+
+
+def test_an_image_that_may_not_be_written_takes_none_of_its_duplicates_with_it(
+    run: Run, many: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "alike"
+    folder.mkdir()
+    for name in ("a.png", "b.png", "c.png"):
+        (folder / name).write_bytes((many / "00.png").read_bytes())
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/a.png").write_bytes(b"mine")
+    rows = by_key(run(folder))
+    assert [row.status for row in rows.values()] == ["failed", "ok", "ok"]
+    assert [row.duplicate_of for row in rows.values()] == [None, None, "b.png"]
+    assert (tmp_path / "out/a.png").read_bytes() == b"mine"
+    assert run(folder, tmp_path / "measured", output="dummy").duplicates == 2
+
+
+def test_duplicates_of_an_image_that_fails_fail_as_it_does(run: Run, tmp_path: Path) -> None:
+    folder = tmp_path / "alike"
+    folder.mkdir()
+    for name in ("a.png", "b.png"):  # decoded, and too small for the engine
+        Image.new("RGB", (1, 1)).save(folder / name)
+    assert ": as a.png, its duplicate: " in str(by_key(run(folder))["b.png"].error)
+
+
 def test_bad_images_are_rows_with_their_reason(run: Run, photos: Path, tmp_path: Path) -> None:
     (photos / "a-notes.jpg").write_text("no image")
     (photos / "a-empty.png").touch()
@@ -224,6 +273,53 @@ def test_what_is_there_already_is_not_replaced(run: Run, photos: Path, tmp_path:
     assert (out / "a.png").read_bytes() == b"mine"
     assert by_key(run(photos, mode="overwrite"))["a.png"].status == "ok"
     assert (out / "a.png").read_bytes() != b"mine"
+
+
+def test_an_error_may_name_a_file_whose_name_is_no_text(run: Run, many: Path, tmp_path: Path) -> None:
+    name = os.fsdecode(b"caf\xe9.png")
+    for folder in ("photos", "out"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / name).write_bytes((many / "00.png").read_bytes())
+    (row,) = run(tmp_path / "photos").rows()
+    assert row.error is not None
+    assert f"{tmp_path}/out/caf\\xe9.png exists and is none of this run's" in row.error
+
+
+@pytest.mark.parametrize("name", ["a.png", "é.png", "a\\x41.png", "new\nline", os.fsdecode(b"\xff\\.png")])
+def test_names_come_back_from_their_text(name: str) -> None:
+    assert from_text(to_text(name)) == name
+    assert to_text(name).encode()
+    assert legible(legible(name)) == legible(name)
+
+
+def test_a_name_that_no_file_can_have_is_text_too() -> None:
+    assert to_text("\ud83d.png") == "\\xed\\xa0\\xbd.png"
+
+
+def test_an_overwriting_run_that_was_cut_off_goes_on(run: Run, many: Path, tmp_path: Path) -> None:
+    run(many)
+    (tmp_path / "out/11.png").write_bytes(b"mine")
+    assert run(many, mode="overwrite", steps=2, limit=4).interrupted
+    rest = run(many, steps=2)
+    assert (rest.new, rest.ok, rest.interrupted) == (8, 12, False)
+    run(many, tmp_path / "anew", steps=2)
+    assert images(tmp_path / "out") == images(tmp_path / "anew")
+
+
+def test_an_image_that_fails_when_overwriting_leaves_nothing_of_the_earlier_run(
+    run: Run, photos: Path, many: Path, tmp_path: Path
+) -> None:
+    run([photos, many / "00.png", many / "01.png"])
+    (photos / "a.png").write_text("no image")
+    for name in ("00.png", "01.png"):  # decoded, and too small for the engine
+        Image.new("RGB", (1, 1)).save(many / name)
+    out = tmp_path / "out"
+    (out / "b.jpg").unlink()
+    (out / "b.jpg").mkdir()
+    rows = by_key(run([photos, many / "00.png", many / "01.png"], mode="overwrite"))
+    assert {key for key, row in rows.items() if row.status == "failed"} == {"a.png", "b.jpg", "00.png", "01.png"}
+    assert list(images(out)) == ["more/c.webp"]
+    assert (out / "b.jpg").is_dir()
 
 
 def test_outputs_never_take_the_place_of_sources(run: Run, photos: Path, tmp_path: Path) -> None:
@@ -394,6 +490,27 @@ def test_results_of_other_options_are_not_mixed(
         assert len(row.encoder_distances) == 2
         before, after = zip(*row.encoder_distances, strict=True)
         assert row.distance_after == pytest.approx(np.mean(np.divide(after, before)))
+
+
+def test_another_image_as_the_target_is_another_option_whatever_it_is_called(
+    run: Run, many: Path, tmp_path: Path, draw: Any, engine: dict[str, Any]
+) -> None:
+    target = tmp_path / "castle.png"
+    Image.fromarray(draw(48, 48, 5)).save(target)
+    run(many, limit=1, target=str(target))
+    Image.fromarray(draw(48, 48, 6)).save(target)
+    with pytest.raises(ShadeFastError, match="begun with other options: target_sha256 was"):
+        run(many, target=str(target))
+    run(many, tmp_path / "named", limit=1)
+    other = AnchorLibrary({"dog": [draw(48, 48, seed=9)], "cat": [draw(48, 48, seed=7)]})
+    with pytest.raises(ShadeFastError, match="begun with other options: anchors was"):
+        run(many, tmp_path / "named", anchors=other)
+
+
+def test_verify_asks_for_anchors_that_were_an_object(run: Run, photos: Path, tmp_path: Path) -> None:
+    run(photos / "a.png", encoder="embedded")
+    with pytest.raises(ShadeFastError, match="anchors were given as an object; verify it from Python, with poisoner="):
+        verify_archive(tmp_path / "out")
 
 
 def test_another_warm_start_is_another_option_whatever_its_file_is_called(

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +81,41 @@ def test_a_table_of_bytes(shape: str, run: Run, many: Path, tmp_path: Path, engi
         assert list(by_key(report)) == [f"{index}.png" for index in range(4)]
     assert values == [*((tmp_path / f"files/{index:02}.png").read_bytes() for index in range(3)), None]
     assert verify_archive(tmp_path / "out", poisoner=Poisoner(**engine)) == []
+
+
+def test_overwriting_a_table(run: Run, many: Path, tmp_path: Path) -> None:
+    table = tmp_path / "t.csv"
+    table.write_text("path\nmany/00.png\nmany/01.png\n")
+    run(table)
+    first = images(tmp_path / "out")
+    report = run(table, mode="overwrite", steps=2)
+    assert (report.new, report.ok) == (2, 2)
+    second = images(tmp_path / "out")
+    assert second["t.csv"] == first["t.csv"]
+    assert all(second[name] != first[name] for name in ("many/00.png", "many/01.png"))
+
+
+@pytest.mark.parametrize("targets", [("dog", "dgo"), ("dgo", "dog"), ("dog", "cat"), ("dog", "dog")])
+def test_overwriting_spares_what_another_row_of_the_same_image_has_written(
+    targets: tuple[str, str], run: Run, many: Path, tmp_path: Path
+) -> None:
+    table = tmp_path / "t.csv"
+    table.write_text("path,target\n" + "".join(f"many/00.png,{target}\n" for target in targets))
+    for mode in ("resume", "overwrite"):
+        report = run(table, mode=mode)
+        assert report.ok == (2 if targets[0] == targets[1] else 1)
+        assert list(images(tmp_path / "out")) == ["many/00.png", "t.csv"]
+
+
+@pytest.mark.parametrize("holds", ["an image", "no image"])
+def test_an_image_never_takes_the_place_of_the_record(holds: str, run: Run, many: Path, tmp_path: Path) -> None:
+    (tmp_path / "_shade_fast").mkdir()
+    (tmp_path / "_shade_fast/run.json").write_bytes(
+        (many / "00.png").read_bytes() if holds == "an image" else holds.encode()
+    )
+    (tmp_path / "t.csv").write_text("path\n_shade_fast/run.json\nmany/01.png\n")
+    assert [row.status for row in run(tmp_path / "t.csv", mode="overwrite").rows()] == ["failed", "ok"]
+    assert json.loads((tmp_path / "out/_shade_fast/run.json").read_text())["options"]
 
 
 def test_rows_that_cannot_be(run: Run, many: Path, tmp_path: Path) -> None:
@@ -192,6 +228,47 @@ def test_a_damaged_parquet_table_says_so(run: Run, many: Path, tmp_path: Path) -
     table.write_bytes(data)
     with pytest.raises(ArchiveStoppedError, match=r"t.parquet: cannot be read: .*; mend it and run this again"):
         run(table)
+
+
+def test_targets_of_one_name_are_told_apart_by_their_images(
+    run: Run, many: Path, tmp_path: Path, draw: Any, engine: dict[str, Any]
+) -> None:
+    (many / "01.png").write_bytes((many / "00.png").read_bytes())
+    (many / "02.png").write_bytes((many / "00.png").read_bytes())
+    targets = []
+    for seed, folder in ((5, "k1"), (6, "k2"), (6, "k3")):
+        (tmp_path / folder).mkdir()
+        targets.append(tmp_path / folder / "castle.png")
+        Image.fromarray(draw(48, 48, seed)).save(targets[-1])
+    lines = [f"many/{place:02}.png,{target}\n" for place, target in enumerate(targets)]
+    (tmp_path / "t.csv").write_text("path,target\n" + "".join(lines))
+    rows = list(run(tmp_path / "t.csv").rows())
+    assert [row.duplicate_of for row in rows] == [None, None, "many/01.png"]
+    assert [row.target for row in rows] == [str(target) for target in targets]
+    made = images(tmp_path / "out")
+    assert made["many/00.png"] != made["many/01.png"] == made["many/02.png"]
+    poisoner = Poisoner(**engine)
+    assert verify_archive(tmp_path / "out", poisoner=poisoner) == []
+    Image.fromarray(draw(48, 48, 7)).save(targets[0])
+    (mismatch,) = verify_archive(tmp_path / "out", poisoner=poisoner)
+    assert mismatch.reason == f"its target {targets[0]} has another sha256 than recorded"
+
+
+def test_a_table_whose_text_is_not_utf8(run: Run, many: Path, tmp_path: Path, engine: dict[str, Any]) -> None:
+    target = os.fsdecode(b"h\xfctte.png")
+    Image.open(many / "05.png").save(tmp_path / target)
+    table = tmp_path / "t.csv"
+    lines = ["path,concept,target", "many/00.png,café,dog", f"many/01.png,dog,{tmp_path}/hütte.png"]
+    lines.append("many/02.png,dog,chât")
+    table.write_bytes("".join(f"{line}\n" for line in lines).encode("latin-1"))
+    rows = list(run(table).rows())
+    assert [row.status for row in rows] == ["ok", "ok", "failed"]
+    assert rows[0].concept == "caf\\xe9"
+    assert rows[2].error is not None
+    assert "neither an anchor nor a path" in rows[2].error
+    assert "caf\xe9,dog" in (tmp_path / "out/t.csv").read_text("latin-1")
+    assert run(table).new == 0
+    assert verify_archive(tmp_path / "out", poisoner=Poisoner(**engine)) == []
 
 
 def test_tables_refused(run: Run, tmp_path: Path) -> None:

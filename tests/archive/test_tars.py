@@ -133,6 +133,33 @@ def test_an_interrupted_shard_goes_on(run: Run, shards: Path, tmp_path: Path) ->
     assert not list((tmp_path / "out/_shade_fast").rglob("*.bin"))
 
 
+def test_overwriting_a_shard(run: Run, shards: Path, tmp_path: Path) -> None:
+    run(shards / "00.tar")
+    first = images(tmp_path / "out")
+    report = run(shards / "00.tar", mode="overwrite", steps=2)
+    assert (report.new, report.images) == (4, 4)
+    assert images(tmp_path / "out") != first
+    run(shards / "00.tar", tmp_path / "anew", steps=2)
+    assert images(tmp_path / "out") == images(tmp_path / "anew")
+
+
+def test_overwriting_shards_that_was_killed_between_them_goes_on(run: Run, shards: Path, tmp_path: Path) -> None:
+    both = f"{shards}/{{00..01}}.tar"
+    run(both)
+    assert run(both, mode="overwrite", steps=2, limit=4).interrupted
+    (tmp_path / "out/_shade_fast/manifest/01.tar.partial.parquet").unlink()
+    assert run(both, steps=2).ok == 8
+    run(both, tmp_path / "anew", steps=2)
+    assert images(tmp_path / "out") == images(tmp_path / "anew")
+
+
+def test_a_shard_that_no_run_has_written_is_overwritten(run: Run, shards: Path, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/00.tar").touch()
+    assert run(shards / "00.tar", mode="overwrite").ok == 4
+    assert len(read_tar(tmp_path / "out/00.tar")) == 16
+
+
 def test_duplicates_across_shards(run: Run, tmp_path: Path, draw: Any) -> None:
     data = encoded(draw(32, 32, 0), "PNG")
     write_tar(tmp_path / "a.tar", {"1.png": data})
@@ -151,6 +178,19 @@ def test_threads_that_copy_from_one_shard_get_their_own_members(
     watch(tmp_path / "out/a.tar", lambda place: time.sleep(0.002))
     assert run(shards, workers=4).duplicates == 8
     assert read_tar(tmp_path / "out/b.tar") == read_tar(tmp_path / "out/a.tar")
+
+
+def test_a_duplicate_of_a_member_that_is_gone_is_done_for_itself(run: Run, tmp_path: Path, draw: Any) -> None:
+    data = encoded(draw(32, 32, 0), "PNG")
+    write_tar(tmp_path / "a.tar", {"1.png": data})
+    write_tar(tmp_path / "b.tar", {"2.png": data})
+    both = [tmp_path / "a.tar", tmp_path / "b.tar"]
+    assert run(both, limit=1).interrupted
+    made = read_tar(tmp_path / "out/a.tar")
+    (tmp_path / "out/a.tar").unlink()
+    report = run(both)
+    assert (report.ok, report.duplicates) == (2, 0)
+    assert read_tar(tmp_path / "out/b.tar")["2.png"] == made["1.png"]
 
 
 def test_members_that_would_escape_or_are_no_files(run: Run, tmp_path: Path, draw: Any) -> None:
