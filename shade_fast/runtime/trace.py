@@ -42,6 +42,8 @@ class Graph:
                 exported = exported.run_decompositions({})
         self.nodes: list[fx.Node] = list(exported.graph.nodes)
         self.constants: dict[str, Tensor] = {}
+        #: of the constants that the module has at every size, their names in it
+        self.names: dict[str, str] = {}
         self.inputs: list[str] = []
         kinds = torch.export.graph_signature.InputKind
         for spec in exported.graph_signature.input_specs:
@@ -50,6 +52,8 @@ class Graph:
             else:
                 tensors = exported.state_dict if spec.target in exported.state_dict else exported.constants
                 self.constants[spec.arg.name] = tensors[spec.target].detach()
+                if spec.kind in (kinds.PARAMETER, kinds.BUFFER):
+                    self.names[spec.arg.name] = spec.target
         if len(exported.graph_signature.output_specs) != len(exported.graph_signature.user_outputs):
             raise NotImplementedError("the module writes to its own buffers")
         result = torch.utils._pytree.tree_unflatten(
@@ -76,7 +80,8 @@ class Ref:
     extra: int | None = None
 
 
-#: Packed weights by what they are packed from: a convolution's identity, the direction and the algorithm.
+#: Packed weights by what they are packed from, and for what: a weight's identity, the convolution, the direction and
+#: the algorithm.
 Packs = dict[tuple[Any, ...], Tensor]
 
 
@@ -295,10 +300,14 @@ class _Lowering:
             bias=None if bias is None else bias.float().contiguous(),
             convolution=Convolution(channels, dims[1], kernel, stride[0], 1, (top, left)),
             out_dims=dims,
-            packs=self.packs,
-            identity=(str(node.args[1]),),
+            **self._packing(node.args[1]),
         )
         return self._add(node, layer, meta)
+
+    def _packing(self, weight: Any) -> dict[str, Any]:
+        """Where a layer's packed weight is kept: for all sizes, unless it is computed, maybe differently, for each."""
+        name = self.graph.names.get(weight.name)
+        return {} if name is None else {"packs": self.packs, "identity": (name,)}
 
     def _before_padding(self, x: Any) -> tuple[Any, list[int], bool]:
         """What a convolution's input was before it was padded: (ref, [left, right, top, bottom], mirrored)."""
@@ -330,8 +339,7 @@ class _Lowering:
             bias=None if bias is None else bias.float().contiguous(),
             convolution=Convolution(weight.shape[1], weight.shape[0], (1, 1)),
             out_dims=dims,
-            packs=self.packs,
-            identity=(str(node.args[1]),),
+            **self._packing(node.args[1]),
         )
         return self._add(node, layer, torch.empty(*x.meta.shape[:-1], weight.shape[0], device="meta"))
 

@@ -60,6 +60,25 @@ def shared(x: Tensor, a: nn.Module, b: nn.Module, c: nn.Module) -> Tensor:
     return torch.relu(y + b(y)) + c(y) + y
 
 
+def padded_by_size(x: Tensor, a: nn.Module) -> Tensor:
+    """TensorFlow's padding "SAME": where an even side's windows begin is not where an odd one's do."""
+    spare = [max(2 * (-(-side // 2) - 1) + 3 - side, 0) for side in (x.shape[3], x.shape[2])]
+    return a(F.pad(x, [part for one in spare for part in (one // 2, one - one // 2)]))
+
+
+def computed_weights(x: Tensor, **layers: nn.Module) -> Tensor:
+    """Weights that are made anew for each size, not always as the first nodes of their kind."""
+    if x.shape[3] > 32:
+        x = x * 0.5
+    for layer in layers.values():
+        x = F.conv2d(x, layer.weight * 2, padding=1)
+    return x
+
+
+def one_weight_twice(x: Tensor, a: nn.Module, b: nn.Module) -> Tensor:
+    return F.conv2d(b(a(x)), b.weight, stride=2, padding=1)
+
+
 NETS: dict[str, Callable[[], nn.Module]] = {
     "one convolution": lambda: nn.Sequential(conv(3, 20)),
     "no bias, odd channels": lambda: nn.Sequential(
@@ -74,6 +93,9 @@ NETS: dict[str, Callable[[], nn.Module]] = {
     "padding that torch makes": lambda: Net(
         lambda x, a, b: b(F.pad(a(x), (1, 1, 1, 1), mode="replicate")), a=conv(3, 16), b=nn.Conv2d(16, 12, 3)
     ),
+    "padding by size": lambda: nn.Sequential(conv(3, 8), Net(padded_by_size, a=nn.Conv2d(8, 12, 3, 2))),
+    "weights computed by size": lambda: Net(computed_weights, a=conv(3, 8), b=conv(8, 8), c=conv(8, 8)),
+    "one weight at two strides": lambda: Net(one_weight_twice, a=conv(3, 8), b=conv(8, 8)),
     "shared value": lambda: Net(shared, a=conv(3, 16), b=conv(16, 16), c=conv(16, 16, 1)),
     "value added to itself": lambda: Net(lambda x, a: (y := a(x)) + y, a=conv(3, 8)),
     "sum of two convolutions": lambda: Net(lambda x, a, b: a(x) + b(x), a=conv(3, 16), b=conv(3, 16, 1)),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from typing import Any
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 
 from shade_fast import runtime
 from shade_fast.errors import ShadeFastError
-from shade_fast.ops import native
+from shade_fast.ops import convolution, native
 from shade_fast.runtime import BLOCKS, Frozen, freeze
 from tests.runtime.networks import NETS, conv, flat, gradients, made, photograph, relative
 
@@ -238,6 +239,23 @@ def test_a_size_is_traced_once(monkeypatch: pytest.MonkeyPatch) -> None:
         frozen(images)
         frozen(images[:, :, :8])
     assert traced == [(1, 3, 16, 24), (1, 3, 8, 24)]
+
+
+def test_sizes_share_their_packed_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SHADE_FAST_PLAN", "fixed")
+    packed: list[Tensor] = []
+    pack = convolution.pack
+
+    def counted(*arguments: Any) -> Tensor:
+        packed.append(pack(*arguments))
+        return packed[-1]
+
+    monkeypatch.setattr(convolution, "pack", counted)
+    frozen = freeze(made("kernels and strides"))
+    for height in (16, 24):
+        gradients(frozen, photograph(height, 16))
+        frozen(photograph(height, 16))
+        assert len(packed) == 8  # four convolutions, in both directions
 
 
 def test_what_cannot_be_traced_runs_through_torch_and_says_so() -> None:
