@@ -254,6 +254,12 @@ class _Lowering:
         layer = self.made_by.get(ref.value) if ref.value is not None and ref.single else None
         return layer if isinstance(layer, kinds) and not layer.output.gated else None
 
+    def _filters(self, ref: Ref) -> Any:
+        """The convolution whose filters are this ref's dimension 1, where they can still be changed."""
+        layer = self._fusable(ref, ConvolutionLayer)
+        fits = layer is not None and layer.residual is None and _same_layout(ref.meta, _channels_last(layer.out_dims))
+        return layer if fits else None
+
     # ---- ops; each gives NotImplemented where the layer does not fit
 
     def convolution(
@@ -450,8 +456,8 @@ class _Lowering:
             before = [one.double() for one in ref.affine]
             affine = ((before[0] * scale).float(), (before[1] * scale + shift).float())
             return replace(ref, affine=affine, single=ref.single and len(node.users) == 1)
-        layer = self._fusable(ref, ConvolutionLayer)
-        if layer is None or layer.residual is not None:
+        layer = self._filters(ref)
+        if layer is None:
             return NotImplemented
         bias = torch.zeros(channels) if layer.bias is None else layer.bias
         layer.weight = (layer.weight.double() * scale[:, None, None, None]).float()
@@ -461,8 +467,8 @@ class _Lowering:
 
     def slice(self, node: fx.Node, x: Any, axis: int = 0, start: Any = None, end: Any = None, step: int = 1) -> Any:
         """A choice of a convolution's filters."""
-        layer = self._fusable(x, ConvolutionLayer)
-        if layer is None or axis != 1 or x.meta.ndim != 4 or layer.residual is not None:
+        layer = self._filters(x)
+        if layer is None or axis != 1:
             return NotImplemented
         chosen = slice(start, end, step)
         layer.weight = layer.weight[chosen].contiguous()

@@ -134,6 +134,9 @@ NETS: dict[str, Callable[[], nn.Module]] = {
         lambda x, a: (a(x * 2 - 1)[:, :3] - torch.tensor([0.1, 0.2, 0.3], dtype=x.dtype)[None, :, None, None]) * 0.5,
         a=conv(3, 8),
     ),
+    "rows chosen": lambda: Net(
+        lambda x, a, b: b(a(x).permute(0, 2, 3, 1)[:, 2:18])[:, ::3], a=conv(3, 16), b=nn.Linear(16, 24)
+    ),
     "images taken in twice": lambda: Net(lambda x, a, b: a(x - 0.5) + b(x), a=conv(3, 8), b=conv(3, 8)),
     "images at the end": lambda: Net(lambda x, a: a(x) + x, a=conv(3, 3)),
 }
