@@ -434,7 +434,9 @@ class _Lowering:
         """An operation with a constant, one for each channel or for all: taken into the images or a convolution."""
         ref = a if isinstance(a, Ref) else b
         constant = b if isinstance(a, Ref) else a
-        if ref.extra is not None or ref.meta.ndim != 4 or (function is operator.truediv and ref is b):
+        if isinstance(constant, Ref) or ref.extra is not None or ref.meta.ndim != 4:
+            return NotImplemented
+        if function is operator.truediv and ref is b:
             return NotImplemented
         channels = ref.meta.shape[1]
         if isinstance(constant, Tensor):

@@ -79,6 +79,14 @@ def one_weight_twice(x: Tensor, a: nn.Module, b: nn.Module) -> Tensor:
     return F.conv2d(b(a(x)), b.weight, stride=2, padding=1)
 
 
+def gated(x: Tensor, a: nn.Module, b: nn.Module) -> Tensor:
+    """Activations by activations: Swish as a product, a gate for each channel, a difference."""
+    y = a(x)
+    y = y * torch.sigmoid(y)
+    y = y * torch.sigmoid(b(y.mean((2, 3), keepdim=True)))
+    return y - b(y) / 2
+
+
 NETS: dict[str, Callable[[], nn.Module]] = {
     "one convolution": lambda: nn.Sequential(conv(3, 20)),
     "no bias, odd channels": lambda: nn.Sequential(
@@ -137,6 +145,8 @@ NETS: dict[str, Callable[[], nn.Module]] = {
     "rows chosen": lambda: Net(
         lambda x, a, b: b(a(x).permute(0, 2, 3, 1)[:, 2:18])[:, ::3], a=conv(3, 16), b=nn.Linear(16, 24)
     ),
+    "rows scaled": lambda: Net(lambda x, a, b: b(a(x).permute(0, 2, 3, 1)) * 2.0, a=conv(3, 16), b=nn.Linear(16, 24)),
+    "activations by activations": lambda: Net(gated, a=conv(3, 8), b=conv(8, 8, 1)),
     "images taken in twice": lambda: Net(lambda x, a, b: a(x - 0.5) + b(x), a=conv(3, 8), b=conv(3, 8)),
     "images at the end": lambda: Net(lambda x, a: a(x) + x, a=conv(3, 3)),
 }
