@@ -34,11 +34,14 @@ class Graph:
     """A module's traced graph: nodes of ATen ops, and the tensors that are its constants."""
 
     def __init__(self, module: nn.Module, inputs: Sequence[Tensor]) -> None:
-        """Trace `module(*inputs)`; raises what torch.export raises where the module's code depends on values."""
-        with warnings.catch_warnings(), torch.no_grad():
+        """Trace `module(*inputs)`; raises what torch.export raises where the module's code depends on values, and
+        NotImplementedError where it keeps a gradient from the images, the first input."""
+        # Under no_grad a region of the module's own under no_grad would leave no trace.
+        with warnings.catch_warnings(), torch.enable_grad():
             warnings.simplefilter("ignore")
             exported = torch.export.export(module, tuple(inputs), strict=False)
-            if not _without_writes(exported.graph):
+            _check_gradient(exported.graph, exported.graph_signature.user_inputs[0])
+            if any(node.op == "get_attr" for node in exported.graph.nodes) or not _without_writes(exported.graph):
                 exported = exported.run_decompositions({})
         self.nodes: list[fx.Node] = list(exported.graph.nodes)
         self.constants: dict[str, Tensor] = {}
@@ -606,6 +609,19 @@ def _of_shade_fast(target: Any) -> Callable[..., Any] | None:
         "shade_fast::unit_length": _Lowering.unit_length,
     }
     return names.get(str(target._name)) if isinstance(target, torch._ops.OpOverload) else None
+
+
+def _check_gradient(graph: fx.Graph, images: Any) -> None:
+    """Raise NotImplementedError where what is made of the images comes to a detach(), or to a region of modes of its
+    own, as `with torch.no_grad()` is one."""
+    reached: set[fx.Node] = set()
+    for node in graph.nodes:
+        if node.name == images or not reached.isdisjoint(node.all_input_nodes):
+            reached.add(node)
+            if node.target in (aten.detach.default, aten.detach_.default) or isinstance(
+                node.target, torch._ops.HigherOrderOperator
+            ):
+                raise NotImplementedError(f"the module stops the gradient: {node.target} of what is made of images")
 
 
 #: Ops whose result has memory of its own.
