@@ -81,20 +81,20 @@ class Block:
     _serials = itertools.count()
 
     def __init__(self) -> None:
-        self.memory = torch.empty(0, dtype=torch.uint8)
+        self.memory = torch.empty(0, dtype=torch.uint8, device="cpu")
         self.serial = next(self._serials)
 
     def grow(self, size: int) -> None:
         """Make it at least `size` bytes; what it held is lost where it moves."""
         if self.memory.numel() < size:
             self.release()  # the old memory is given back before the new one is had
-            self.memory = torch.empty(size, dtype=torch.uint8)
+            self.memory = torch.empty(size, dtype=torch.uint8, device="cpu")
             self.serial = next(self._serials)
 
     def release(self) -> None:
         """Give the memory back, though programs that were bound to it still hold its tensors."""
         self.memory.untyped_storage().resize_(0)
-        self.memory = torch.empty(0, dtype=torch.uint8)
+        self.memory = torch.empty(0, dtype=torch.uint8, device="cpu")
 
 
 class Blocks:

@@ -136,11 +136,11 @@ class _Lowering:
             return self.graph.constants[node.name]
         number = self.graph.inputs.index(node.name)
         given = self._inputs[node.name]
-        meta = torch.empty(given.shape, device="meta")
+        meta = _meta(given.shape)
         if number:
             return Ref(None, meta, False, extra=number - 1)
         meta = meta.to(memory_format=torch.channels_last)
-        one = torch.ones(given.shape[1])
+        one = torch.ones(given.shape[1], dtype=torch.float32, device="cpu")
         return Ref(None, meta, len(node.users) == 1, affine=(one, torch.zeros_like(one)))
 
     def _call(self, node: fx.Node) -> Any:
@@ -350,7 +350,7 @@ class _Lowering:
             out_dims=dims,
             **self._packing(node.args[1]),
         )
-        return self._add(node, layer, torch.empty(*x.meta.shape[:-1], weight.shape[0], device="meta"))
+        return self._add(node, layer, _meta((*x.meta.shape[:-1], weight.shape[0])))
 
     def group_norm(
         self,
@@ -366,8 +366,9 @@ class _Lowering:
         if operand is None or isinstance(gamma, Ref) or isinstance(beta, Ref):
             return NotImplemented
         channels = operand.dims[1]
-        gamma = torch.ones(channels) if gamma is None else gamma.float().contiguous()
-        beta = torch.zeros(channels) if beta is None else beta.float().contiguous()
+        one = torch.ones(channels, dtype=torch.float32, device="cpu")
+        gamma = one if gamma is None else gamma.float().contiguous()
+        beta = torch.zeros_like(one) if beta is None else beta.float().contiguous()
         layer = GroupNormLayer(_name(node), Value(operand.dims), operand, gamma, beta, groups, epsilon)
         return self._add(node, layer, x.meta)
 
@@ -450,8 +451,8 @@ class _Lowering:
                 return NotImplemented
             if constant.numel() > 1 and constant.shape[-3] != channels:
                 return NotImplemented
-        constant = torch.as_tensor(constant, dtype=torch.float64).reshape(-1).expand(channels)
-        zero, one = torch.zeros(channels, dtype=torch.float64), torch.ones(channels, dtype=torch.float64)
+        constant = torch.as_tensor(constant, dtype=torch.float64, device="cpu").reshape(-1).expand(channels)
+        zero, one = torch.zeros_like(constant), torch.ones_like(constant)
         operands = (lambda value: (value, constant)) if ref is a else (lambda value: (constant, value))
         shift = function(*operands(zero))
         scale = function(*operands(one)) - shift
@@ -464,9 +465,9 @@ class _Lowering:
         layer = self._filters(ref)
         if layer is None:
             return NotImplemented
-        bias = torch.zeros(channels) if layer.bias is None else layer.bias
+        bias = zero if layer.bias is None else layer.bias.double()
         layer.weight = (layer.weight.double() * scale[:, None, None, None]).float()
-        layer.bias = (bias.double() * scale + shift).float()
+        layer.bias = (bias * scale + shift).float()
         layer.identity += ("scaled", *scale.tolist())
         return replace(ref, single=len(node.users) == 1)
 
@@ -540,7 +541,7 @@ class _Lowering:
             heads=heads,
             scale=size**-0.5 if scale is None else scale,
         )
-        meta = torch.empty(batch, tokens_count, heads, size, device="meta").transpose(1, 2)
+        meta = _meta((batch, tokens_count, heads, size)).transpose(1, 2)
         return self._add(node, layer, meta)
 
     def lpips_layer(self, node: fx.Node, activations: Any, clean: Any, head: Any) -> Any:
@@ -550,7 +551,7 @@ class _Lowering:
         layer = LpipsLayer(
             _name(node), Value((operand.dims[0], 1, 1, 1)), operand, clean.extra, head.float().contiguous()
         )
-        return self._add(node, layer, torch.empty(operand.dims[0], device="meta"))
+        return self._add(node, layer, _meta((operand.dims[0],)))
 
     def unit_length(self, node: fx.Node, activations: Any) -> Any:
         operand = self._operand(activations)
@@ -702,7 +703,11 @@ def _name(node: fx.Node) -> str:
 
 
 def _channels_last(dims: Dims) -> Tensor:
-    return torch.empty(dims, device="meta", memory_format=torch.channels_last)
+    return _meta(dims, torch.channels_last)
+
+
+def _meta(shape: Sequence[int], order: torch.memory_format = torch.contiguous_format) -> Tensor:
+    return torch.empty(shape, dtype=torch.float32, device="meta", memory_format=order)
 
 
 def _dims_of(meta: Tensor) -> Dims:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -296,6 +297,26 @@ def test_sizes_share_their_packed_weights(monkeypatch: pytest.MonkeyPatch) -> No
         gradients(frozen, photograph(height, 16))
         frozen(photograph(height, 16))
         assert len(packed) == 8  # four convolutions, in both directions
+
+
+@pytest.mark.parametrize("name", ["group norms", "attention, four heads", "images taken in twice"])
+def test_the_defaults_of_torch_do_not_matter(name: str, other_defaults: Callable[[], Any]) -> None:
+    module = nn.Sequential(made(name), nn.GroupNorm(2, 4, affine=False)) if name == "group norms" else made(name)
+    images = photograph(24, 24)
+    latents = torch.zeros_like(module(images))
+
+    def step() -> list[Tensor]:
+        frozen, leaf = freeze(module), images.clone().requires_grad_(True)
+        output = frozen(leaf)
+        (gradient,) = torch.autograd.grad(output, leaf, torch.ones_like(output))
+        assert isinstance(frozen, Frozen)
+        assert all(row.milliseconds > 0 for row in frozen.report(images).rows)
+        return [output, gradient, *(runtime.latent_gradient(frozen, images, latents) or ())]
+
+    expected = step()
+    with other_defaults():
+        found = step()
+    assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
 
 
 def test_what_cannot_be_traced_runs_through_torch_and_says_so() -> None:
