@@ -101,7 +101,8 @@ class Blocks:
     """The process' blocks: as many as there have been steps at the same time, since each returns what it borrowed."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        # Reentrant: a collector that runs while it is held may give back the block of a step that nobody waits for.
+        self._lock = threading.RLock()
         self._free: list[Block] = []
 
     def borrow(self, size: int) -> Block:
