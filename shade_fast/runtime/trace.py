@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from shade_fast.ops.convolution import Convolution
+from shade_fast.ops.pool import LARGEST_KERNEL
 from shade_fast.runtime.attention_layer import AttentionLayer
 from shade_fast.runtime.layers import (
     ConvolutionLayer,
@@ -293,7 +294,7 @@ class _Lowering:
         if groups == channels == weight.shape[0] and kernel[0] == kernel[1] and bias is None:
             same = bool((weight == weight[:1]).all())
             mirror_fits = mirrored and max(padding) == 0 and len(set(edges)) == 1
-            if not same or not (mirror_fits or (max(top, left) == 0 and max(edges) == 0)):
+            if kernel[0] > LARGEST_KERNEL or not same or not (mirror_fits or (max(top, left) == 0 and max(edges) == 0)):
                 return NotImplemented
             layer: Layer = BlurLayer(
                 *(_name(node), Value(dims), operand, weight[0, 0].float().contiguous().clone(), stride[0], top)
@@ -497,7 +498,9 @@ class _Lowering:
     ) -> Any:
         operand = self._operand(x)
         stride = stride or kernel
-        if operand is None or any(one[0] != one[-1] for one in (kernel, stride, padding, dilation)) or dilation[0] != 1:
+        if operand is None or any(one[0] != one[-1] for one in (kernel, stride, padding, dilation)):
+            return NotImplemented
+        if kernel[0] > LARGEST_KERNEL or dilation[0] != 1:
             return NotImplemented
         shape = torch.nn.functional.max_pool2d(x.meta, kernel, stride, padding, dilation, ceil).shape
         dims = (shape[0], shape[1], shape[2], shape[3])

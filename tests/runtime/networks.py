@@ -123,6 +123,13 @@ NETS: dict[str, Callable[[], nn.Module]] = {
     "pools": lambda: Net(
         lambda x, a, b: b(blurred(F.max_pool2d(torch.relu(a(F.max_pool2d(x, 2))), 2, 1))), a=conv(3, 16), b=conv(16, 16)
     ),
+    "windows of 16 and 17 pixels": lambda: Net(
+        lambda x, a: (
+            F.max_pool2d(y := a(x), 16, 4),
+            F.conv2d(y, torch.full((8, 1, 17, 17), 1 / 17, dtype=x.dtype), groups=8),
+        ),
+        a=conv(3, 8),
+    ),
     "overlapping pool, rounded up": lambda: Net(
         lambda x, a, b: b(F.max_pool2d(torch.relu(a(x)), 3, 2, ceil_mode=True)), a=conv(3, 16), b=conv(16, 16)
     ),
