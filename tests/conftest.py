@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ from torch import nn
 # Read when the hub's client is imported: a name that is no file must not be waited for.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+#: Defaults of torch that are not the usual ones: a dtype, or a device.
+DEFAULTS = [torch.float64, torch.bfloat16, torch.device("meta")]
 Draw = Callable[..., npt.NDArray[np.uint8]]
 
 
@@ -62,6 +65,24 @@ def encoder_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
             latent_channels=4,
         ).save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(params=DEFAULTS, ids=str)
+def other_defaults(request: pytest.FixtureRequest) -> Callable[[], contextlib.AbstractContextManager[None]]:
+    """`with other_defaults():` tensors for which nothing else is said are of another dtype, or on another device."""
+
+    @contextlib.contextmanager
+    def others() -> Iterator[None]:
+        before = torch.get_default_dtype()
+        if isinstance(request.param, torch.dtype):
+            torch.set_default_dtype(request.param)
+        try:
+            with request.param if isinstance(request.param, torch.device) else contextlib.nullcontext():
+                yield
+        finally:
+            torch.set_default_dtype(before)
+
+    return others
 
 
 def letter_tokenizer(folder: Path) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -65,6 +66,16 @@ def test_a_separable_map_is_its_matrices_and_its_gradient_their_transposes() -> 
         results.append((result, *torch.autograd.grad(result, images, weights)))
     for one, other in zip(*results, strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=2e-5)
+
+
+@pytest.mark.skipif(not native.cpu_available(), reason="shade_fast._cpu is not built")
+def test_a_separable_map_does_not_depend_on_the_defaults_of_torch(other_defaults: Callable[[], Any]) -> None:
+    axes = axis(resample(40, 17, "lanczos")), axis(np.eye(23))
+    images = torch.rand(2, 3, 40, 23)
+    for backend in ("native", "reference"):
+        expected = separable(images, *axes, backend=backend)
+        with other_defaults():
+            assert torch.equal(separable(images, *axes, backend=backend), expected)
 
 
 def test_a_map_is_refused_images_that_it_does_not_fit() -> None:

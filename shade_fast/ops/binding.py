@@ -41,7 +41,7 @@ def check_images(result: Tensor, *, or_gpu: bool = False, **inputs: Tensor) -> N
     dtype = result.dtype if there and result.dtype in gpu.DTYPES else torch.float32
     for name, tensor in {"out": result, **inputs}.items():
         check_channels_last(name, tensor, dtype)
-        _check_device(name, tensor, result.device if there else _CPU)
+        check_device(name, tensor, result.device if there else _CPU)
         if tensor.shape != result.shape:
             raise ShadeFastError(f"{name} is {list(tensor.shape)}, out {list(result.shape)}: give one shape")
 
@@ -54,7 +54,7 @@ def check_array(
     device: torch.device = _CPU,
 ) -> None:
     """Raise ShadeFastError unless a tensor is a contiguous array of this shape and dtype on a device."""
-    _check_device(name, tensor, device)
+    check_device(name, tensor, device)
     if tensor.dtype != dtype or tuple(tensor.shape) != tuple(shape) or not tensor.is_contiguous():
         raise ShadeFastError(
             f"{name} is {tensor.dtype} {list(tensor.shape)} with strides {tensor.stride()}: "
@@ -64,12 +64,13 @@ def check_array(
 
 def check_scratch(scratch: Tensor, size: int, device: torch.device = _CPU) -> None:
     """Raise ShadeFastError unless a tensor is contiguous float32 on a device with `size` values or more."""
-    _check_device("scratch", scratch, device)
+    check_device("scratch", scratch, device)
     if scratch.dtype != torch.float32 or not scratch.is_contiguous() or scratch.numel() < size:
         raise ShadeFastError(f"scratch is {scratch.dtype} {list(scratch.shape)}: give contiguous float32 [{size}]")
 
 
-def _check_device(name: str, tensor: Tensor, device: torch.device) -> None:
+def check_device(name: str, tensor: Tensor, device: torch.device = _CPU) -> None:
+    """Raise ShadeFastError unless a tensor is on a device."""
     if tensor.device != device:
         raise ShadeFastError(f"{name} is on {tensor.device}: these kernels run on {device}")
 

@@ -80,7 +80,7 @@ def bisect_scale(
 
 def start(images: int, device: torch.device | str = "cpu") -> Tensor:
     """The interval of each image whose distance at scale 1 is not known yet: float32 [images, 3]."""
-    return torch.tensor([0.0, 1.0, 1.0], device=device).expand(images, 3).contiguous()
+    return torch.tensor([0.0, 1.0, 1.0], dtype=torch.float32, device=device).expand(images, 3).contiguous()
 
 
 def reference(

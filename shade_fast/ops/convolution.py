@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from shade_fast.errors import ShadeFastError
 from shade_fast.ops import native
-from shade_fast.ops.binding import bound
+from shade_fast.ops.binding import bound, check_device
 from shade_fast.ops.finish import Call, Finish, check_channels_last
 
 #: Algorithms, each with the compiled module's number for it.
@@ -99,7 +99,8 @@ def pack(algorithm: str, convolution: Convolution, weight: Tensor) -> Tensor:
         raise ShadeFastError(f"weight is {list(weight.shape)}: it does not fit {convolution}")
     module, number = native.cpu(), NUMBERS[algorithm]
     weight = weight.detach().to("cpu", torch.float32).contiguous()
-    packed = torch.empty(module.packed_weights_size(number, convolution._unsized()))
+    size = module.packed_weights_size(number, convolution._unsized())
+    packed = torch.empty(size, dtype=torch.float32, device="cpu")
     native.check(module, module.pack_weights(number, convolution._unsized(), weight.data_ptr(), packed.data_ptr()))
     return packed
 
@@ -138,8 +139,9 @@ def bind(
         ShadeFastError: a tensor does not fit.
     """
     _require(algorithm, convolution)
-    check_channels_last("x", x)
-    check_channels_last("out", out)
+    for name, tensor in (("x", x), ("out", out)):
+        check_channels_last(name, tensor)
+        check_device(name, tensor)
     if (x.shape[1], out.shape[1]) != (convolution.channels, convolution.filters) or x.shape[0] != out.shape[0]:
         raise ShadeFastError(f"x {list(x.shape)} and out {list(out.shape)} do not fit {convolution}")
     finish.check(out)
@@ -151,6 +153,7 @@ def bind(
         ("packed", packed, module.packed_weights_size(number, fields)),
         ("scratch", scratch, module.convolution_scratch(number, fields, threads)),
     ):
+        check_device(name, tensor)
         if tensor.dtype != torch.float32 or not tensor.is_contiguous() or tensor.numel() < size:
             raise ShadeFastError(f"{name} is {tensor.dtype} {list(tensor.shape)}: give {size} float32 values in a row")
     return bound(module.convolve, number, fields, packed, x, out, finish, scratch, threads)

@@ -41,9 +41,15 @@ class Finish(NamedTuple):
 
     def check(self, result: Tensor) -> None:
         """Raise ShadeFastError unless every part fits a channels-last result [B, C, h, w]."""
-        channels = result.shape[1]
-        if self.bias is not None and (self.bias.shape != (channels,) or not self.bias.is_contiguous()):
-            raise ShadeFastError(f"bias is {list(self.bias.shape)}: the result has {channels} channels")
+        parts = {"bias": self.bias, "residual": self.residual, "positive": self.positive, "gate": self.gate}
+        for name, part in parts.items():
+            if part is not None and part.device != result.device:
+                raise ShadeFastError(f"{name} is on {part.device}, the result on {result.device}")
+        bias, channels = self.bias, result.shape[1]
+        if bias is not None and (bias.shape != (channels,) or bias.dtype != result.dtype or not bias.is_contiguous()):
+            raise ShadeFastError(
+                f"bias is {bias.dtype} {list(bias.shape)}: give contiguous {result.dtype} [{channels}]"
+            )
         if self.residual is not None:
             check_channels_last("residual", self.residual, result.dtype)
             if self.residual.shape != result.shape:

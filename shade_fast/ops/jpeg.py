@@ -96,7 +96,7 @@ class _NativeJpeg(torch.autograd.Function):
 
 def _run(name: str, shape: torch.Size, *tensors: Tensor) -> None:
     module = native.cpu()
-    scratch = torch.empty(module.jpeg_scratch(*shape[2:]))
+    scratch = torch.empty(module.jpeg_scratch(*shape[2:]), dtype=torch.float32, device="cpu")
     pointers = [tensor.data_ptr() for tensor in (*tensors, scratch)]
     native.check(module, getattr(module, name)(*pointers, shape[0], *shape[2:], torch.get_num_threads()))
 
@@ -140,7 +140,7 @@ def _rounded(planes: Tensor, table: tuple[int, ...], quality: int) -> Tensor:
 def _steps(table: tuple[int, ...], quality: int) -> Tensor:
     """A table at a quality, float32 [64], as libjpeg scales it."""
     factor = 5000 / quality if quality < 50 else 200 - 2 * quality
-    return ((torch.tensor(table) * factor + 50) / 100).floor().clamp(1, 255).float()
+    return ((torch.tensor(table, dtype=torch.float32, device="cpu") * factor + 50) / 100).floor().clamp(1, 255)
 
 
 @functools.cache
@@ -148,7 +148,7 @@ def _cosines() -> Tensor:
     """The orthonormal transform of a flattened 8x8 block, [64, 64]."""
     place, frequency = np.arange(8)[None], np.arange(8)[:, None]
     one = np.cos((2 * place + 1) * frequency * np.pi / 16) * np.where(frequency == 0, np.sqrt(1 / 8), 0.5)
-    return torch.tensor(np.kron(one, one), dtype=torch.float32)
+    return torch.tensor(np.kron(one, one), dtype=torch.float32, device="cpu")
 
 
 def _enlarge(planes: Tensor) -> Tensor:

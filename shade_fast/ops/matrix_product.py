@@ -7,7 +7,7 @@ from torch import Tensor
 
 from shade_fast.errors import ShadeFastError
 from shade_fast.ops import native
-from shade_fast.ops.binding import bound
+from shade_fast.ops.binding import bound, check_device, check_scratch
 from shade_fast.ops.convolution import NUMBERS
 from shade_fast.ops.finish import Call
 
@@ -39,13 +39,12 @@ def bind(
     if right.shape[0] != depth or tuple(out.shape) != (rows, columns) or not depth:
         raise ShadeFastError(f"{list(left.shape)} by {list(right.shape)} into {list(out.shape)}: the sides do not fit")
     for name, matrix in (("left", left), ("right", right), ("out", out)):
+        check_device(name, matrix)
         if matrix.dtype != torch.float32 or 1 not in (matrix.stride(1), matrix.stride(0) if name != "out" else 1):
             raise ShadeFastError(f"{name} is {matrix.dtype} with strides {matrix.stride()}: give dense float32 rows")
     if out.stride(1) != 1 and columns > 1:
         raise ShadeFastError(f"out has strides {out.stride()}: its rows are dense")
-    size = scratch_size(depth, columns, threads, algorithm)
-    if scratch.numel() < size or scratch.dtype != torch.float32:
-        raise ShadeFastError(f"scratch holds {scratch.numel()} values: {size} are used")
+    check_scratch(scratch, scratch_size(depth, columns, threads, algorithm))
     return bound(
         native.cpu().matrix_product,
         NUMBERS[algorithm],

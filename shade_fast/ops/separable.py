@@ -23,8 +23,8 @@ class Band(NamedTuple):
     def dense(self) -> Tensor:
         """The matrix, float32 [rows, columns], on the CPU."""
         rows, taps = self.weights.shape
-        dense = torch.zeros(rows, self.columns)
-        return dense.scatter_(1, self.start.long()[:, None] + torch.arange(taps), self.weights)
+        dense = self.weights.new_zeros(rows, self.columns)
+        return dense.scatter_(1, self.start.long()[:, None] + torch.arange(taps, device="cpu"), self.weights)
 
 
 class Axis(NamedTuple):

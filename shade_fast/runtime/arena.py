@@ -81,27 +81,28 @@ class Block:
     _serials = itertools.count()
 
     def __init__(self) -> None:
-        self.memory = torch.empty(0, dtype=torch.uint8)
+        self.memory = torch.empty(0, dtype=torch.uint8, device="cpu")
         self.serial = next(self._serials)
 
     def grow(self, size: int) -> None:
         """Make it at least `size` bytes; what it held is lost where it moves."""
         if self.memory.numel() < size:
             self.release()  # the old memory is given back before the new one is had
-            self.memory = torch.empty(size, dtype=torch.uint8)
+            self.memory = torch.empty(size, dtype=torch.uint8, device="cpu")
             self.serial = next(self._serials)
 
     def release(self) -> None:
         """Give the memory back, though programs that were bound to it still hold its tensors."""
         self.memory.untyped_storage().resize_(0)
-        self.memory = torch.empty(0, dtype=torch.uint8)
+        self.memory = torch.empty(0, dtype=torch.uint8, device="cpu")
 
 
 class Blocks:
     """The process' blocks: as many as there have been steps at the same time, since each returns what it borrowed."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        # Reentrant: a collector that runs while it is held may give back the block of a step that nobody waits for.
+        self._lock = threading.RLock()
         self._free: list[Block] = []
 
     def borrow(self, size: int) -> Block:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import statistics
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -172,7 +173,7 @@ class Frozen(nn.Module):
         finally:
             program.seconds = None
             run.end()
-        seconds = torch.tensor(times[1:]).median(dim=0).values.tolist()
+        seconds = [statistics.median(runs) for runs in zip(*times[1:], strict=True)]
         rows: dict[str, Row] = {}
         total = sum(seconds)
         for number, (step, took) in enumerate(zip(program.steps, seconds, strict=True)):

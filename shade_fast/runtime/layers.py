@@ -74,7 +74,7 @@ class ConvolutionLayer(Layer):
     convolution: conv.Convolution
     out_dims: Dims
     residual: Operand | None = None
-    #: the network's packed weights, and what this layer's are known by there
+    #: where packed weights are kept, the network's or the layer's own, and what this layer's weight is known by there
     packs: dict[tuple[Any, ...], Tensor] = field(default_factory=dict)
     identity: tuple[Any, ...] = ()
     kind: str = field(default="convolution", kw_only=True)
@@ -83,7 +83,7 @@ class ConvolutionLayer(Layer):
         return [self.source] if self.residual is None else [self.source, self.residual]
 
     def pack(self, direction: str, algorithm: str) -> Tensor:
-        key = (self.identity, direction, algorithm, native.cpu().selected_isa())
+        key = (self.identity, self.convolution, direction, algorithm, native.cpu().selected_isa())
         if key not in self.packs:
             if direction == "forward":
                 self.packs[key] = conv.pack(algorithm, self.convolution, self.weight)

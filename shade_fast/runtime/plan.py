@@ -115,18 +115,19 @@ def _times(
 ) -> dict[str, float]:
     """The least seconds of each in a few runs, in turns: what else runs on the machine meets them all."""
     generator = torch.Generator().manual_seed(0)
-    weight = torch.randn(convolution.filters, convolution.channels, *convolution.kernel, generator=generator)
-    x = torch.randn(source, generator=generator).contiguous(memory_format=torch.channels_last)
-    out = torch.empty(result, memory_format=torch.channels_last)
+    empty = functools.partial(torch.empty, dtype=torch.float32, device="cpu")
+    weight = empty(convolution.filters, convolution.channels, *convolution.kernel).normal_(generator=generator)
+    x = empty(source, memory_format=torch.channels_last).normal_(generator=generator)
+    out = empty(result, memory_format=torch.channels_last)
 
     def bound(name: str) -> Call:
-        scratch = torch.empty(conv.scratch_size(name, convolution, source, result, threads))
+        scratch = empty(conv.scratch_size(name, convolution, source, result, threads))
         packed = conv.pack(name, convolution, weight)
         return conv.bind(name, convolution, packed, x, out, Finish(), scratch, threads)
 
     calls = {name: bound(name) for name in candidates}
     least = dict.fromkeys(candidates, math.inf)
-    others = torch.empty(EVICTED // 4)
+    others = empty(EVICTED // 4)
     for _ in range(REPEATS):
         for name, call in calls.items():
             others.zero_()

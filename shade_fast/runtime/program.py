@@ -235,7 +235,7 @@ class Program:
         self._calls: list[Call] = []
         self._extras: list[tuple[int, ...]] = []
         #: a value for each image, for who makes the gradients in the outputs
-        self.scratch = torch.empty(network.images[0].output.dims[0])
+        self.scratch = torch.empty(network.images[0].output.dims[0], dtype=torch.float32, device="cpu")
         #: seconds of each step's last run while profiling, else None
         self.seconds: list[float] | None = None
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from shade_fast.ops.convolution import Convolution
+from shade_fast.ops.pool import LARGEST_KERNEL
 from shade_fast.runtime.attention_layer import AttentionLayer
 from shade_fast.runtime.layers import (
     ConvolutionLayer,
@@ -34,14 +35,19 @@ class Graph:
     """A module's traced graph: nodes of ATen ops, and the tensors that are its constants."""
 
     def __init__(self, module: nn.Module, inputs: Sequence[Tensor]) -> None:
-        """Trace `module(*inputs)`; raises what torch.export raises where the module's code depends on values."""
-        with warnings.catch_warnings(), torch.no_grad():
+        """Trace `module(*inputs)`; raises what torch.export raises where the module's code depends on values, and
+        NotImplementedError where it keeps a gradient from the images, the first input."""
+        # Under no_grad a region of the module's own under no_grad would leave no trace.
+        with warnings.catch_warnings(), torch.enable_grad():
             warnings.simplefilter("ignore")
             exported = torch.export.export(module, tuple(inputs), strict=False)
-            if not _without_writes(exported.graph):
+            _check_gradient(exported.graph, exported.graph_signature.user_inputs[0])
+            if any(node.op == "get_attr" for node in exported.graph.nodes) or not _without_writes(exported.graph):
                 exported = exported.run_decompositions({})
         self.nodes: list[fx.Node] = list(exported.graph.nodes)
         self.constants: dict[str, Tensor] = {}
+        #: of the constants that the module has at every size, their names in it
+        self.names: dict[str, str] = {}
         self.inputs: list[str] = []
         kinds = torch.export.graph_signature.InputKind
         for spec in exported.graph_signature.input_specs:
@@ -50,6 +56,8 @@ class Graph:
             else:
                 tensors = exported.state_dict if spec.target in exported.state_dict else exported.constants
                 self.constants[spec.arg.name] = tensors[spec.target].detach()
+                if spec.kind in (kinds.PARAMETER, kinds.BUFFER):
+                    self.names[spec.arg.name] = spec.target
         if len(exported.graph_signature.output_specs) != len(exported.graph_signature.user_outputs):
             raise NotImplementedError("the module writes to its own buffers")
         result = torch.utils._pytree.tree_unflatten(
@@ -76,7 +84,8 @@ class Ref:
     extra: int | None = None
 
 
-#: Packed weights by what they are packed from: a convolution's identity, the direction and the algorithm.
+#: Packed weights by what they are packed from, and for what: a weight's identity, the convolution, the direction and
+#: the algorithm.
 Packs = dict[tuple[Any, ...], Tensor]
 
 
@@ -128,11 +137,11 @@ class _Lowering:
             return self.graph.constants[node.name]
         number = self.graph.inputs.index(node.name)
         given = self._inputs[node.name]
-        meta = torch.empty(given.shape, device="meta")
+        meta = _meta(given.shape)
         if number:
             return Ref(None, meta, False, extra=number - 1)
         meta = meta.to(memory_format=torch.channels_last)
-        one = torch.ones(given.shape[1])
+        one = torch.ones(given.shape[1], dtype=torch.float32, device="cpu")
         return Ref(None, meta, len(node.users) == 1, affine=(one, torch.zeros_like(one)))
 
     def _call(self, node: fx.Node) -> Any:
@@ -249,6 +258,12 @@ class _Lowering:
         layer = self.made_by.get(ref.value) if ref.value is not None and ref.single else None
         return layer if isinstance(layer, kinds) and not layer.output.gated else None
 
+    def _filters(self, ref: Ref) -> Any:
+        """The convolution whose filters are this ref's dimension 1, where they can still be changed."""
+        layer = self._fusable(ref, ConvolutionLayer)
+        fits = layer is not None and layer.residual is None and _same_layout(ref.meta, _channels_last(layer.out_dims))
+        return layer if fits else None
+
     # ---- ops; each gives NotImplemented where the layer does not fit
 
     def convolution(
@@ -279,7 +294,7 @@ class _Lowering:
         if groups == channels == weight.shape[0] and kernel[0] == kernel[1] and bias is None:
             same = bool((weight == weight[:1]).all())
             mirror_fits = mirrored and max(padding) == 0 and len(set(edges)) == 1
-            if not same or not (mirror_fits or (max(top, left) == 0 and max(edges) == 0)):
+            if kernel[0] > LARGEST_KERNEL or not same or not (mirror_fits or (max(top, left) == 0 and max(edges) == 0)):
                 return NotImplemented
             layer: Layer = BlurLayer(
                 *(_name(node), Value(dims), operand, weight[0, 0].float().contiguous().clone(), stride[0], top)
@@ -295,10 +310,14 @@ class _Lowering:
             bias=None if bias is None else bias.float().contiguous(),
             convolution=Convolution(channels, dims[1], kernel, stride[0], 1, (top, left)),
             out_dims=dims,
-            packs=self.packs,
-            identity=(str(node.args[1]),),
+            **self._packing(node.args[1]),
         )
         return self._add(node, layer, meta)
+
+    def _packing(self, weight: Any) -> dict[str, Any]:
+        """Where a layer's packed weight is kept: for all sizes, unless it is computed, maybe differently, for each."""
+        name = self.graph.names.get(weight.name)
+        return {} if name is None else {"packs": self.packs, "identity": (name,)}
 
     def _before_padding(self, x: Any) -> tuple[Any, list[int], bool]:
         """What a convolution's input was before it was padded: (ref, [left, right, top, bottom], mirrored)."""
@@ -330,10 +349,9 @@ class _Lowering:
             bias=None if bias is None else bias.float().contiguous(),
             convolution=Convolution(weight.shape[1], weight.shape[0], (1, 1)),
             out_dims=dims,
-            packs=self.packs,
-            identity=(str(node.args[1]),),
+            **self._packing(node.args[1]),
         )
-        return self._add(node, layer, torch.empty(*x.meta.shape[:-1], weight.shape[0], device="meta"))
+        return self._add(node, layer, _meta((*x.meta.shape[:-1], weight.shape[0])))
 
     def group_norm(
         self,
@@ -349,8 +367,9 @@ class _Lowering:
         if operand is None or isinstance(gamma, Ref) or isinstance(beta, Ref):
             return NotImplemented
         channels = operand.dims[1]
-        gamma = torch.ones(channels) if gamma is None else gamma.float().contiguous()
-        beta = torch.zeros(channels) if beta is None else beta.float().contiguous()
+        one = torch.ones(channels, dtype=torch.float32, device="cpu")
+        gamma = one if gamma is None else gamma.float().contiguous()
+        beta = torch.zeros_like(one) if beta is None else beta.float().contiguous()
         layer = GroupNormLayer(_name(node), Value(operand.dims), operand, gamma, beta, groups, epsilon)
         return self._add(node, layer, x.meta)
 
@@ -420,7 +439,9 @@ class _Lowering:
         """An operation with a constant, one for each channel or for all: taken into the images or a convolution."""
         ref = a if isinstance(a, Ref) else b
         constant = b if isinstance(a, Ref) else a
-        if ref.extra is not None or ref.meta.ndim != 4 or (function is operator.truediv and ref is b):
+        if isinstance(constant, Ref) or ref.extra is not None or ref.meta.ndim != 4:
+            return NotImplemented
+        if function is operator.truediv and ref is b:
             return NotImplemented
         channels = ref.meta.shape[1]
         if isinstance(constant, Tensor):
@@ -431,8 +452,8 @@ class _Lowering:
                 return NotImplemented
             if constant.numel() > 1 and constant.shape[-3] != channels:
                 return NotImplemented
-        constant = torch.as_tensor(constant, dtype=torch.float64).reshape(-1).expand(channels)
-        zero, one = torch.zeros(channels, dtype=torch.float64), torch.ones(channels, dtype=torch.float64)
+        constant = torch.as_tensor(constant, dtype=torch.float64, device="cpu").reshape(-1).expand(channels)
+        zero, one = torch.zeros_like(constant), torch.ones_like(constant)
         operands = (lambda value: (value, constant)) if ref is a else (lambda value: (constant, value))
         shift = function(*operands(zero))
         scale = function(*operands(one)) - shift
@@ -442,19 +463,19 @@ class _Lowering:
             before = [one.double() for one in ref.affine]
             affine = ((before[0] * scale).float(), (before[1] * scale + shift).float())
             return replace(ref, affine=affine, single=ref.single and len(node.users) == 1)
-        layer = self._fusable(ref, ConvolutionLayer)
-        if layer is None or layer.residual is not None:
+        layer = self._filters(ref)
+        if layer is None:
             return NotImplemented
-        bias = torch.zeros(channels) if layer.bias is None else layer.bias
+        bias = zero if layer.bias is None else layer.bias.double()
         layer.weight = (layer.weight.double() * scale[:, None, None, None]).float()
-        layer.bias = (bias.double() * scale + shift).float()
+        layer.bias = (bias * scale + shift).float()
         layer.identity += ("scaled", *scale.tolist())
         return replace(ref, single=len(node.users) == 1)
 
     def slice(self, node: fx.Node, x: Any, axis: int = 0, start: Any = None, end: Any = None, step: int = 1) -> Any:
         """A choice of a convolution's filters."""
-        layer = self._fusable(x, ConvolutionLayer)
-        if layer is None or axis != 1 or x.meta.ndim != 4 or layer.residual is not None:
+        layer = self._filters(x)
+        if layer is None or axis != 1:
             return NotImplemented
         chosen = slice(start, end, step)
         layer.weight = layer.weight[chosen].contiguous()
@@ -477,7 +498,9 @@ class _Lowering:
     ) -> Any:
         operand = self._operand(x)
         stride = stride or kernel
-        if operand is None or any(one[0] != one[-1] for one in (kernel, stride, padding, dilation)) or dilation[0] != 1:
+        if operand is None or any(one[0] != one[-1] for one in (kernel, stride, padding, dilation)):
+            return NotImplemented
+        if kernel[0] > LARGEST_KERNEL or dilation[0] != 1:
             return NotImplemented
         shape = torch.nn.functional.max_pool2d(x.meta, kernel, stride, padding, dilation, ceil).shape
         dims = (shape[0], shape[1], shape[2], shape[3])
@@ -521,7 +544,7 @@ class _Lowering:
             heads=heads,
             scale=size**-0.5 if scale is None else scale,
         )
-        meta = torch.empty(batch, tokens_count, heads, size, device="meta").transpose(1, 2)
+        meta = _meta((batch, tokens_count, heads, size)).transpose(1, 2)
         return self._add(node, layer, meta)
 
     def lpips_layer(self, node: fx.Node, activations: Any, clean: Any, head: Any) -> Any:
@@ -531,7 +554,7 @@ class _Lowering:
         layer = LpipsLayer(
             _name(node), Value((operand.dims[0], 1, 1, 1)), operand, clean.extra, head.float().contiguous()
         )
-        return self._add(node, layer, torch.empty(operand.dims[0], device="meta"))
+        return self._add(node, layer, _meta((operand.dims[0],)))
 
     def unit_length(self, node: fx.Node, activations: Any) -> Any:
         operand = self._operand(activations)
@@ -590,6 +613,19 @@ def _of_shade_fast(target: Any) -> Callable[..., Any] | None:
         "shade_fast::unit_length": _Lowering.unit_length,
     }
     return names.get(str(target._name)) if isinstance(target, torch._ops.OpOverload) else None
+
+
+def _check_gradient(graph: fx.Graph, images: Any) -> None:
+    """Raise NotImplementedError where what is made of the images comes to a detach(), or to a region of modes of its
+    own, as `with torch.no_grad()` is one."""
+    reached: set[fx.Node] = set()
+    for node in graph.nodes:
+        if node.name == images or not reached.isdisjoint(node.all_input_nodes):
+            reached.add(node)
+            if node.target in (aten.detach.default, aten.detach_.default) or isinstance(
+                node.target, torch._ops.HigherOrderOperator
+            ):
+                raise NotImplementedError(f"the module stops the gradient: {node.target} of what is made of images")
 
 
 #: Ops whose result has memory of its own.
@@ -670,7 +706,11 @@ def _name(node: fx.Node) -> str:
 
 
 def _channels_last(dims: Dims) -> Tensor:
-    return torch.empty(dims, device="meta", memory_format=torch.channels_last)
+    return _meta(dims, torch.channels_last)
+
+
+def _meta(shape: Sequence[int], order: torch.memory_format = torch.contiguous_format) -> Tensor:
+    return torch.empty(shape, dtype=torch.float32, device="meta", memory_format=order)
 
 
 def _dims_of(meta: Tensor) -> Dims:

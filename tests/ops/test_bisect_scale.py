@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -79,3 +82,9 @@ def test_arguments_that_do_not_fit(change: dict[str, object], message: str) -> N
     arguments = {"clean": clean, "delta": delta, "distance": torch.zeros(3), "interval": start(3), **change}
     with pytest.raises(ShadeFastError, match=message):
         bisect_scale(**{"bound": 0.07, "levels": LEVELS, **arguments})  # type: ignore[arg-type]
+
+
+def test_the_start_does_not_depend_on_the_defaults_of_torch(other_defaults: Callable[[], Any]) -> None:
+    with other_defaults():
+        interval = start(3)
+    assert torch.equal(interval, start(3)) and interval.dtype == torch.float32

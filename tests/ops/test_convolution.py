@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import threading
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -271,8 +273,27 @@ def test_what_does_not_fit_is_refused() -> None:
         bind("direct", convolution, packed[:-1], x, out, Finish(), scratch, 1)
     with pytest.raises(ShadeFastError, match="threads=0"):
         bind("direct", convolution, packed, x, out, Finish(), scratch, 0)
-    with pytest.raises(ShadeFastError, match="bias is"):
-        bind("direct", convolution, packed, x, out, Finish(bias=torch.zeros(5)), scratch, 1)
+    for bias in (torch.zeros(5), torch.zeros(6, dtype=torch.float64)):
+        with pytest.raises(ShadeFastError, match="bias is"):
+            bind("direct", convolution, packed, x, out, Finish(bias=bias), scratch, 1)
+    mask = torch.zeros(mask_shape(out.shape), dtype=torch.int16)
+    for part in ({"bias": torch.zeros(6)}, {"residual": out}, {"positive": mask}, {"gate": mask}):
+        elsewhere = Finish(**{name: tensor.to("meta") for name, tensor in part.items()})
+        with pytest.raises(ShadeFastError, match="is on meta, the result on cpu"):
+            bind("direct", convolution, packed, x, out, elsewhere, scratch, 1)
+    for place in range(4):
+        tensors = [tensor.to("meta") if i == place else tensor for i, tensor in enumerate((packed, x, out, scratch))]
+        with pytest.raises(ShadeFastError, match="is on meta: these kernels run on cpu"):
+            bind("direct", convolution, *tensors[:3], Finish(), tensors[3], 1)
+
+
+def test_packed_weights_do_not_depend_on_the_defaults_of_torch(other_defaults: Callable[[], Any]) -> None:
+    convolution = Convolution(4, 6, (3, 3), padding=(1, 1))
+    _, weight = draw(convolution, (1, 5, 5))
+    expected = pack("direct", convolution, weight)
+    with other_defaults():
+        packed = pack("direct", convolution, weight)
+    assert torch.equal(packed, expected)
 
 
 def test_the_compiled_module_refuses_what_is_out_of_range() -> None:

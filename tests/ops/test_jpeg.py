@@ -3,12 +3,16 @@ body against real files."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 
 from shade_fast.errors import ShadeFastError
 from shade_fast.ops import jpeg, native
+from shade_fast.ops.jpeg import _cosines, _steps
 
 SHAPES = [
     (1, 3, 16, 16),
@@ -86,6 +90,16 @@ def test_the_number_of_threads_does_not_matter() -> None:
     finally:
         torch.set_num_threads(threads)
     assert torch.equal(*results)
+
+
+def test_the_defaults_of_torch_do_not_matter(other_defaults: Callable[[], Any]) -> None:
+    images = images_of((1, 3, 33, 47))
+    expected = [jpeg(images, 80, backend=backend) for backend in ("native", "reference")]
+    for tables in (_steps, _cosines):
+        tables.cache_clear()
+    with other_defaults():
+        shown = [jpeg(images, 80, backend=backend) for backend in ("native", "reference")]
+    assert all(torch.equal(one, other) for one, other in zip(shown, expected, strict=True))
 
 
 @pytest.mark.parametrize(

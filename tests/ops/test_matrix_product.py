@@ -87,7 +87,13 @@ def test_layouts_and_scratch_that_are_not_enough() -> None:
         matrix_product.bind(plain, torch.zeros(16, 16)[::2, ::2], plain.clone(), torch.zeros(100_000), 1)
     with pytest.raises(ShadeFastError, match="its rows are dense"):
         matrix_product.bind(plain, plain, plain.clone().t(), torch.zeros(100_000), 1)
-    with pytest.raises(ShadeFastError, match="scratch holds 3 values"):
-        matrix_product.bind(plain, plain, plain.clone(), torch.zeros(3), 1)
+    for scratch in (torch.zeros(3), torch.zeros(200_000)[::2], torch.zeros(100_000, dtype=torch.float64)):
+        with pytest.raises(ShadeFastError, match="scratch is"):
+            matrix_product.bind(plain, plain, plain.clone(), scratch, 1)
+    for place in range(4):
+        tensors = [plain, plain, plain.clone(), torch.zeros(100_000)]
+        tensors[place] = tensors[place].to("meta")
+        with pytest.raises(ShadeFastError, match="is on meta: these kernels run on cpu"):
+            matrix_product.bind(*tensors, 1)
     with pytest.raises(ShadeFastError, match="'winograd4': direct, or tiles where"):
         matrix_product.bind(plain, plain, plain.clone(), torch.zeros(100_000), 1, algorithm="winograd4")

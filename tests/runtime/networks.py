@@ -60,6 +60,33 @@ def shared(x: Tensor, a: nn.Module, b: nn.Module, c: nn.Module) -> Tensor:
     return torch.relu(y + b(y)) + c(y) + y
 
 
+def padded_by_size(x: Tensor, a: nn.Module) -> Tensor:
+    """TensorFlow's padding "SAME": where an even side's windows begin is not where an odd one's do."""
+    spare = [max(2 * (-(-side // 2) - 1) + 3 - side, 0) for side in (x.shape[3], x.shape[2])]
+    return a(F.pad(x, [part for one in spare for part in (one // 2, one - one // 2)]))
+
+
+def computed_weights(x: Tensor, **layers: nn.Module) -> Tensor:
+    """Weights that are made anew for each size, not always as the first nodes of their kind."""
+    if x.shape[3] > 32:
+        x = x * 0.5
+    for layer in layers.values():
+        x = F.conv2d(x, layer.weight * 2, padding=1)
+    return x
+
+
+def one_weight_twice(x: Tensor, a: nn.Module, b: nn.Module) -> Tensor:
+    return F.conv2d(b(a(x)), b.weight, stride=2, padding=1)
+
+
+def gated(x: Tensor, a: nn.Module, b: nn.Module) -> Tensor:
+    """Activations by activations: Swish as a product, a gate for each channel, a difference."""
+    y = a(x)
+    y = y * torch.sigmoid(y)
+    y = y * torch.sigmoid(b(y.mean((2, 3), keepdim=True)))
+    return y - b(y) / 2
+
+
 NETS: dict[str, Callable[[], nn.Module]] = {
     "one convolution": lambda: nn.Sequential(conv(3, 20)),
     "no bias, odd channels": lambda: nn.Sequential(
@@ -74,6 +101,9 @@ NETS: dict[str, Callable[[], nn.Module]] = {
     "padding that torch makes": lambda: Net(
         lambda x, a, b: b(F.pad(a(x), (1, 1, 1, 1), mode="replicate")), a=conv(3, 16), b=nn.Conv2d(16, 12, 3)
     ),
+    "padding by size": lambda: nn.Sequential(conv(3, 8), Net(padded_by_size, a=nn.Conv2d(8, 12, 3, 2))),
+    "weights computed by size": lambda: Net(computed_weights, a=conv(3, 8), b=conv(8, 8), c=conv(8, 8)),
+    "one weight at two strides": lambda: Net(one_weight_twice, a=conv(3, 8), b=conv(8, 8)),
     "shared value": lambda: Net(shared, a=conv(3, 16), b=conv(16, 16), c=conv(16, 16, 1)),
     "value added to itself": lambda: Net(lambda x, a: (y := a(x)) + y, a=conv(3, 8)),
     "sum of two convolutions": lambda: Net(lambda x, a, b: a(x) + b(x), a=conv(3, 16), b=conv(3, 16, 1)),
@@ -92,6 +122,13 @@ NETS: dict[str, Callable[[], nn.Module]] = {
     "lone activations": lambda: Net(lambda x, a, b: torch.relu(F.silu(a(x))) * 2 + b(x), a=conv(3, 8), b=conv(3, 8)),
     "pools": lambda: Net(
         lambda x, a, b: b(blurred(F.max_pool2d(torch.relu(a(F.max_pool2d(x, 2))), 2, 1))), a=conv(3, 16), b=conv(16, 16)
+    ),
+    "windows of 16 and 17 pixels": lambda: Net(
+        lambda x, a: (
+            F.max_pool2d(y := a(x), 16, 4),
+            F.conv2d(y, torch.full((8, 1, 17, 17), 1 / 17, dtype=x.dtype), groups=8),
+        ),
+        a=conv(3, 8),
     ),
     "overlapping pool, rounded up": lambda: Net(
         lambda x, a, b: b(F.max_pool2d(torch.relu(a(x)), 3, 2, ceil_mode=True)), a=conv(3, 16), b=conv(16, 16)
@@ -112,6 +149,11 @@ NETS: dict[str, Callable[[], nn.Module]] = {
         lambda x, a: (a(x * 2 - 1)[:, :3] - torch.tensor([0.1, 0.2, 0.3], dtype=x.dtype)[None, :, None, None]) * 0.5,
         a=conv(3, 8),
     ),
+    "rows chosen": lambda: Net(
+        lambda x, a, b: b(a(x).permute(0, 2, 3, 1)[:, 2:18])[:, ::3], a=conv(3, 16), b=nn.Linear(16, 24)
+    ),
+    "rows scaled": lambda: Net(lambda x, a, b: b(a(x).permute(0, 2, 3, 1)) * 2.0, a=conv(3, 16), b=nn.Linear(16, 24)),
+    "activations by activations": lambda: Net(gated, a=conv(3, 8), b=conv(8, 8, 1)),
     "images taken in twice": lambda: Net(lambda x, a, b: a(x - 0.5) + b(x), a=conv(3, 8), b=conv(3, 8)),
     "images at the end": lambda: Net(lambda x, a: a(x) + x, a=conv(3, 3)),
 }

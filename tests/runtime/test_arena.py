@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import random
+import threading
 
 import pytest
 import torch
 
+from shade_fast.runtime import arena
 from shade_fast.runtime.arena import ALIGNMENT, Block, Blocks, Buffer, lay_out
 
 
@@ -65,6 +67,23 @@ def test_a_block_that_was_given_back_is_lent_next_and_others_are_made_meanwhile(
     assert first.serial == serial
     first.grow(1001)
     assert first.serial != serial
+
+
+def test_a_step_that_is_collected_while_a_block_is_made_gives_its_own_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    blocks = Blocks()
+    held = blocks.borrow(10)
+
+    class Collecting(Block):
+        def __init__(self) -> None:
+            blocks.give_back(held)
+            super().__init__()
+
+    monkeypatch.setattr(arena, "Block", Collecting)
+    borrower = threading.Thread(target=blocks.borrow, args=(10,), daemon=True)
+    borrower.start()
+    borrower.join(timeout=10)
+    assert not borrower.is_alive(), "it waits for the lock that it holds"
+    assert blocks.borrow(0) is held
 
 
 def test_released_blocks_give_their_memory_back_whoever_holds_their_tensors() -> None:

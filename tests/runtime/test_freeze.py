@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -10,8 +12,8 @@ from torch import Tensor, nn
 
 from shade_fast import runtime
 from shade_fast.errors import ShadeFastError
-from shade_fast.ops import native
-from shade_fast.runtime import BLOCKS, Frozen, freeze
+from shade_fast.ops import convolution, native
+from shade_fast.runtime import BLOCKS, CudaNetwork, Frozen, freeze
 from tests.runtime.networks import NETS, conv, flat, gradients, made, photograph, relative
 
 pytestmark = pytest.mark.skipif(not native.cpu_available(), reason="shade_fast._cpu is not built")
@@ -222,6 +224,46 @@ def test_what_writes_in_place_gives_the_modules_results(way: str) -> None:
     assert relative(gradient, right_gradient) < 1e-4
 
 
+class Stops(nn.Module):
+    """Keeps the gradient from a part, in one of several ways."""
+
+    def __init__(self, way: str) -> None:
+        super().__init__()
+        self.way = way
+        self.first, self.second = conv(3, 8), conv(8, 4)
+
+    def forward(self, images: Tensor) -> Tensor:
+        x, weight = self.first(images), self.second.weight
+        if self.way == "detach":
+            y = x.detach()
+        elif self.way == "detach in place":
+            y = (x * 2).detach_()
+        elif self.way == "constants":
+            y = x
+            with torch.no_grad():
+                weight = weight.detach() * 2
+        else:
+            with torch.no_grad():
+                y = x * 2
+        if self.way == "no_grad, and writes":
+            x[:, 4:].relu_()
+        return nn.functional.conv2d(torch.tanh(x) * y, weight)
+
+
+@pytest.mark.parametrize("backend", ["native", "cuda"])
+@pytest.mark.parametrize("way", ["detach", "detach in place", "no_grad", "no_grad, and writes", "constants"])
+def test_no_gradient_flows_where_the_module_stops_it(way: str, backend: str) -> None:
+    torch.manual_seed(0)
+    module, images = Stops(way).eval(), photograph(24, 20, 2)
+    frozen = freeze(module, backend, accuracy="exact")
+    (output,), gradient = gradients(frozen, images)
+    (right,), right_gradient = gradients(module.double(), images.double())
+    assert relative(output, right) < 1e-5
+    assert relative(gradient, right_gradient) < 1e-5
+    assert isinstance(frozen, Frozen | CudaNetwork)
+    assert ["stops the gradient" in reason for reason in frozen.reasons.values()] == [True] * (way != "constants")
+
+
 def test_a_size_is_traced_once(monkeypatch: pytest.MonkeyPatch) -> None:
     traced: list[tuple[int, ...]] = []
     export = torch.export.export
@@ -238,6 +280,43 @@ def test_a_size_is_traced_once(monkeypatch: pytest.MonkeyPatch) -> None:
         frozen(images)
         frozen(images[:, :, :8])
     assert traced == [(1, 3, 16, 24), (1, 3, 8, 24)]
+
+
+def test_sizes_share_their_packed_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SHADE_FAST_PLAN", "fixed")
+    packed: list[Tensor] = []
+    pack = convolution.pack
+
+    def counted(*arguments: Any) -> Tensor:
+        packed.append(pack(*arguments))
+        return packed[-1]
+
+    monkeypatch.setattr(convolution, "pack", counted)
+    frozen = freeze(made("kernels and strides"))
+    for height in (16, 24):
+        gradients(frozen, photograph(height, 16))
+        frozen(photograph(height, 16))
+        assert len(packed) == 8  # four convolutions, in both directions
+
+
+@pytest.mark.parametrize("name", ["group norms", "attention, four heads", "images taken in twice"])
+def test_the_defaults_of_torch_do_not_matter(name: str, other_defaults: Callable[[], Any]) -> None:
+    module = nn.Sequential(made(name), nn.GroupNorm(2, 4, affine=False)) if name == "group norms" else made(name)
+    images = photograph(24, 24)
+    latents = torch.zeros_like(module(images))
+
+    def step() -> list[Tensor]:
+        frozen, leaf = freeze(module), images.clone().requires_grad_(True)
+        output = frozen(leaf)
+        (gradient,) = torch.autograd.grad(output, leaf, torch.ones_like(output))
+        assert isinstance(frozen, Frozen)
+        assert all(row.milliseconds > 0 for row in frozen.report(images).rows)
+        return [output, gradient, *(runtime.latent_gradient(frozen, images, latents) or ())]
+
+    expected = step()
+    with other_defaults():
+        found = step()
+    assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
 
 
 def test_what_cannot_be_traced_runs_through_torch_and_says_so() -> None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -100,6 +101,12 @@ def test_what_is_measured_is_small_and_runs(convolution: Convolution) -> None:
     supported = [name for name in conv.ALGORITHMS if conv.supports(name, convolution)]
     times = plan._times(supported, convolution, small_source, small_result, 1)
     assert list(times) == supported and all(0 < seconds < math.inf for seconds in times.values())
+
+
+def test_measurements_do_not_depend_on_the_defaults_of_torch(other_defaults: Callable[[], Any]) -> None:
+    with other_defaults():
+        times = plan._times(["direct", "winograd4"], PLAIN, *SHAPES, 1)
+    assert all(0 < seconds < math.inf for seconds in times.values())
 
 
 def test_an_unknown_plan(monkeypatch: pytest.MonkeyPatch) -> None:
