@@ -95,7 +95,7 @@ class Tables:
             error = None
             if taken != image:
                 error = f"{path}: its output {output} is that of {taken} too; rename one, or run them apart"
-            yield Sample(place, key, output, image, lambda file=file: file.read(""), error, target, concept)  # type: ignore[misc]
+            yield Sample(place, key, output, image, file.read_image, error, target, concept)
 
     def finish(self, shard: Shard, rows: Iterable[Row], image: Callable[[Row], bytes], out: Storage) -> None:
         table = self.tables[shard.name]
@@ -120,7 +120,7 @@ class Tables:
         if self.files:
             for row in rows:
                 place = source_path(row, out)
-                yield row, lambda place=place: Storage(place).read(""), lambda row=row: self.read_output(row, out)  # type: ignore[misc]
+                yield row, lambda place=place: Storage(place).read_image(), lambda row=row: self.read_output(row, out)  # type: ignore[misc]
             return
         written = _Table(out.location(first.shard)).records()
         for row, sample in zip(rows, self.samples(Shard(first.shard, None)), strict=False):

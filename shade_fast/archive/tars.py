@@ -18,7 +18,7 @@ from shade_fast.archive.index import Index
 from shade_fast.archive.layout import Read, Sample, Shard
 from shade_fast.archive.manifest import Row
 from shade_fast.archive.names import from_text, to_text, unsafe
-from shade_fast.archive.storage import ArchiveStoppedError, Storage
+from shade_fast.archive.storage import ArchiveStoppedError, Storage, too_large
 from shade_fast.errors import ShadeFastError
 from shade_fast.images import INPUT_SUFFIXES, Output
 
@@ -72,6 +72,7 @@ class Tars:
                 error = _refusal(member)
                 if error is None and not _is_image(member.name):
                     continue
+                error = error or too_large(to_text(member.name), member.size)
                 output = self.output.name_of(member.name)
                 if error is None and output in taken:
                     error = f"{to_text(member.name)}: its output is that of an earlier member too; rename one"
