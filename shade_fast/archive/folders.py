@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import functools
 import os
-import stat
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,9 +15,6 @@ from shade_fast.archive.names import from_text, to_text
 from shade_fast.archive.storage import RECORD_FOLDER, Storage
 from shade_fast.errors import ShadeFastError
 from shade_fast.images import INPUT_SUFFIXES, Output
-
-#: Bytes of a file that is refused unread: no image of the pixels that are handled is as large.
-LARGEST_FILE = 2 << 30
 
 
 @dataclass(frozen=True)
@@ -174,17 +171,8 @@ class Folder:
     def _sample(self, place: int, number: int, relative: str, error: str | None) -> Sample:
         root = self.roots[number]
         name = "" if _is_file(root) else relative
-
-        def read() -> bytes:
-            if root.local:
-                facts = os.stat(root.path(name))
-                if not stat.S_ISREG(facts.st_mode):
-                    raise ShadeFastError(f"{root.path(name)}: not a file")
-                if facts.st_size > LARGEST_FILE:
-                    raise ShadeFastError(f"{root.path(name)}: {facts.st_size} bytes; at most {LARGEST_FILE} are read")
-            return root.read(name)
-
         source = source_text(root, name, self.out)
+        read = functools.partial(root.read_image, name)
         return Sample(place, to_text(relative), self.output.name_of(relative), source, read, error)
 
 
@@ -210,7 +198,7 @@ def source_path(row: Row, out: Storage) -> str:
 
 
 def _read_source(row: Row, out: Storage) -> bytes:
-    return Storage(source_path(row, out)).read("")
+    return Storage(source_path(row, out)).read_image()
 
 
 def _is_image(name: str) -> bool:

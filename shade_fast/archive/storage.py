@@ -6,6 +6,7 @@ import contextlib
 import errno
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator
 from typing import IO, Any
@@ -18,6 +19,8 @@ from shade_fast.files import whole_file
 
 #: Errors of the whole output, not of one file: a full disk, a quota, a disk gone or read-only.
 STOPPING = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ENOTCONN, errno.ESTALE, errno.ENODEV)
+#: Bytes of a source's image that is refused unread: none of the pixels that are handled is as large.
+LARGEST_FILE = 2 << 30
 #: Where a local output keeps its record, its open work and its temporary files.
 RECORD_FOLDER = "_shade_fast"
 
@@ -30,6 +33,13 @@ def is_local(url: str | os.PathLike[str]) -> bool:
     """Whether `url` is a path: it has no protocol, or names something that exists."""
     text = os.fspath(url)
     return isinstance(url, os.PathLike) or "://" not in text or os.path.lexists(text)
+
+
+def too_large(name: str, size: int | None) -> str | None:
+    """Why an image of so many bytes (None: unknown) is refused unread; None where it is not."""
+    if size is None or size <= LARGEST_FILE:
+        return None
+    return f"{name}: {size} bytes; at most {LARGEST_FILE} are read"
 
 
 class Storage:
@@ -71,6 +81,19 @@ class Storage:
 
     def read(self, name: str) -> bytes:
         with self.open(name) as file:
+            data: bytes = file.read()
+        return data
+
+    def read_image(self, name: str = "") -> bytes:
+        """A source's image. Raises ShadeFastError for what is no file, as a pipe, and for more than LARGEST_FILE."""
+        if self.local:
+            facts = os.stat(self.path(name))
+            if not stat.S_ISREG(facts.st_mode):
+                raise ShadeFastError(f"{self.path(name)}: not a file")
+        with self.open(name) as file:
+            refusal = too_large(self.location(name), facts.st_size if self.local else getattr(file, "size", None))
+            if refusal is not None:
+                raise ShadeFastError(refusal)
             data: bytes = file.read()
         return data
 

@@ -29,8 +29,10 @@ TABLE_SUFFIXES = (".parquet", ".csv", ".tsv", ".jsonl", ".ndjson")
 #: Names of columns, in the order that they are looked for.
 BYTES_COLUMNS = ("image", "bytes", "image_bytes", "jpg", "png", "webp")
 PATH_COLUMNS = ("path", "file_name", "filename", "file", "image_path", "image", "url")
-#: Rows of images' bytes that are held together.
-BATCH = 16
+#: Rows that are read together, of images' bytes and of paths.
+BYTES_BATCH, PATHS_BATCH = 16, 1000
+#: Bytes of a row group that is written before its end.
+GROUP_BYTES = 64 << 20
 
 
 class Tables:
@@ -95,7 +97,7 @@ class Tables:
             error = None
             if taken != image:
                 error = f"{path}: its output {output} is that of {taken} too; rename one, or run them apart"
-            yield Sample(place, key, output, image, lambda file=file: file.read(""), error, target, concept)  # type: ignore[misc]
+            yield Sample(place, key, output, image, file.read_image, error, target, concept)
 
     def finish(self, shard: Shard, rows: Iterable[Row], image: Callable[[Row], bytes], out: Storage) -> None:
         table = self.tables[shard.name]
@@ -120,7 +122,7 @@ class Tables:
         if self.files:
             for row in rows:
                 place = source_path(row, out)
-                yield row, lambda place=place: Storage(place).read(""), lambda row=row: self.read_output(row, out)  # type: ignore[misc]
+                yield row, lambda place=place: Storage(place).read_image(), lambda row=row: self.read_output(row, out)  # type: ignore[misc]
             return
         written = _Table(out.location(first.shard)).records()
         for row, sample in zip(rows, self.samples(Shard(first.shard, None)), strict=False):
@@ -189,7 +191,7 @@ class _Table:
 
         with self.storage.open() as file:
             if self.kind == "parquet":
-                for batch in pq.ParquetFile(file).iter_batches(batch_size=BATCH):
+                for batch in pq.ParquetFile(file).iter_batches(self._batch):
                     yield from batch.to_pylist()
                 return
             try:
@@ -225,31 +227,22 @@ class _Table:
         return to_text(path), file, re.sub(r"[?#].*$", "", name) if "://" in path else name
 
     def write_bytes(self, file: IO[bytes], rows: Iterable[Row], image: Callable[[Row], bytes]) -> None:
+        following = iter(rows)
+
+        def new(old: list[Any]) -> Iterator[Any]:
+            for value in old:
+                row = next(following)
+                data = None if row.output is None else image(row)
+                yield value | {"bytes": data} if data is not None and isinstance(value, dict) else data
+
         if self.schema is None:
             raise ShadeFastError(f"{self.url}: images' bytes are written to parquet alone")
-        place, field, schema = self._written(self.schema)
-        kind = field.type
-        following = iter(rows)
-        with self.storage.open() as read, pq.ParquetWriter(file, schema) as writer:
-            for batch in pq.ParquetFile(read).iter_batches(batch_size=BATCH):
-                values: list[Any] = []
-                for value in batch.column(place).to_pylist():
-                    row = next(following)
-                    data = None if row.output is None else image(row)
-                    if pa.types.is_struct(kind):
-                        values.append(None if data is None else value | {"bytes": data})
-                    else:
-                        values.append(data)
-                writer.write_batch(batch.set_column(place, field, pa.array(values, kind)))
+        self._write_parquet(file, self.schema, new)
 
     def write_paths(self, file: IO[bytes], rows: Iterable[Row]) -> None:
         new = (None if row.output is None else from_text(row.output) for row in rows)
         if self.schema is not None:
-            place, field, schema = self._written(self.schema)
-            with self.storage.open() as read, pq.ParquetWriter(file, schema) as writer:
-                for batch in pq.ParquetFile(read).iter_batches(batch_size=BATCH):
-                    values = pa.array(list(itertools.islice(new, batch.num_rows)), field.type)
-                    writer.write_batch(batch.set_column(place, field, values))
+            self._write_parquet(file, self.schema, lambda old: itertools.islice(new, len(old)))
             return
         # JSON has an escape for half a character, as cut texts have; CSV keeps the bytes that are no text.
         errors = "surrogateescape" if self.kind in ("csv", "tsv") else "backslashreplace"
@@ -266,11 +259,29 @@ class _Table:
                 text.write(json.dumps(record | {self.column: name}, ensure_ascii=False) + "\n")
         text.detach()
 
-    def _written(self, schema: pa.Schema) -> tuple[int, pa.Field, pa.Schema]:
-        """The images' column as it is written, with nulls for images that fail: its place, itself, and the whole."""
+    def _write_parquet(self, file: IO[bytes], schema: pa.Schema, new: Callable[[list[Any]], Iterator[Any]]) -> None:
+        """The table with `new` values for the old ones of the images' column, in the row groups that it has."""
         place = schema.get_field_index(self.column)
-        field = schema.field(place).with_nullable(True)
-        return place, field, schema.set(place, field)
+        field = schema.field(place).with_nullable(True)  # an image that fails leaves a null
+        schema = schema.set(place, field)
+        with self.storage.open() as read, pq.ParquetWriter(file, schema) as writer:
+            source = pq.ParquetFile(read)
+            for group in range(source.num_row_groups):
+                held: list[pa.RecordBatch] = []
+                size = 0
+                for batch in source.iter_batches(self._batch, [group]):
+                    values = pa.array(list(new(batch.column(place).to_pylist())), field.type)
+                    held.append(batch.set_column(place, field, values))
+                    size += held[-1].nbytes
+                    if size >= GROUP_BYTES:
+                        writer.write_table(pa.Table.from_batches(held, schema))
+                        held, size = [], 0
+                if held:
+                    writer.write_table(pa.Table.from_batches(held, schema))
+
+    @property
+    def _batch(self) -> int:
+        return BYTES_BATCH if self.has_bytes else PATHS_BATCH
 
     def _holds_bytes(self, name: str) -> bool:
         kind = self.schema.field(name).type if self.schema is not None else pa.null()

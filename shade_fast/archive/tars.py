@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gzip
+import logging
 import tarfile
 import threading
 import zlib
@@ -18,9 +19,11 @@ from shade_fast.archive.index import Index
 from shade_fast.archive.layout import Read, Sample, Shard
 from shade_fast.archive.manifest import Row
 from shade_fast.archive.names import from_text, to_text, unsafe
-from shade_fast.archive.storage import ArchiveStoppedError, Storage
+from shade_fast.archive.storage import ArchiveStoppedError, Storage, too_large
 from shade_fast.errors import ShadeFastError
 from shade_fast.images import INPUT_SUFFIXES, Output
+
+log = logging.getLogger(__name__)
 
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 #: What of a member's extended header tarfile writes anew; the rest is kept.
@@ -50,6 +53,7 @@ class Tars:
         #: the output that was read last, which threads share
         self._opened: tuple[str, Any, tarfile.TarFile] | None = None
         self._lock = threading.Lock()
+        self._told = False
 
     def shards(self, task: tuple[int, int], index: Index) -> Iterator[Shard]:
         for number, (name, url) in enumerate(self.urls.items()):
@@ -72,7 +76,9 @@ class Tars:
             for tar, member in _members(shard.content):
                 error = _refusal(member)
                 if error is None and not _is_image(member.name):
+                    self._tell(shard.content, member)
                     continue
+                error = error or too_large(to_text(member.name), member.size)
                 output = self.output.name_of(member.name)
                 if error is None and output in taken:
                     error = f"{to_text(member.name)}: its output is that of an earlier member too; rename one"
@@ -138,6 +144,18 @@ class Tars:
                 self._opened = (row.shard, file, tarfile.open(fileobj=file, mode="r:*"))  # noqa: SIM115
             tar = self._opened[2]
             return _read(tar, tar.getmember(from_text(row.output or "")))
+
+    def _tell(self, url: str, member: tarfile.TarInfo) -> None:
+        """Name the first member that is no image only because of WebDataset's convention: it may be meant as one."""
+        suffix = PurePosixPath(member.name).suffix.lower()
+        if not self._told and member.isfile() and suffix in INPUT_SUFFIXES and not _is_hidden(member.name):
+            self._told = True
+            log.warning(
+                "%s: %s is copied unprotected, as is any member with more than its ending after its name's first dot "
+                "(WebDataset's convention); rename what is to be protected",
+                url,
+                to_text(member.name),
+            )
 
 
 def expand(url: str) -> list[str]:
@@ -267,6 +285,10 @@ def _refusal(member: tarfile.TarInfo) -> str | None:
 
 
 def _is_image(name: str) -> bool:
-    base = PurePosixPath(name).name
-    _, dot, ending = base.partition(".")
-    return f"{dot}{ending}".lower() in INPUT_SUFFIXES and not base.startswith("._")
+    _, dot, ending = PurePosixPath(name).name.partition(".")
+    return f"{dot}{ending}".lower() in INPUT_SUFFIXES and not _is_hidden(name)
+
+
+def _is_hidden(name: str) -> bool:
+    # macOS writes ._photo.jpg beside photo.jpg.
+    return PurePosixPath(name).name.startswith("._")

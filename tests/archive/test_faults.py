@@ -11,6 +11,7 @@ import signal
 import struct
 import subprocess
 import sys
+import tarfile
 import textwrap
 import time
 import zlib
@@ -18,10 +19,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import pytest
 from PIL import Image
 
-from shade_fast.archive import Manifest, Storage, archive_status
+from shade_fast.archive import Manifest, Storage, archive_status, storage
 from shade_fast.images import decode
 from tests.archive.outputs import SMALL, Command, Run, by_key, finish, images, twelve_images, wait_for_images
 
@@ -240,6 +242,41 @@ def test_files_that_are_not_what_they_seem(run: Run, photos: Path, tmp_path: Pat
     assert (rows["png-inside.jpg"].source_format, rows["png-inside.jpg"].output_format) == ("PNG", "PNG")
     assert rows["jpeg-inside.png"].output_format == "JPEG"
     assert decode(tmp_path / "out/png-inside.jpg").format == "PNG"
+
+
+def test_a_table_of_what_has_no_end(run: Run, photos: Path, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "sparse.png").touch()
+    os.truncate(tmp_path / "sparse.png", 1 << 40)
+    names = ["pipe.png", "sparse.png", "/dev/zero", "photos", "photos/a.png"]
+    (tmp_path / "t.csv").write_text("\n".join(["path", *names]))
+    *bad, good = run(tmp_path / "t.csv").rows()
+    assert good.status == "ok"
+    for row, words in zip(
+        bad, ["not a file", "1099511627776 bytes; at most 2147483648 are", "not a file", "not a file"], strict=True
+    ):
+        assert words in str(row.error)
+
+
+@pytest.mark.parametrize("kind", ["folder", "tar", "url"])
+def test_a_file_larger_than_any_image(
+    kind: str, run: Run, many: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Image.effect_noise((64, 64), 50).save(many / "large.png")
+    source: Path | str = many
+    if kind == "tar":
+        source = tmp_path / "a.tar"
+        with tarfile.open(source, "w") as tar:
+            tar.add(many / "00.png", "00.png")
+            tar.add(many / "large.png", "large.png")
+    elif kind == "url":
+        source = "memory://large"
+        fsspec.filesystem("memory").put(str(many), "/large", recursive=True)
+    monkeypatch.setattr(storage, "LARGEST_FILE", (many / "large.png").stat().st_size - 1)
+    rows = by_key(run(source))
+    (bad,) = (row for row in rows.values() if row.status == "failed")
+    assert bad.key == "large.png"
+    assert "bytes; at most" in str(bad.error)
 
 
 def test_names_of_any_kind(run: Run, tmp_path: Path, draw: Any) -> None:

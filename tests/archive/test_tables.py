@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from shade_fast import ShadeFastError, verify_archive
+from shade_fast.archive import tables
 from shade_fast.archive.storage import ArchiveStoppedError
 from shade_fast.images import decode
 from shade_fast.poisoner import Poisoner
@@ -169,6 +170,29 @@ def test_a_column_without_nulls_gets_one_for_an_image_that_fails(
     written = pq.read_table(tmp_path / "out/t.parquet")
     assert [value is None for value in written.column(column).to_pylist()] == [False, True]
     assert written.schema.equals(schema.set(1, fields[1].with_nullable(True)), check_metadata=True)
+
+
+@pytest.mark.parametrize(
+    ("column", "limit", "groups"),
+    [("image", 64 << 20, [18, 18]), ("path", 64 << 20, [18, 18]), ("image", 1, [16, 2, 16, 2])],
+)
+def test_row_groups_stay(
+    column: str,
+    limit: int,
+    groups: list[int],
+    run: Run,
+    many: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(tables, "GROUP_BYTES", limit)
+    first: Any = (many / "00.png").read_bytes() if column == "image" else "many/00.png"
+    table = pa.table({column: [first, *[None] * 35], "label": list(range(36))})
+    pq.write_table(table, tmp_path / "t.parquet", row_group_size=18)
+    assert run(tmp_path / "t.parquet").ok == 1
+    written = pq.ParquetFile(tmp_path / "out/t.parquet")
+    assert [written.metadata.row_group(index).num_rows for index in range(written.num_row_groups)] == groups
+    assert written.read().column("label").to_pylist() == list(range(36))
 
 
 def test_a_bad_row_ends_no_run(run: Run, many: Path, tmp_path: Path) -> None:

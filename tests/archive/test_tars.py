@@ -193,6 +193,19 @@ def test_a_duplicate_of_a_member_that_is_gone_is_done_for_itself(run: Run, tmp_p
     assert read_tar(tmp_path / "out/b.tar")["2.png"] == made["1.png"]
 
 
+def test_names_with_more_dots_are_told_of(
+    run: Run, tmp_path: Path, draw: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    names = ["0.png", "._0.v1.png", "notes.v1.txt", "IMG.v2.png", "2024.01.05.png"]
+    members = {name: encoded(draw(32, 32, 0), "PNG") for name in names}
+    assert run(write_tar(tmp_path / "a.tar", members)).images == 1
+    made = read_tar(tmp_path / "out/a.tar")
+    assert [name for name in names if made[name] != members[name]] == ["0.png"]
+    (told,) = (record.getMessage() for record in caplog.records if record.name == "shade_fast.archive.tars")
+    assert "a.tar: IMG.v2.png is copied unprotected" in told
+    assert "rename what is to be protected" in told
+
+
 def test_members_that_would_escape_or_are_no_files(run: Run, tmp_path: Path, draw: Any) -> None:
     data = encoded(draw(32, 32, 0), "PNG")
     names = ["../up.png", "/absolute.png", "a/../../b.png", "good.png", "-dash and space.png", "new\nline.png"]
