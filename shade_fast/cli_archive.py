@@ -116,7 +116,10 @@ def stopping() -> Iterator[Stop]:
 
 
 def _dry_run(options: argparse.Namespace, keywords: dict[str, Any]) -> int:
-    rows = plan_archive(options.sources, options.out, options.target, options.output, options.quality, keywords)
+    rows = plan_archive(
+        options.sources, options.out, options.target, options.output, options.quality, keywords,
+        mode=options.mode, shard=options.shard, limit=options.limit,
+    )  # fmt: skip
     counts: Counter[str] = Counter()
     for row in rows:
         counts["failed" if row["error"] else "ok"] += 1
@@ -127,7 +130,9 @@ def _dry_run(options: argparse.Namespace, keywords: dict[str, Any]) -> int:
         else:
             height, width = row["view"]
             print(f"{row['key']} ({row['width']}x{row['height']}, seen at {width}x{height}) -> {row['output']}")
-    return _exit_code(counts)
+    if not counts and not options.json:
+        print("nothing: all images are done")
+    return _exit_code(counts) if counts else EXIT_OK
 
 
 def _exit_code(counts: Mapping[str, int]) -> int:

@@ -177,6 +177,29 @@ def test_a_dry_run_writes_nothing(poison: Poison, photos: Path, out: Path, capsy
     assert before.items() <= contents(photos).items()
 
 
+def test_a_dry_run_tells_what_the_same_run_would_still_do(
+    poison: Poison, photos: Path, out: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def planned(*more: str) -> list[str]:
+        before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+        capsys.readouterr()
+        assert cli.main(poison("--dry-run", *more)) == cli.EXIT_OK
+        assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
+        return [line.split(" ")[0] for line in capsys.readouterr().out.splitlines()]
+
+    assert planned("--shard", "1/2") == ["b.jpg"]
+    assert planned("--limit", "1") == ["a.png"]
+    assert cli.main(poison("--limit", "1")) == cli.EXIT_OK
+    assert planned() == ["b.jpg"]
+    (out / "a.png").unlink()
+    assert planned() == ["a.png", "b.jpg"]
+    assert cli.main(poison()) == cli.EXIT_OK
+    assert planned() == ["nothing:"]
+    assert planned("--overwrite", "--steps", "3") == ["a.png", "b.jpg"]
+    assert cli.main(poison("--dry-run", "--steps", "3")) == cli.EXIT_NOTHING
+    assert "begun with other options: steps was 2, now 3" in capsys.readouterr().err
+
+
 def test_status_and_verify(poison: Poison, photos: Path, out: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (photos / "c.jpg").write_text("no image")
     assert cli.main(poison("--output", "same")) == cli_archive.EXIT_SOME

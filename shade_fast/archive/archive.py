@@ -99,7 +99,7 @@ class Archive:
         shard_size: int = 1000,
         options: dict[str, Any],
     ) -> None:
-        _check(mode, shard, output, workers, shard_size)
+        _check(mode, shard, output, quality, workers, shard_size)
         self.task, self.mode = shard, mode
         self.writes = output != "dummy"
         self.output = Output(output if self.writes else "same", quality)
@@ -140,26 +140,21 @@ class Archive:
         try:
             self._end.enter_context(locked(self.out, f"{self.task[0]}-of-{self.task[1]}"))
             self._end.enter_context(fixed_plan())
-            record = read_run(self.out)
-            if record is not None and self.mode == "fail":
-                raise ShadeFastError(f"{self.out.url}: holds an earlier run; give another output, or mode resume")
-            if record is not None and self.mode == "resume":
-                check_same(self.out, record, self.options)
-            elif record is not None:
-                if self.task[1] > 1:
-                    raise ShadeFastError(
-                        "mode 'overwrite': tasks cannot tell each other's work; remove the output first"
-                    )
+            resumed = self._resumes()
+            if self.mode == "overwrite":
                 self.manifest.forget()
-            if record is None or self.mode == "overwrite":
+            if not resumed:
                 write_run(self.out, self.options, overwrites=self.mode == "overwrite")
-            else:
-                self.index.overwrites = bool(record.get("overwrites"))
             self._keep_temporary_files(f"{self.task[0]}-of-{self.task[1]}")
             self.index.load(self.manifest, self.is_there, functools.partial(self.layout.is_own, self.task))
             self.recorded = self.index.count
         except OSError as error:
             raise ShadeFastError(f"{self.out.url}: cannot be written: {error.strerror}; give another output") from error
+
+    def look(self) -> None:
+        """Take in what is done as `begin` does, and change nothing."""
+        if self._resumes():
+            self.index.load(self.manifest, self.is_there, functools.partial(self.layout.is_own, self.task), mend=False)
 
     def join(self, name: str) -> None:
         """Take part in a run that another process has begun, and that hands out the shards. name: this process's."""
@@ -171,19 +166,15 @@ class Archive:
         self, shard: Shard, stop: threading.Event, on_row: Callable[[Row], None], limit: int | None = None
     ) -> bool:
         """Protect what a shard lacks and finish it; False where it was stopped before its end."""
-        done = {row.index for row in self.manifest.rows(shard.name) if self.is_there(row)}
         cut = False
 
-        def missing() -> Iterator[Sample]:
+        def samples() -> Iterator[Sample]:
             nonlocal cut
-            taken = 0
-            for sample in self.layout.samples(shard):
-                if sample.index not in done:
-                    if taken == limit:
-                        cut = True
-                        return
-                    taken += 1
-                    yield sample
+            for taken, sample in enumerate(self.missing(shard)):
+                if taken == limit:
+                    cut = True
+                    return
+                yield sample
 
         flow = Flow(
             self.poisoner,
@@ -201,7 +192,7 @@ class Archive:
             self.clock,
         )
         try:
-            flow.run(missing(), on_row)
+            flow.run(samples(), on_row)
         except BaseException:
             # What is recorded already stays so where this cannot be written: a full disk, a second interruption.
             with contextlib.suppress(OSError):
@@ -220,6 +211,11 @@ class Archive:
             mend = "bring it back" if gone else "make room"
             raise ArchiveStoppedError(f"{place}: {error.strerror or error}; {mend} and run this again") from error
         return True
+
+    def missing(self, shard: Shard) -> Iterator[Sample]:
+        """What a shard lacks."""
+        done = {row.index for row in self.manifest.rows(shard.name) if self.is_there(row)}
+        return (sample for sample in self.layout.samples(shard) if sample.index not in done)
 
     def is_there(self, row: Row) -> bool:
         """Whether a row's image is where it was to be written."""
@@ -249,6 +245,21 @@ class Archive:
             waiting_seconds=self.clock.waiting,
             stats=stats,
         )
+
+    def _resumes(self) -> bool:
+        """Whether this goes on with an earlier run's output. Raises ShadeFastError where it may not."""
+        record = read_run(self.out)
+        if record is None:
+            return False
+        if self.mode == "fail":
+            raise ShadeFastError(f"{self.out.url}: holds an earlier run; give another output, or mode resume")
+        if self.mode == "overwrite":
+            if self.task[1] > 1:
+                raise ShadeFastError("mode 'overwrite': tasks cannot tell each other's work; remove the output first")
+            return False
+        check_same(self.out, record, self.options)
+        self.index.overwrites = bool(record.get("overwrites"))
+        return True
 
     def _keep_temporary_files(self, name: str) -> None:
         temporary = f"{RECORD_FOLDER}/temporary"
@@ -405,11 +416,15 @@ def fixed_plan() -> Iterator[None]:
         del os.environ["SHADE_FAST_PLAN"]
 
 
-def _check(mode: str, shard: tuple[int, int], output: str, workers: int | None, shard_size: int) -> None:
+def _check(
+    mode: str, shard: tuple[int, int], output: str, quality: int | None, workers: int | None, shard_size: int
+) -> None:
     if mode not in MODES:
         raise ShadeFastError(f"mode={mode!r}: give one of {', '.join(MODES)}")
     if output not in OUTPUTS:
         raise ShadeFastError(f"output={output!r}: give one of {', '.join(OUTPUTS)}")
+    if quality is not None and output in ("png", "webp"):
+        raise ShadeFastError(f"quality={quality}: {output} is written lossless; leave it out, or give output jpeg")
     if not 0 <= shard[0] < shard[1]:
         raise ShadeFastError(f"shard={shard}: give (i, n) with 0 <= i < n")
     for name, value in (("workers", workers), ("shard_size", shard_size)):

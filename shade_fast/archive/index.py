@@ -42,8 +42,13 @@ class Index:
         self._database.close()
         self._folder.cleanup()
 
-    def load(self, manifest: Manifest, there: Callable[[Row], bool], own: Callable[[str], bool]) -> None:
-        """Take in what is recorded. there: whether a row's image is; rows of `own` open shards without are dropped."""
+    def load(
+        self, manifest: Manifest, there: Callable[[Row], bool], own: Callable[[str], bool], *, mend: bool = True
+    ) -> None:
+        """Take in what is recorded. there: whether a row's image is; rows of `own` open shards without are dropped.
+
+        mend: from the shards' manifests too.
+        """
         self.finished = set(manifest.finished())
         for shard in sorted(self.finished):
             for row in manifest.rows(shard):
@@ -51,7 +56,7 @@ class Index:
         for shard in filter(own, manifest.open_shards()):
             rows = list(manifest.rows(shard))
             kept = [row for row in rows if there(row)]
-            if len(kept) < len(rows):
+            if mend and len(kept) < len(rows):
                 # Now: once its image is made again, in another place of the shard, such a row would count twice.
                 manifest.write(shard, kept, whole=False)
             for row in kept:

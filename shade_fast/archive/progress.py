@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from shade_fast.archive.layout import Layout
 from shade_fast.archive.manifest import Row
+from shade_fast.archive.storage import ArchiveStoppedError
 from shade_fast.errors import ShadeFastError
 
 
@@ -37,10 +38,10 @@ class Reporter:
                 self._file = Path(self._path).open("a", encoding="utf-8")
             except OSError as error:
                 raise ShadeFastError(f"{self._path}: events cannot be written: {error.strerror}") from error
+        self._tell("start", done=self._recorded, task=self._task)
         if self._layout is not None:
             self._bar = tqdm(unit="image", file=sys.stderr, dynamic_ncols=True)
             threading.Thread(target=self._count, name="shade_fast-count", daemon=True).start()
-        self._tell("start", done=self._recorded, task=self._task)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -69,8 +70,16 @@ class Reporter:
 
     def _tell(self, event: str, **facts: Any) -> None:
         if self._file is not None:
-            self._file.write(json.dumps({"event": event, "time": round(time.time(), 3), **facts}) + "\n")
-            self._file.flush()
+            try:
+                self._file.write(json.dumps({"event": event, "time": round(time.time(), 3), **facts}) + "\n")
+                self._file.flush()
+            except OSError as error:
+                with contextlib.suppress(OSError):  # what found no room is tried once more
+                    self._file.close()
+                self._file = None
+                raise ArchiveStoppedError(
+                    f"{self._path}: events cannot be written: {error.strerror}; make room, and run this again"
+                ) from error
 
     def _count(self) -> None:
         """How many images there are is found out beside the run; a source that cannot be counted has no time left."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -54,8 +55,7 @@ def poison_archive(
     """
     if on_error not in ("continue", "stop"):
         raise ShadeFastError(f"on_error={on_error!r}: give continue or stop")
-    if limit is not None and limit < 1:
-        raise ShadeFastError(f"limit={limit}: give a number of images, at least 1")
+    _check_limit(limit)
     stop = stop or threading.Event()
     with Archive(
         source, out, target, mode=mode, shard=shard, output=output, quality=quality, workers=workers,
@@ -94,20 +94,40 @@ def plan_archive(
     output: str = "same",
     quality: int | None = None,
     options: dict[str, Any] | None = None,
+    *,
+    mode: str = "resume",
+    shard: tuple[int, int] = (0, 1),
+    limit: int | None = None,
 ) -> Iterator[dict[str, Any]]:
-    """What `poison_archive` would do with each image, undone: its output, its sizes, the error that it would meet."""
-    with Archive(source, out, target, output=output, quality=quality, options=options or {}) as archive:
+    """What `poison_archive` would do with each image, undone: its output, its sizes, the error that it would meet.
+
+    Raises ShadeFastError where it would refuse the output.
+    """
+    _check_limit(limit)
+    with Archive(
+        source, out, target, mode=mode, shard=shard, output=output, quality=quality, options=options or {}
+    ) as archive:
+        archive.look()
+        samples = (
+            sample
+            for one in archive.layout.shards(shard, archive.index)
+            for sample in (archive.layout.samples(one) if mode == "overwrite" else archive.missing(one))
+        )
         poisoner = archive.poisoner
-        for shard in archive.layout.shards((0, 1), archive.index):
-            for sample in archive.layout.samples(shard):
-                row: dict[str, Any] = {"key": sample.key, "output": to_text(sample.output), "error": sample.error}
-                try:
-                    if sample.error is None:
-                        image = decode(sample.read(), sample.key)
-                        height, width = image.pixels.shape[:2]
-                        row |= {"width": width, "height": height}
-                        archive.output.check(image)
-                        row["view"] = list(poisoner.view.plan(height, width, poisoner.factor).crop)
-                except (ShadeFastError, OSError) as error:
-                    row["error"] = str(error)
-                yield row
+        for sample in itertools.islice(samples, limit):
+            row: dict[str, Any] = {"key": sample.key, "output": to_text(sample.output), "error": sample.error}
+            try:
+                if sample.error is None:
+                    image = decode(sample.read(), sample.key)
+                    height, width = image.pixels.shape[:2]
+                    row |= {"width": width, "height": height}
+                    archive.output.check(image)
+                    row["view"] = list(poisoner.view.plan(height, width, poisoner.factor).crop)
+            except (ShadeFastError, OSError) as error:
+                row["error"] = str(error)
+            yield row
+
+
+def _check_limit(limit: int | None) -> None:
+    if limit is not None and limit < 1:
+        raise ShadeFastError(f"limit={limit}: give a number of images, at least 1")

@@ -16,6 +16,7 @@ from shade_fast import AnchorLibrary, Budget, ShadeFastError, View, fit_start
 from shade_fast.archive import Manifest, Storage, archive_status, find_images, verify_archive
 from shade_fast.archive.archive import Archive
 from shade_fast.archive.names import from_text, legible, to_text
+from shade_fast.archive.storage import ArchiveStoppedError
 from shade_fast.images import decode
 from shade_fast.perceptual import load_perceptual
 from shade_fast.poisoner import Poisoner
@@ -350,6 +351,7 @@ def test_what_concerns_the_whole_run_stops_it_before_it_starts(run: Run, photos:
         ({"output": "gif"}, r"output='gif'"),
         ({"workers": 0}, r"workers=0"),
         ({"quality": 0}, r"quality=0"),
+        ({"quality": 90, "output": "webp"}, r"quality=90: webp is written lossless; leave it out, or give output jpeg"),
     ):
         with pytest.raises(ShadeFastError, match=message):
             run(photos, **options)
@@ -402,6 +404,14 @@ def test_events_are_lines_of_json(run: Run, photos: Path, tmp_path: Path) -> Non
     assert [line["event"] for line in lines] == ["start", *["image"] * 4, "shard", "end"]
     assert {line["key"]: line["status"] for line in lines[1:5]}["bad.jpg"] == "failed"
     assert lines[-1]["ok"] == 3
+
+
+def test_events_that_find_no_room_stop_the_run_which_goes_on(run: Run, many: Path, tmp_path: Path) -> None:
+    full = tmp_path / "events.jsonl"
+    full.symlink_to("/dev/full")
+    with pytest.raises(ArchiveStoppedError, match=r"events\.jsonl: events cannot be written: No space left on device"):
+        run(many, events=full)
+    assert run(many).images == 12
 
 
 def test_orders_and_links_of_a_listing(tmp_path: Path, draw: Any) -> None:
