@@ -6,7 +6,7 @@ import logging
 import statistics
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -99,8 +99,8 @@ class Frozen(nn.Module):
         self.reasons: dict[Any, str] = {}
         self._lock = threading.RLock()
         self._packs: Packs = {}
-        self._graphs: dict[Any, Graph] = {}
-        self._free: dict[Any, list[Program]] = {}
+        #: by the inputs' shapes, the one used last at the end
+        self._sizes: dict[Any, _Size] = {}
         self._single = True
 
     def forward(self, *inputs: Tensor) -> Any:
@@ -198,33 +198,37 @@ class Frozen(nn.Module):
         shapes = _shapes(inputs)
         if shapes in self.reasons:
             return None
-        key = (shapes, differentiable, torch.get_num_threads(), native.cpu().selected_isa())
+        threads = torch.get_num_threads()
         with self._lock:
-            free = self._free.setdefault(key, [])
-            program = free.pop() if free else self._make(inputs, differentiable)
-            if program is None:
+            try:
+                size = self._sizes.pop(shapes, None) or _Size(Graph(self.module, inputs))
+                free = size.free.setdefault((differentiable, threads, native.cpu().selected_isa()), [])
+                network = None if free else lower(size.graph, inputs, self._packs)
+            except ShadeFastError:
+                raise
+            except Exception as error:  # a module's code may do whatever Python can
+                self.reasons[shapes] = f"it cannot be traced ({reason(error)})"
+                log.warning("torch runs a network as it is: %s", self.reasons[shapes])
                 return None
-            while len(self._free) > MOST_SIZES:
-                del self._free[next(iter(self._free))]
+            program = free.pop() if network is None else Program(network, differentiable, threads, self.accuracy)
+            self._single = size.graph.single
+            self._sizes[shapes] = size
+            while len(self._sizes) > MOST_SIZES:
+                del self._sizes[next(iter(self._sizes))]
+            for other in self._sizes.values():
+                for idle in other.free.values():
+                    if idle is not free:
+                        for one in idle:
+                            one.let_go()
         return _Run(program, BLOCKS.borrow(program.bytes), free)
 
-    def _make(self, inputs: Sequence[Tensor], differentiable: bool) -> Program | None:
-        shapes = _shapes(inputs)
-        try:
-            if shapes not in self._graphs:
-                self._graphs[shapes] = Graph(self.module, inputs)
-            graph = self._graphs[shapes]
-            while len(self._graphs) > MOST_SIZES:
-                del self._graphs[next(iter(self._graphs))]
-            network = lower(graph, inputs, self._packs)
-        except ShadeFastError:
-            raise
-        except Exception as error:  # a module's code may do whatever Python can
-            self.reasons[shapes] = f"it cannot be traced ({reason(error)})"
-            log.warning("torch runs a network as it is: %s", self.reasons[shapes])
-            return None
-        self._single = graph.single
-        return Program(network, differentiable, torch.get_num_threads(), self.accuracy)
+
+@dataclass(frozen=True)
+class _Size:
+    """What is kept of inputs of some shapes: their graph, and for each way to run it the programs not at work."""
+
+    graph: Graph
+    free: dict[Any, list[Program]] = field(default_factory=dict)
 
 
 def _check(images: Tensor) -> None:

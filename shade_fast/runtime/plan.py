@@ -81,10 +81,11 @@ def _measured(candidates: list[str], convolution: Convolution, source: Dims, res
         f"/{convolution.stride} *{convolution.up} 2^{bucket} {threads} threads of {', '.join(candidates)}"
     )
     with _lock:
-        known = _known()
+        file = _file()
+        known = _known(file, native.cpu().selected_isa())
         if known.get(key) not in candidates:
             known[key] = _best(_times(candidates, convolution, source, result, threads))
-            _remember(known)
+            _remember(file, known)
         return known[key]
 
 
@@ -139,9 +140,12 @@ def _times(
 
 
 @functools.cache
-def _known() -> dict[str, str]:
-    """What was measured on this machine so far."""
-    file = _file()
+def _known(file: Path | None, isa: str) -> dict[str, str]:
+    """What was measured on this machine with an instruction set so far."""
+    return _read(file)
+
+
+def _read(file: Path | None) -> dict[str, str]:
     try:
         read = json.loads(file.read_text()) if file is not None else {}
     except (OSError, ValueError):
@@ -149,23 +153,27 @@ def _known() -> dict[str, str]:
     return {str(key): str(name) for key, name in read.items()} if isinstance(read, dict) else {}
 
 
-def _remember(known: dict[str, str]) -> None:
-    """Write the measurements where others find them whole; a folder that cannot be written is gone without."""
-    file = _file()
+def _remember(file: Path | None, known: dict[str, str]) -> None:
+    """Write the measurements, with what other processes have written meanwhile, where others find them whole; a folder
+    that cannot be written is gone without."""
     if file is None:
         return
     try:
-        write_whole(file, json.dumps(known, indent=0, sort_keys=True).encode())
+        write_whole(file, json.dumps(_read(file) | known, indent=0, sort_keys=True).encode())
     except OSError:
         return
 
 
 def _file() -> Path | None:
-    folder = os.environ.get("SHADE_FAST_CACHE", str(Path.home() / ".cache" / "shade_fast"))
-    if not folder:
+    named = os.environ.get("SHADE_FAST_CACHE")
+    if named == "":
+        return None
+    try:
+        folder = Path.home() / ".cache" / "shade_fast" if named is None else Path(named)
+    except RuntimeError:  # the user has no home
         return None
     name = f"plan {__version__} {_build()} {native.cpu().selected_isa()} {_machine()}.json"
-    return Path(folder) / "".join(letter if letter.isalnum() or letter in " .-" else "_" for letter in name)
+    return folder / "".join(letter if letter.isalnum() or letter in " .-" else "_" for letter in name)
 
 
 @functools.cache

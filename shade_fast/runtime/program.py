@@ -277,6 +277,11 @@ class Program:
             if number:
                 result += target
 
+    def let_go(self) -> None:
+        """Forget the further inputs of the last `forward`: they may be large, and nobody else's."""
+        if self._extras:
+            self._calls, self._extras, self._bound_to = [], [], -1
+
     def _bind(self, block: Block, extras: Sequence[Tensor]) -> None:
         block.grow(self.bytes)
         pointers = [(extra.data_ptr(), *extra.shape) for extra in extras]

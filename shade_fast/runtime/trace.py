@@ -188,7 +188,9 @@ class _Lowering:
         if any(ref.extra is not None for ref in refs):
             raise NotImplementedError(f"{node.target} takes one of the further inputs")
         metas = _map_refs((args, kwargs), lambda ref: ref.meta)
-        result = node.target(*metas[0], **metas[1])  # type: ignore[operator]
+        # Values lie channels-last, also where the module has made them contiguous for a view.
+        target: Any = aten.reshape.default if node.target is aten.view.default else node.target
+        result = target(*metas[0], **metas[1])
         if not isinstance(result, Tensor) or result.dtype != torch.float32:
             raise NotImplementedError(f"{node.target} gives more than one float32 tensor")
         refs = [self._materialized(ref) for ref in refs]
@@ -196,12 +198,12 @@ class _Lowering:
         if result.ndim == 4:
             meta = meta.contiguous(memory_format=torch.channels_last)
         value = Value(_dims_of(meta))
-        target, positions = node.target, iter(range(len(refs)))
+        positions = iter(range(len(refs)))
         slots = _map_refs((args, kwargs), lambda ref: _Slot(next(positions)))
 
         def function(*tensors: Tensor) -> Tensor:
             filled = _map_slots(slots, tensors)
-            made: Tensor = target(*filled[0], **filled[1])  # type: ignore[operator]
+            made: Tensor = target(*filled[0], **filled[1])
             return made
 
         layer = TorchLayer(

@@ -87,6 +87,14 @@ def gated(x: Tensor, a: nn.Module, b: nn.Module) -> Tensor:
     return y - b(y) / 2
 
 
+def shuffled(x: Tensor, a: nn.Module, b: nn.Module) -> Tensor:
+    """Channels in another order, as ShuffleNet's code makes it."""
+    y = a(x).contiguous()
+    batch, channels, height, width = y.shape
+    y = y.view(batch, 2, channels // 2, height, width).transpose(1, 2).contiguous()
+    return b(y.view(batch, channels, height, width))
+
+
 NETS: dict[str, Callable[[], nn.Module]] = {
     "one convolution": lambda: nn.Sequential(conv(3, 20)),
     "no bias, odd channels": lambda: nn.Sequential(
@@ -154,6 +162,7 @@ NETS: dict[str, Callable[[], nn.Module]] = {
     ),
     "rows scaled": lambda: Net(lambda x, a, b: b(a(x).permute(0, 2, 3, 1)) * 2.0, a=conv(3, 16), b=nn.Linear(16, 24)),
     "activations by activations": lambda: Net(gated, a=conv(3, 8), b=conv(8, 8, 1)),
+    "channels shuffled": lambda: Net(shuffled, a=conv(3, 8), b=conv(8, 4)),
     "images taken in twice": lambda: Net(lambda x, a, b: a(x - 0.5) + b(x), a=conv(3, 8), b=conv(3, 8)),
     "images at the end": lambda: Net(lambda x, a: a(x) + x, a=conv(3, 3)),
 }

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 import threading
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -13,7 +15,9 @@ from torch import Tensor, nn
 from shade_fast import runtime
 from shade_fast.errors import ShadeFastError
 from shade_fast.ops import convolution, native
+from shade_fast.ops.lpips_layer import lpips_layer
 from shade_fast.runtime import BLOCKS, CudaNetwork, Frozen, freeze
+from shade_fast.runtime.trace import Graph
 from tests.runtime.networks import NETS, conv, flat, gradients, made, photograph, relative
 
 pytestmark = pytest.mark.skipif(not native.cpu_available(), reason="shade_fast._cpu is not built")
@@ -280,6 +284,50 @@ def test_a_size_is_traced_once(monkeypatch: pytest.MonkeyPatch) -> None:
         frozen(images)
         frozen(images[:, :, :8])
     assert traced == [(1, 3, 16, 24), (1, 3, 8, 24)]
+
+
+def test_the_size_that_was_used_longest_ago_is_forgotten_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = sys.modules["shade_fast.runtime.freeze"]
+    traced: list[int] = []
+
+    def counted(*arguments: Any) -> Graph:
+        traced.append(arguments[1][0].shape[3])
+        return Graph(*arguments)
+
+    monkeypatch.setattr(module, "MOST_SIZES", 2)
+    monkeypatch.setattr(module, "Graph", counted)
+    frozen = freeze(made("one convolution"))
+    for width in (16, 24, 16, 32, 16, 24):
+        gradients(frozen, photograph(16, width))
+        frozen(photograph(16, width))
+    assert traced == [16, 24, 32, 24]
+
+
+class Compared(nn.Module):
+    """A convolution's distance from a clean image's features, the second input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = conv(3, 8)
+
+    def forward(self, images: Tensor, clean: Tensor) -> Tensor:
+        return lpips_layer(torch.relu(self.layer(images)), clean, self.layer.bias.abs(), backend="native")
+
+
+def test_clean_features_are_let_go_when_another_size_has_its_turn() -> None:
+    torch.manual_seed(0)
+    module = Compared().eval().requires_grad_(False)
+    frozen, kept = freeze(module), []
+    for height in (16, 24, 16):
+        images = photograph(height, 16).requires_grad_(True)
+        clean = nn.functional.normalize(photograph(height, 16).repeat(1, 3, 1, 1)[:, :8])
+        clean = clean.contiguous(memory_format=torch.channels_last)
+        results = [torch.autograd.grad(one(images, clean).sum(), images)[0] for one in (frozen, module)]
+        assert relative(*results) < 1e-4
+        kept.append(weakref.ref(clean))
+        del clean
+    assert isinstance(frozen, Frozen) and not frozen.reasons
+    assert [one() is None for one in kept[:2]] == [True, True]
 
 
 def test_sizes_share_their_packed_weights(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -25,6 +26,7 @@ SHAPES = ((1, 32, 40, 40), (1, 32, 40, 40))
 @pytest.fixture(autouse=True)
 def nothing_known(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     monkeypatch.setenv("SHADE_FAST_CACHE", str(tmp_path))
+    monkeypatch.setenv("SHADE_FAST_PLAN", "measured")
     plan._known.cache_clear()
     yield
     plan._known.cache_clear()
@@ -68,6 +70,48 @@ def test_a_measurement_is_made_once_and_kept_on_disk(monkeypatch: pytest.MonkeyP
     assert len(measured) == 2 * count
     (file,) = tmp_path.iterdir()
     assert set(json.loads(file.read_text()).values()) == {"direct"}
+
+
+def test_what_others_have_measured_meanwhile_is_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def take(candidates: list[str], *_: object) -> dict[str, float]:
+        for file in tmp_path.iterdir():  # as if another process had measured at the same time
+            file.write_text(json.dumps(json.loads(file.read_text()) | {"another convolution": "direct"}))
+        return dict.fromkeys(candidates, 2.0) | {"direct": 1.0}
+
+    monkeypatch.setattr(plan, "_times", take)
+    for threads in (1, 2):
+        plan.choose("fast", PLAIN, *SHAPES, threads)
+    (file,) = tmp_path.iterdir()
+    kept = json.loads(file.read_text())
+    assert "another convolution" in kept and len(kept) == 3
+
+
+@pytest.mark.parametrize("folder", ["kept", ""])
+def test_each_instruction_set_has_its_own_measurements(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, folder: str
+) -> None:
+    monkeypatch.setenv("SHADE_FAST_CACHE", str(tmp_path / folder) if folder else "")
+    fastest = {"avx2": "direct", "generic": "winograd4"}
+    for isa in ("avx2", "generic", "avx2"):
+        others = {name: 1.0 if name == fastest[isa] else 2.0 for name in ("winograd4", "winograd6", "direct")}
+        module = SimpleNamespace(selected_isa=lambda isa=isa: isa, __file__=native.cpu().__file__)
+        monkeypatch.setattr(plan, "native", SimpleNamespace(cpu=lambda module=module: module))
+        monkeypatch.setattr(plan, "_times", lambda *_, others=others: others)
+        assert plan.choose("careful", PLAIN, *SHAPES, 1) == fastest[isa]
+
+
+def test_the_home_folder_is_asked_for_only_where_no_other_is_named(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def homeless() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", homeless)
+    monkeypatch.setattr(plan, "_times", lambda candidates, *_: dict.fromkeys(candidates, 2.0) | {"direct": 1.0})
+    assert plan.choose("fast", PLAIN, *SHAPES, 1) == "direct"
+    assert len(list(tmp_path.iterdir())) == 1
+    monkeypatch.delenv("SHADE_FAST_CACHE")
+    assert plan.choose("fast", PLAIN, *SHAPES, 2) == "direct"
 
 
 def test_other_kernels_are_measured_anew(monkeypatch: pytest.MonkeyPatch) -> None:
