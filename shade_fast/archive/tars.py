@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import gzip
 import logging
+import shutil
 import tarfile
+import tempfile
 import threading
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -28,6 +30,8 @@ log = logging.getLogger(__name__)
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 #: What of a member's extended header tarfile writes anew; the rest is kept.
 _REWRITTEN_HEADERS = ("path", "size", "linkpath")
+#: Bytes of a member that is no image which are held in memory.
+_SPOOLED = 16 << 20
 _DAMAGE = (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile)
 
 
@@ -98,7 +102,7 @@ class Tars:
                 for tar, member in _members(shard.content):
                     refused = _refusal(member) is not None
                     if not refused and not _is_image(member.name):
-                        written.addfile(member, tar.extractfile(member) if member.isfile() else None)
+                        _copy(tar, member, written)
                         continue
                     row = next(following, None)
                     if row is None or row.key != to_text(member.name):
@@ -273,6 +277,16 @@ def _kept(member: tarfile.TarInfo) -> dict[str, str]:
 def _read(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
     file = tar.extractfile(member)
     return b"" if file is None else file.read()
+
+
+def _copy(tar: tarfile.TarFile, member: tarfile.TarInfo, written: tarfile.TarFile) -> None:
+    """Copy a member once it was read whole: half of it, where the tar is damaged, would damage what is written too."""
+    content = tar.extractfile(member) if member.isfile() else None
+    with tempfile.SpooledTemporaryFile(_SPOOLED) as whole:
+        if content is not None:
+            shutil.copyfileobj(content, whole)
+            whole.seek(0)
+        written.addfile(member, whole)
 
 
 def _refusal(member: tarfile.TarInfo) -> str | None:

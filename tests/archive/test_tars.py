@@ -259,6 +259,13 @@ def test_a_truncated_tar(cut: str, run: Run, tmp_path: Path, draw: Any, engine: 
     assert verify_archive(tmp_path / "out", poisoner=Poisoner(**engine)) == []
 
 
+def test_a_tar_truncated_in_what_is_no_image(run: Run, tmp_path: Path, draw: Any) -> None:
+    path = write_tar(tmp_path / "a.tar", {"0.png": encoded(draw(32, 32, 0), "PNG"), "0.mp4": bytes(90_000)})
+    path.write_bytes(path.read_bytes()[:60_000])
+    assert [row.status for row in run(path).rows()] == ["ok", "failed"]
+    assert list(read_tar(tmp_path / "out/a.tar")) == ["0.png"]
+
+
 def test_a_damaged_header_is_not_taken_for_the_end(run: Run, tmp_path: Path, draw: Any) -> None:
     path = write_tar(tmp_path / "a.tar", {f"{index}.png": encoded(draw(32, 32, index), "PNG") for index in range(3)})
     with tarfile.open(path) as tar:
