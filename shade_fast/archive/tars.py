@@ -286,7 +286,7 @@ def _copy(tar: tarfile.TarFile, member: tarfile.TarInfo, written: tarfile.TarFil
         if content is not None:
             shutil.copyfileobj(content, whole)
             whole.seek(0)
-        written.addfile(member, whole)
+        written.addfile(member, whole if content is not None else None)
 
 
 def _refusal(member: tarfile.TarInfo) -> str | None:
