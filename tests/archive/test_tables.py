@@ -207,7 +207,8 @@ def test_a_bad_row_ends_no_run(run: Run, many: Path, tmp_path: Path) -> None:
     (tmp_path / "t.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     rows = list(run(tmp_path / "t.jsonl").rows())
     assert [row.status for row in rows] == ["ok", *["failed"] * 4, "ok"]
-    reasons = ["row 1: htp://x/q.png: Protocol not known", "row 2: ", "row 3: no path in column 'path'", "row 4: "]
+    reasons = ["row 1: htp://x/q.png: Protocol not known", "row 2: ", "row 3: no path in column 'path'"]
+    reasons.append("many/\\xed\\xa0\\xbd.png: cannot be read")
     for row, words in zip(rows[1:5], reasons, strict=True):
         assert str(row.error).startswith(words)
     made = [json.loads(line) for line in (tmp_path / "out/t.jsonl").read_text("utf-8").splitlines()]
