@@ -138,7 +138,7 @@ def test_a_second_run_goes_on_and_takes_no_other_options(
     poison: Poison, out: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert cli.main(poison("--limit", "1")) == cli.EXIT_OK
-    assert "not finished: run the same again to go on" in capsys.readouterr().out
+    assert "not finished: run the same again, in mode resume, to go on" in capsys.readouterr().out
     assert cli.main(poison()) == cli.EXIT_OK
     assert "2 images: 2 ok" in capsys.readouterr().out
     before = contents(out)
