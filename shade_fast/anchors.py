@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import functools
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -226,28 +226,33 @@ def generate_anchors(
     vae: Any = getattr(pipeline, "vae", None)
     if draws is not None and vae is None:
         raise ShadeFastError(f"model {str(model)!r}: has no autoencoder that tells typical draws; leave out draws")
-    drawn = []
-    for index in range(draws or count):
+    options = {} if size is None else {"height": size, "width": size}
+
+    def draw(index: int) -> Image.Image:
         generator = torch.Generator(device="cpu").manual_seed(seed + index)
-        options = {} if size is None else {"height": size, "width": size}
         try:
-            drawn += pipeline(
+            drawn: Image.Image = pipeline(
                 prompt.replace("{concept}", concept), num_inference_steps=steps, generator=generator, **options
-            ).images[:1]
+            ).images[0]
         except Exception as error:  # a pipeline's own checks of its options, and one that takes no prompt
             raise ShadeFastError(
                 f"model {str(model)!r}: does not draw with steps={steps}, size={size} ({reason(error)}); "
                 "change these, or give a text-to-image pipeline"
             ) from error
-    kept = list(range(count))
-    if draws is not None:
-        width, height = drawn[0].size
-        kept = sorted(most_typical(Anchor(concept, drawn).latents(load_encoder(vae, device), (height, width)), count))
+        return drawn
+
     folder = Path(out) / concept
     folder.mkdir(parents=True, exist_ok=True)
-    paths = [folder / f"{seed + index:04d}.png" for index in kept]
-    for index, path in zip(kept, paths, strict=True):
-        drawn[index].save(path)
+    kept: Iterable[tuple[int, Image.Image]] = ((index, draw(index)) for index in range(count))
+    if draws is not None:
+        drawn = [draw(index) for index in range(draws)]
+        width, height = drawn[0].size
+        typical = most_typical(Anchor(concept, drawn).latents(load_encoder(vae, device), (height, width)), count)
+        kept = [(index, drawn[index]) for index in sorted(typical)]
+    paths = []
+    for index, image in kept:
+        paths.append(folder / f"{seed + index:04d}.png")
+        image.save(paths[-1])
     return paths
 
 

@@ -62,11 +62,11 @@ def check_array(
         )
 
 
-def check_scratch(scratch: Tensor, size: int, device: torch.device = _CPU) -> None:
+def check_scratch(scratch: Tensor, size: int, device: torch.device = _CPU, *, name: str = "scratch") -> None:
     """Raise ShadeFastError unless a tensor is contiguous float32 on a device with `size` values or more."""
-    check_device("scratch", scratch, device)
+    check_device(name, scratch, device)
     if scratch.dtype != torch.float32 or not scratch.is_contiguous() or scratch.numel() < size:
-        raise ShadeFastError(f"scratch is {scratch.dtype} {list(scratch.shape)}: give contiguous float32 [{size}]")
+        raise ShadeFastError(f"{name} is {scratch.dtype} {list(scratch.shape)}: give contiguous float32 [{size}]")
 
 
 def check_device(name: str, tensor: Tensor, device: torch.device = _CPU) -> None:

@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from shade_fast.errors import ShadeFastError
 from shade_fast.ops import native
-from shade_fast.ops.binding import bound, check_device
+from shade_fast.ops.binding import bound, check_device, check_scratch
 from shade_fast.ops.finish import Call, Finish, check_channels_last
 
 #: Algorithms, each with the compiled module's number for it.
@@ -149,13 +149,8 @@ def bind(
         raise ShadeFastError(f"threads={threads}: at least 1")
     module, number = native.cpu(), NUMBERS[algorithm]
     fields = convolution._fields(tuple(x.shape), tuple(out.shape))
-    for name, tensor, size in (
-        ("packed", packed, module.packed_weights_size(number, fields)),
-        ("scratch", scratch, module.convolution_scratch(number, fields, threads)),
-    ):
-        check_device(name, tensor)
-        if tensor.dtype != torch.float32 or not tensor.is_contiguous() or tensor.numel() < size:
-            raise ShadeFastError(f"{name} is {tensor.dtype} {list(tensor.shape)}: give {size} float32 values in a row")
+    check_scratch(packed, module.packed_weights_size(number, fields), name="packed")
+    check_scratch(scratch, module.convolution_scratch(number, fields, threads))
     return bound(module.convolve, number, fields, packed, x, out, finish, scratch, threads)
 
 

@@ -243,7 +243,12 @@ def _tar_name(member: tarfile.TarInfo) -> tuple[str, str]:
 def _tar_pair(key: str, parts: dict[str, bytes]) -> Pair | None:
     image = _tar_image(parts)
     caption = parts["txt"].decode(errors="replace").strip() if "txt" in parts else None
-    facts = json.loads(parts["json"].decode(errors="replace")) if "json" in parts else {}
+    facts: Any = {}
+    try:
+        facts = json.loads(parts["json"].decode(errors="replace")) if "json" in parts else {}
+    except json.JSONDecodeError:
+        if not caption:
+            raise
     facts = facts if isinstance(facts, dict) else {}
     concept = _text(_first(facts, CONCEPT_COLUMNS))
     caption = caption or _text(_first(facts, CAPTION_COLUMNS)) or (concept and caption_of(concept))

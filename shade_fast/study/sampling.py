@@ -38,8 +38,7 @@ def sample(
     Raises ShadeFastError for a count or steps below 1, and for another encoder or sentence model than the
     generator was trained with.
     """
-    if count < 1 or steps < 1:
-        raise ShadeFastError(f"count={count}, steps={steps}: give whole numbers, at least 1")
+    _check(count, steps)
     trained_on = checkpoint.facts.get("encoder_sha256")
     if trained_on is not None and trained_on != encoder.sha256:
         raise ShadeFastError(
@@ -65,8 +64,9 @@ def sample_pipeline(
     model: str | Path, prompts: Sequence[str], count: int, *, seed: int = 0, steps: int = STEPS, device: str = "cpu"
 ) -> Iterator[tuple[str, Iterator[UInt8Array]]]:
     """Each prompt with its images uint8 [h, w, 3], drawn as they are asked for by a diffusers text-to-image pipeline
-    (folder or hub id); the image of index i has seed + i. Raises ShadeFastError where it cannot be loaded, or does not
-    draw."""
+    (folder or hub id); the image of index i has seed + i. Raises ShadeFastError for a count or steps below 1, and where
+    it cannot be loaded, or does not draw."""
+    _check(count, steps)
     from diffusers import DiffusionPipeline
 
     @contextlib.contextmanager
@@ -90,3 +90,8 @@ def sample_pipeline(
         pipeline: Any = DiffusionPipeline.from_pretrained(str(model)).to(device)
         pipeline.set_progress_bar_config(disable=True)
     return ((prompt, draws(prompt)) for prompt in prompts)
+
+
+def _check(count: int, steps: int) -> None:
+    if count < 1 or steps < 1:
+        raise ShadeFastError(f"count={count}, steps={steps}: give whole numbers, at least 1")

@@ -92,11 +92,17 @@ def test_a_second_run_takes_what_is_there_and_makes_what_is_not(folder: Path, po
     }
 
 
-def test_several_processes_make_what_one_makes(folder: Path, pool: Path, tmp_path: Path) -> None:
-    again = tmp_path / "again"
-    again.mkdir()
+@pytest.fixture
+def again(folder: Path, tmp_path: Path) -> Path:
+    """A folder that has what the arms of `folder` began with, and none of them."""
+    begun = tmp_path / "again"
+    begun.mkdir()
     for name in ("begun.json", "generator.safetensors", "judge.safetensors"):
-        shutil.copy(folder / name, again)
+        shutil.copy(folder / name, begun)
+    return begun
+
+
+def test_several_processes_make_what_one_makes(folder: Path, pool: Path, again: Path) -> None:
     said: list[str] = []
     run_experiments(SCALE, pool, again, only=["placebo", "dirty-label"], processes=2, say=said.append)
     arms = sorted(path.name for path in (again / "arms").glob("*.json"))
@@ -111,12 +117,7 @@ def test_several_processes_make_what_one_makes(folder: Path, pool: Path, tmp_pat
     assert (again / "placebo" / "reading.md").read_text() == (folder / "placebo" / "reading.md").read_text()
 
 
-def test_a_process_that_is_killed_ends_the_run_and_loses_nothing(pool: Path, folder: Path, tmp_path: Path) -> None:
-    again = tmp_path / "again"
-    again.mkdir()
-    for name in ("begun.json", "generator.safetensors", "judge.safetensors"):
-        shutil.copy(folder / name, again)
-
+def test_a_process_that_is_killed_ends_the_run_and_loses_nothing(pool: Path, again: Path) -> None:
     def kill(line: str) -> None:
         if "-by-own-" in line:
             for child in multiprocessing.active_children():
@@ -131,9 +132,7 @@ def test_a_process_that_is_killed_ends_the_run_and_loses_nothing(pool: Path, fol
     assert {path: path.stat().st_mtime_ns for path in made} == made
 
 
-def test_what_fails_in_a_process_is_named_at_once(pool: Path, folder: Path, tmp_path: Path) -> None:
-    again = tmp_path / "again"
-    shutil.copytree(folder, again, ignore=shutil.ignore_patterns("arms", "perturbed"))
+def test_what_fails_in_a_process_is_named_at_once(pool: Path, again: Path) -> None:
     (again / "perturbed").write_text("in the way")
     with pytest.raises(ShadeFastError, match=r"cherry-to-(cherry|lake)-by-own-16: (?s:.*)perturbed"):
         run_experiments(SCALE, pool, again, only=["placebo"], processes=2, say=lambda _: None)

@@ -228,3 +228,5 @@ def test_a_diffusers_pipeline_draws_from_the_seed(pipeline_folder: Path, tmp_pat
     assert not np.array_equal(both["a cat"][0], one)
     with pytest.raises(ShadeFastError, match="nowhere': no checkpoint of `study train`"):
         sample_pipeline(tmp_path / "nowhere", ["a dog"], 1)
+    with pytest.raises(ShadeFastError, match="count=0, steps=1: give whole numbers"):
+        sample_pipeline(pipeline_folder, ["a dog"], 0, steps=1)

@@ -105,13 +105,14 @@ def test_a_tar_takes_the_text_of_a_sample_before_its_json(folder: Path, tmp_path
     members = [
         ("0.png", (folder / "lake/0.png").read_bytes()), ("0.json", b'{"caption": "told by json"}'), ("0.txt", b"told"),
         ("1.png", (folder / "lake/1.png").read_bytes()), ("2.txt", b"no image"), ("1.txt", b"apart"),
+        ("3.png", (folder / "lake/1.png").read_bytes()), ("3.txt", b"alone"), ("3.json", b"{damaged"),
     ]  # fmt: skip
     with tarfile.open(path, "w") as tar:
         for name, data in members:
             info = tarfile.TarInfo(name)
             info.size = len(data)
             tar.addfile(info, io.BytesIO(data))
-    assert [pair.caption for pair in read_pool(path)] == ["told", "apart"]
+    assert [pair.caption for pair in read_pool(path)] == ["told", "apart", "alone"]
 
 
 def test_tars_in_braces_have_concepts_and_what_has_no_caption_is_counted(

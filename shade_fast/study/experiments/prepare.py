@@ -153,7 +153,8 @@ def prepare(
     settings |= {"pool": world.sha256, "encoder": chosen.sha256, "components": components}
     if other is not None:
         settings["transfer"] = other.sha256
-    begin(folder, settings)
+    # Not before all else is known to fit: a folder belongs to what was begun in it.
+    write_whole(folder / BEGUN, json.dumps(check_same(folder, settings), indent=1).encode() + b"\n")
     if components is not None:
         images = np.concatenate([world.of("training", concept)[:300] for concept in world.concepts])
         chosen = with_components(chosen, components, images, folder / "components.safetensors")
@@ -165,28 +166,19 @@ def prepare(
     return Bench(scale, world, chosen, sentences, generator, judge, folder, own, other, known)
 
 
-def check_same(folder: Path, settings: Mapping[str, str | int | None]) -> None:
-    """Refuse a folder that was begun with other settings, whose files would be taken for these ones'."""
-    begun = _begun(folder)
-    for name, value in settings.items():
-        if begun.get(name, value) != value:
-            raise ShadeFastError(
-                f"{folder}: was begun with another {name} ({begun[name]}, in {folder / BEGUN}; now {value}); give that "
-                "one, or another folder"
-            )
-
-
-def begin(folder: Path, settings: Mapping[str, str | int | None]) -> None:
-    """The same; and keep those that the folder has no record of."""
-    check_same(folder, settings)
-    write_whole(folder / BEGUN, json.dumps(_begun(folder) | dict(settings), indent=1).encode() + b"\n")
-
-
-def _begun(folder: Path) -> dict[str, str | int | None]:
+def check_same(folder: Path, settings: Mapping[str, str | int | None]) -> dict[str, str | int | None]:
+    """Refuse a folder that was begun with other settings, whose files would be taken for these ones'; what it was begun
+    with, and these."""
     path = folder / BEGUN
     if not path.exists() and (folder / "generator.safetensors").exists():
         raise ShadeFastError(f"{folder}: has no record of its pool and encoders ({path}); give another folder")
     begun: dict[str, str | int | None] = json.loads(path.read_text()) if path.exists() else {}
+    for name, value in settings.items():
+        if begun.setdefault(name, value) != value:
+            raise ShadeFastError(
+                f"{folder}: was begun with another {name} ({begun[name]}, in {path}; now {value}); give that one, or "
+                "another folder"
+            )
     return begun
 
 
