@@ -208,7 +208,7 @@ class Archive:
         except OSError as error:
             gone = self.layout.vanished()
             place = gone or self.out.location(shard.name)
-            mend = "bring it back" if gone else "make room"
+            mend = "bring it back" if gone else "make room or mend the disk,"
             raise ArchiveStoppedError(f"{place}: {error.strerror or error}; {mend} and run this again") from error
         return True
 
