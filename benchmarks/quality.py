@@ -29,7 +29,6 @@ from shade_fast.archive import find_images
 from shade_fast.cli import bound
 from shade_fast.engine import BACKENDS
 from shade_fast.images import UInt8Array
-from shade_fast.poison import protect_images
 from shade_fast.poisoner import Poisoner
 from shade_fast.survival import TREATMENTS
 
@@ -86,9 +85,9 @@ def main() -> int:
     for budget, run in itertools.product(budgets, options.run):
         poisoner = _poisoner(options, budget, run, starts[budget] if run.start else None)
         poisoner.steps = 1
-        protect_images(poisoner, images[:1], options.target)  # traced and packed before anything is timed
+        poisoner.poison_batch(images[:1], options.target)  # traced and packed before anything is timed
         poisoner.steps = run.steps
-        result = protect_images(poisoner, images, options.target)
+        result = poisoner.poison_batch(images, options.target)
         clean = fmean(image.distance_before for image in result)
         distance = fmean(image.distance_after for image in result)
         lpips = [image.lpips for image in result if image.lpips is not None]

@@ -2,26 +2,19 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from os import PathLike
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import torch
-from tqdm import tqdm
 
 from shade_fast.anchors import Anchor, AnchorLibrary, ImageLike, Target
 from shade_fast.budget import Budget
-from shade_fast.errors import ShadeFastError
-from shade_fast.images import UInt8Array
 from shade_fast.perceptual import Perceptual
-from shade_fast.poisoner import Poisoner
+from shade_fast.poisoner import Poisoner, Progress
 from shade_fast.results import PoisonResult
 from shade_fast.view import View
 from shade_fast.warm_start import WarmStart
-
-#: progress(done, total) after each image, or True for a progress bar.
-Progress = Callable[[int, int], None] | bool | None
 
 
 def poison_batch(
@@ -81,6 +74,8 @@ def poison_batch(
         encoders (docs/strength.md).
     progress: True for a bar, or a function called with (done, total) after each image.
 
+    The networks are loaded for this one batch; `Poisoner(...).poison_batch(images, target)` keeps them for the next.
+
     Returns a `PoisonResult`. An image that cannot be handled is in it as `failed`, with the reason; the others go on.
     Raises ShadeFastError for what concerns the run as a whole: no images, an unknown option, a missing network.
     Source: arXiv 2310.13828.
@@ -106,53 +101,4 @@ def poison_batch(
         survival=survival,
         start=start,
     ) as poisoner:
-        return protect_images(poisoner, images, target, progress)
-
-
-def protect_images(
-    poisoner: Poisoner,
-    images: Sequence[ImageLike] | torch.Tensor,
-    target: Target | Anchor | Sequence[Target | Anchor],
-    progress: Progress = None,
-) -> PoisonResult:
-    """`poison_batch` by a poisoner whose networks are loaded, for one batch after the other."""
-    if isinstance(images, torch.Tensor):
-        images = _arrays(images)
-    if isinstance(images, str | bytes) or not isinstance(images, Sequence):
-        raise ShadeFastError(
-            f"images: give a sequence of images or a uint8 tensor [N, 3, H, W]; got {type(images).__name__}"
-        )
-    if not images:
-        raise ShadeFastError("images: none were given; give at least one")
-    if isinstance(target, list | tuple):
-        if len(target) != len(images):
-            raise ShadeFastError(
-                f"target: a list of {len(target)} for {len(images)} images; give one anchor, or one per image"
-            )
-        targets = [poisoner.anchor(one) for one in target]
-    else:
-        targets = [poisoner.anchor(cast("Target | Anchor", target))] * len(images)
-    started = time.perf_counter()
-    results = []
-    with tqdm(total=len(images), unit="image", disable=progress is not True) as bar:
-        for protected in poisoner.protect(zip(images, targets, strict=True)):
-            results.append(protected.outcome)
-            bar.update()
-            if callable(progress):
-                progress(len(results), len(images))
-    return PoisonResult(
-        images=tuple(results),
-        backend=poisoner.backend,
-        encoder=poisoner.encoder_name,
-        perceptual=None if poisoner.perceptual is None else poisoner.perceptual.name,
-        device=", ".join(poisoner.devices),
-        seconds=time.perf_counter() - started,
-    )
-
-
-def _arrays(images: torch.Tensor) -> list[UInt8Array]:
-    if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
-        raise ShadeFastError(
-            f"images: a {images.dtype} tensor of shape {tuple(images.shape)}; give uint8 [N, 3, H, W], 0 to 255"
-        )
-    return list(images.permute(0, 2, 3, 1).cpu().numpy())
+        return poisoner.poison_batch(images, target, progress)

@@ -10,10 +10,11 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from os import PathLike
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
+from tqdm import tqdm
 
 from shade_fast import runtime
 from shade_fast.anchors import Anchor, AnchorLibrary, ImageLike, Target, resolve_anchor
@@ -36,13 +37,16 @@ from shade_fast.errors import ShadeFastError, reason
 from shade_fast.images import DecodedImage, Output, UInt8Array
 from shade_fast.order import in_order
 from shade_fast.perceptual import Perceptual, available, load_perceptual
-from shade_fast.results import PoisonedImage, Status
+from shade_fast.results import PoisonedImage, PoisonResult, Status
 from shade_fast.survival import TREATMENTS, shares
 from shade_fast.upload import Uploader
 from shade_fast.view import View
 from shade_fast.warm_start import WarmStart
-from shade_fast.work import Protected, Work, codec, failed, through_files, to_array, visible_pixels
+from shade_fast.work import Protected, Work, codec, failed, listed, through_files, to_array, visible_pixels
 from shade_fast.workers import Pool, Worker, packed
+
+#: progress(done, total) after each image, or True for a progress bar.
+Progress = Callable[[int, int], None] | bool | None
 
 #: Preset -> steps of momentum.
 PRESETS = {"fast": 20, "balanced": 60, "strong": 240}
@@ -166,6 +170,40 @@ class Poisoner:
         if self.start is not None:
             self.start.check(anchor, self.encoders)
         return anchor
+
+    def poison_batch(
+        self,
+        images: Sequence[ImageLike] | torch.Tensor,
+        target: Target | Anchor | Sequence[Target | Anchor],
+        progress: Progress = None,
+    ) -> PoisonResult:
+        """`shade_fast.poison_batch` of this configuration: from one batch to the next the networks stay loaded, and
+        what was prepared for an image's size."""
+        images = listed(images)
+        if isinstance(target, list | tuple):
+            if len(target) != len(images):
+                raise ShadeFastError(
+                    f"target: a list of {len(target)} for {len(images)} images; give one anchor, or one per image"
+                )
+            targets = [self.anchor(one) for one in target]
+        else:
+            targets = [self.anchor(cast("Target | Anchor", target))] * len(images)
+        started = time.perf_counter()
+        results = []
+        with tqdm(total=len(images), unit="image", disable=progress is not True) as bar:
+            for protected in self.protect(zip(images, targets, strict=True)):
+                results.append(protected.outcome)
+                bar.update()
+                if callable(progress):
+                    progress(len(results), len(images))
+        return PoisonResult(
+            images=tuple(results),
+            backend=self.backend,
+            encoder=self.encoder_name,
+            perceptual=None if self.perceptual is None else self.perceptual.name,
+            device=", ".join(self.devices),
+            seconds=time.perf_counter() - started,
+        )
 
     def protect(
         self, images: Iterable[tuple[ImageLike | DecodedImage | ShadeFastError, Anchor]], output: Output | None = None

@@ -50,6 +50,23 @@ class Protected:
         return data
 
 
+def listed(images: Sequence[ImageLike] | torch.Tensor) -> Sequence[ImageLike]:
+    """The images of a batch. Raises ShadeFastError where there are none, or they are something else."""
+    if isinstance(images, torch.Tensor):
+        if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
+            raise ShadeFastError(
+                f"images: a {images.dtype} tensor of shape {tuple(images.shape)}; give uint8 [N, 3, H, W], 0 to 255"
+            )
+        images = list(images.permute(0, 2, 3, 1).cpu().numpy())
+    if isinstance(images, str | bytes) or not isinstance(images, Sequence):
+        raise ShadeFastError(
+            f"images: give a sequence of images or a uint8 tensor [N, 3, H, W]; got {type(images).__name__}"
+        )
+    if not images:
+        raise ShadeFastError("images: none were given; give at least one")
+    return images
+
+
 def failed(error: Exception, image: ImageLike | DecodedImage | ShadeFastError) -> PoisonedImage:
     """The outcome of an image that an error ended, which names it."""
     if isinstance(image, ShadeFastError):

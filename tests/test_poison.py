@@ -89,6 +89,22 @@ def test_figures_are_measured_on_the_rounded_image(options: dict[str, Any], targ
     assert len(one.history) == one.steps == 6
 
 
+def test_a_poisoner_keeps_its_networks_from_one_batch_to_the_next(
+    options: dict[str, Any], target: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batches = [[picture(64, 72, 1)], [picture(64, 72, 2)]]
+    right = [poison_batch(batch, target, **options) for batch in batches]
+    with Poisoner(**options) as poisoner:
+        made = [poisoner.poison_batch(batches[0], target)]
+        traced: list[object] = []
+        monkeypatch.setattr(torch.export, "export", lambda *given, **more: traced.append(given))
+        made.append(poisoner.poison_batch(batches[1], target))
+        assert not traced
+    for one, other in zip(made, right, strict=True):
+        assert one[0].status == other[0].status == "ok"
+        assert one[0].distance_after == pytest.approx(other[0].distance_after, rel=1e-3)
+
+
 def test_a_uint8_tensor_is_a_batch(options: dict[str, Any], target: np.ndarray) -> None:
     arrays = [picture(64, 72, seed) for seed in range(2)]
     tensor = torch.stack([torch.tensor(array).permute(2, 0, 1) for array in arrays])

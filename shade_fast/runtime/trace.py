@@ -14,6 +14,7 @@ from torch import Tensor, fx, nn
 from shade_fast.ops.convolution import Convolution
 from shade_fast.ops.pool import LARGEST_KERNEL
 from shade_fast.runtime.attention_layer import AttentionLayer
+from shade_fast.runtime.exported import check_gradient, exported
 from shade_fast.runtime.layers import (
     ConvolutionLayer,
     Dims,
@@ -35,34 +36,31 @@ class Graph:
     """A module's traced graph: nodes of ATen ops, and the tensors that are its constants."""
 
     def __init__(self, module: nn.Module, inputs: Sequence[Tensor]) -> None:
-        """Trace `module(*inputs)`; raises what torch.export raises where the module's code depends on values, and
-        NotImplementedError where it keeps a gradient from the images, the first input."""
-        # Under no_grad a region of the module's own under no_grad would leave no trace.
-        with warnings.catch_warnings(), torch.enable_grad():
-            warnings.simplefilter("ignore")
-            exported = torch.export.export(module, tuple(inputs), strict=False)
-            _check_gradient(exported.graph, exported.graph_signature.user_inputs[0])
-            if any(node.op == "get_attr" for node in exported.graph.nodes) or not _without_writes(exported.graph):
-                exported = exported.run_decompositions({})
-        self.nodes: list[fx.Node] = list(exported.graph.nodes)
+        """Trace `module(*inputs)`; raises what `exported` does, and NotImplementedError where the module keeps a
+        gradient from the images, the first input."""
+        made = exported(module, inputs)
+        check_gradient(made)
+        if any(node.op == "get_attr" for node in made.graph.nodes) or not _without_writes(made.graph):
+            with warnings.catch_warnings(), torch.enable_grad():
+                warnings.simplefilter("ignore")
+                made = made.run_decompositions({})
+        self.nodes: list[fx.Node] = list(made.graph.nodes)
         self.constants: dict[str, Tensor] = {}
         #: of the constants that the module has at every size, their names in it
         self.names: dict[str, str] = {}
         self.inputs: list[str] = []
         kinds = torch.export.graph_signature.InputKind
-        for spec in exported.graph_signature.input_specs:
+        for spec in made.graph_signature.input_specs:
             if spec.kind == kinds.USER_INPUT:
                 self.inputs.append(spec.arg.name)
             else:
-                tensors = exported.state_dict if spec.target in exported.state_dict else exported.constants
+                tensors = made.state_dict if spec.target in made.state_dict else made.constants
                 self.constants[spec.arg.name] = tensors[spec.target].detach()
                 if spec.kind in (kinds.PARAMETER, kinds.BUFFER):
                     self.names[spec.arg.name] = spec.target
-        if len(exported.graph_signature.output_specs) != len(exported.graph_signature.user_outputs):
+        if len(made.graph_signature.output_specs) != len(made.graph_signature.user_outputs):
             raise NotImplementedError("the module writes to its own buffers")
-        result = torch.utils._pytree.tree_unflatten(
-            list(exported.graph_signature.user_outputs), exported.call_spec.out_spec
-        )
+        result = torch.utils._pytree.tree_unflatten(list(made.graph_signature.user_outputs), made.call_spec.out_spec)
         #: whether the module gives one tensor, not a tuple of them
         self.single = isinstance(result, str)
         if not self.single and not isinstance(result, tuple):
@@ -615,19 +613,6 @@ def _of_shade_fast(target: Any) -> Callable[..., Any] | None:
         "shade_fast::unit_length": _Lowering.unit_length,
     }
     return names.get(str(target._name)) if isinstance(target, torch._ops.OpOverload) else None
-
-
-def _check_gradient(graph: fx.Graph, images: Any) -> None:
-    """Raise NotImplementedError where what is made of the images comes to a detach(), or to a region of modes of its
-    own, as `with torch.no_grad()` is one."""
-    reached: set[fx.Node] = set()
-    for node in graph.nodes:
-        if node.name == images or not reached.isdisjoint(node.all_input_nodes):
-            reached.add(node)
-            if node.target in (aten.detach.default, aten.detach_.default) or isinstance(
-                node.target, torch._ops.HigherOrderOperator
-            ):
-                raise NotImplementedError(f"the module stops the gradient: {node.target} of what is made of images")
 
 
 #: Ops whose result has memory of its own.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -174,6 +175,61 @@ def relative(made: Tensor, right: Tensor) -> float:
 
 def flat(result: object) -> list[Tensor]:
     return [result] if isinstance(result, Tensor) else list(result)  # type: ignore[call-overload]
+
+
+#: Ways of `Stops`.
+STOPS = ("detach", "detach in place", "no_grad", "no_grad, and writes", "constants")
+
+
+class Stops(nn.Module):
+    """Keeps the gradient from a part, in one of several ways."""
+
+    def __init__(self, way: str) -> None:
+        super().__init__()
+        self.way = way
+        self.first, self.second = conv(3, 8), conv(8, 4)
+
+    def forward(self, images: Tensor) -> Tensor:
+        x, weight = self.first(images), self.second.weight
+        if self.way == "detach":
+            y = x.detach()
+        elif self.way == "detach in place":
+            y = (x * 2).detach_()
+        elif self.way == "constants":
+            y = x
+            with torch.no_grad():
+                weight = weight.detach() * 2
+        else:
+            with torch.no_grad():
+                y = x * 2
+        if self.way == "no_grad, and writes":
+            x[:, 4:].relu_()
+        return nn.functional.conv2d(torch.tanh(x) * y, weight)
+
+
+class Rounded(torch.autograd.Function):
+    """Rounds; its gradient passes as if it did not."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return torch.round(4 * x) / 4
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return gradient
+
+
+class Quantized(nn.Module):
+    """Has a gradient of its own for a part."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = conv(3, 8), conv(8, 4)
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = self.first(images)
+        made: Tensor = self.second(x + Rounded.apply(x))  # type: ignore[no-untyped-call]
+        return made
 
 
 def gradients(module: nn.Module, images: Tensor, seed: int = 0) -> tuple[list[Tensor], Tensor]:

@@ -18,7 +18,7 @@ from shade_fast.ops import convolution, native
 from shade_fast.ops.lpips_layer import lpips_layer
 from shade_fast.runtime import BLOCKS, CudaNetwork, Frozen, freeze
 from shade_fast.runtime.trace import Graph
-from tests.runtime.networks import NETS, conv, flat, gradients, made, photograph, relative
+from tests.runtime.networks import NETS, STOPS, Quantized, Stops, conv, flat, gradients, made, photograph, relative
 
 pytestmark = pytest.mark.skipif(not native.cpu_available(), reason="shade_fast._cpu is not built")
 
@@ -228,34 +228,8 @@ def test_what_writes_in_place_gives_the_modules_results(way: str) -> None:
     assert relative(gradient, right_gradient) < 1e-4
 
 
-class Stops(nn.Module):
-    """Keeps the gradient from a part, in one of several ways."""
-
-    def __init__(self, way: str) -> None:
-        super().__init__()
-        self.way = way
-        self.first, self.second = conv(3, 8), conv(8, 4)
-
-    def forward(self, images: Tensor) -> Tensor:
-        x, weight = self.first(images), self.second.weight
-        if self.way == "detach":
-            y = x.detach()
-        elif self.way == "detach in place":
-            y = (x * 2).detach_()
-        elif self.way == "constants":
-            y = x
-            with torch.no_grad():
-                weight = weight.detach() * 2
-        else:
-            with torch.no_grad():
-                y = x * 2
-        if self.way == "no_grad, and writes":
-            x[:, 4:].relu_()
-        return nn.functional.conv2d(torch.tanh(x) * y, weight)
-
-
 @pytest.mark.parametrize("backend", ["native", "cuda"])
-@pytest.mark.parametrize("way", ["detach", "detach in place", "no_grad", "no_grad, and writes", "constants"])
+@pytest.mark.parametrize("way", STOPS)
 def test_no_gradient_flows_where_the_module_stops_it(way: str, backend: str) -> None:
     torch.manual_seed(0)
     module, images = Stops(way).eval(), photograph(24, 20, 2)
@@ -266,6 +240,19 @@ def test_no_gradient_flows_where_the_module_stops_it(way: str, backend: str) -> 
     assert relative(gradient, right_gradient) < 1e-5
     assert isinstance(frozen, Frozen | CudaNetwork)
     assert ["stops the gradient" in reason for reason in frozen.reasons.values()] == [True] * (way != "constants")
+
+
+@pytest.mark.parametrize("backend", ["native", "cuda"])
+def test_a_gradient_that_the_module_defines_itself_is_taken(backend: str) -> None:
+    torch.manual_seed(0)
+    module, images = Quantized().eval(), photograph(24, 20, 2)
+    frozen = freeze(module, backend, accuracy="exact")
+    (output,), gradient = gradients(frozen, images)
+    (right,), right_gradient = gradients(module, images)
+    assert relative(output, right) < 1e-5
+    assert relative(gradient, right_gradient) < 1e-5
+    assert isinstance(frozen, Frozen | CudaNetwork)
+    assert all("a gradient of its own: Rounded" in reason for reason in frozen.reasons.values()) and frozen.reasons
 
 
 def test_a_size_is_traced_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,19 @@ from torch import Tensor, nn
 from shade_fast.errors import ShadeFastError
 from shade_fast.runtime import OnnxNetwork, freeze
 from shade_fast.runtime.onnx import export, libraries, model_of
-from tests.runtime.networks import ONNX_NETS, Net, conv, gradients, made, photograph, relative, small_kl
+from tests.runtime.networks import (
+    ONNX_NETS,
+    STOPS,
+    Net,
+    Quantized,
+    Stops,
+    conv,
+    gradients,
+    made,
+    photograph,
+    relative,
+    small_kl,
+)
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxscript")
@@ -40,6 +52,26 @@ def test_results_and_input_gradient_are_the_modules(name: str) -> None:
     assert relative(gradient, right_gradient) < TOLERANCE
     with torch.no_grad():
         assert torch.equal(network(images), outputs[0])
+
+
+@pytest.mark.parametrize("way", STOPS)
+def test_no_gradient_flows_where_the_module_stops_it(way: str) -> None:
+    torch.manual_seed(0)
+    module, images = Stops(way).eval(), photograph(24, 20, 2)
+    network = freeze(module, "onnxruntime:cpu")
+    if way not in ("detach", "constants"):
+        with pytest.raises(ShadeFastError, match=r"Stops cannot be traced .*stops the gradient.*backend='native'"):
+            gradients(network, images)
+        return
+    (output,), gradient = gradients(network, images)
+    (right,), right_gradient = gradients(module.double(), images.double())
+    assert relative(output, right) < 1e-5
+    assert relative(gradient, right_gradient) < 1e-5
+
+
+def test_a_gradient_that_the_module_defines_itself_is_refused() -> None:
+    with pytest.raises(ShadeFastError, match=r"Quantized cannot be traced .*a gradient of its own: Rounded.*native"):
+        gradients(freeze(Quantized(), "onnxruntime:cpu"), photograph(24, 20, 2))
 
 
 def test_a_step_is_one_graph_and_its_gradient_the_distances() -> None:

@@ -21,6 +21,7 @@ from torch import Tensor, fx, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from shade_fast.runtime.exported import check_gradient, exported
 from shade_fast.runtime.onnx.decompositions import table
 from shade_fast.runtime.onnx.half import scale_of
 
@@ -68,21 +69,23 @@ class Source:
 
 
 def read(module: nn.Module, inputs: Sequence[Tensor]) -> Source:
-    """The module's forward for inputs of these shapes; raises torch.export's errors where its code looks at values."""
-    with TRACING, warnings.catch_warnings(), torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
+    """The module's forward for inputs of these shapes; raises what `exported` and `check_gradient` do."""
+    with TRACING, warnings.catch_warnings(), torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
         warnings.simplefilter("ignore")
-        empty = tuple(torch.empty_like(tensor, memory_format=torch.contiguous_format) for tensor in inputs)
-        exported = torch.export.export(module, empty, strict=False).run_decompositions({})
-    outputs = next(node for node in exported.graph.nodes if node.op == "output").args[0]
-    digest = hashlib.sha256(exported.graph_module.code.encode())
-    for spec in exported.graph_signature.input_specs:
+        empty = [torch.empty_like(tensor, memory_format=torch.contiguous_format) for tensor in inputs]
+        made = exported(module, empty)
+        check_gradient(made, kept=[aten.detach.default])
+        made = made.run_decompositions({})
+    outputs = next(node for node in made.graph.nodes if node.op == "output").args[0]
+    digest = hashlib.sha256(made.graph_module.code.encode())
+    for spec in made.graph_signature.input_specs:
         if spec.target is not None:
-            tensors = exported.state_dict if spec.target in exported.state_dict else exported.constants
+            tensors = made.state_dict if spec.target in made.state_dict else made.constants
             _hash(digest, spec.arg.name, tensors[spec.target])
     shapes = tuple(tuple(output.meta["val"].shape) for output in outputs)
-    single = exported.call_spec.out_spec.is_leaf()
+    single = made.call_spec.out_spec.is_leaf()
     given = tuple(tuple(tensor.shape) for tensor in inputs)
-    run = exported.module(check_guards=False)
+    run = made.module(check_guards=False)
     return Source(run, given, shapes, single, inputs[0].device, digest.hexdigest())
 
 
