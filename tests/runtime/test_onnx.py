@@ -54,6 +54,20 @@ def test_results_and_input_gradient_are_the_modules(name: str) -> None:
         assert torch.equal(network(images), outputs[0])
 
 
+@pytest.mark.parametrize(
+    "options",
+    [(3, 2), (3, 2, 1), (2, 2, 1), (2, 1, 0, 2), ((3, 2), (2, 3), 1), (3, 2, 1, 1, False, True), (4, 5)],
+    ids=str,
+)
+def test_a_pools_gradient_goes_to_the_largest_of_each_window(options: tuple[Any, ...]) -> None:
+    torch.manual_seed(0)
+    module = nn.Sequential(conv(3, 8), nn.MaxPool2d(*options), conv(8, 4)).eval()
+    outputs, gradient = gradients(freeze(module, "onnxruntime:cpu"), images := photograph(24, 39, 2))
+    right, right_gradient = gradients(module, images)
+    assert relative(outputs[0], right[0]) < TOLERANCE
+    assert relative(gradient, right_gradient) < TOLERANCE
+
+
 @pytest.mark.parametrize("way", STOPS)
 def test_no_gradient_flows_where_the_module_stops_it(way: str) -> None:
     torch.manual_seed(0)

@@ -208,32 +208,45 @@ def max_pool_backward(
 ) -> Tensor:
     """dy where x is the first of its window's largest, summed over the windows."""
     stride = stride or kernel
-    plain = not any(padding) and all(step == 1 for step in dilation) and not ceil_mode
-    if x.ndim != 4 or not plain or (stride != [1, 1] and stride != kernel):
-        made: Tensor = core_aten_decompositions()[aten.max_pool2d_with_indices_backward.default](
-            gradient, x, kernel, stride, padding, dilation, ceil_mode, indices
-        )
-        return made
     pooled = aten.max_pool2d_with_indices(x, kernel, stride, padding, dilation, ceil_mode)[0]
-    height, width = pooled.shape[2:]
+    sides, windows = x.shape[2:], pooled.shape[2:]
+    # What the windows reach over: pixels around x, and where the last of x are in none, less than x.
+    reach = [(windows[axis] - 1) * stride[axis] + (kernel[axis] - 1) * dilation[axis] + 1 for axis in (0, 1)]
+    after = [reach[axis] - sides[axis] - padding[axis] for axis in (0, 1)]
+    around = [padding[1], max(after[1], 0), padding[0], max(after[0], 0)]
+    if any(around):
+        x = functional.pad(x, around, value=-torch.inf)
     rest, parts = gradient, []
-    places = [(down, across) for down in range(kernel[0]) for across in range(kernel[1])]
+    places = [(down * dilation[0], across * dilation[1]) for down in range(kernel[0]) for across in range(kernel[1])]
     for down, across in places:
-        rows = slice(down, down + stride[0] * (height - 1) + 1, stride[0])
-        columns = slice(across, across + stride[1] * (width - 1) + 1, stride[1])
+        rows = slice(down, down + stride[0] * (windows[0] - 1) + 1, stride[0])
+        columns = slice(across, across + stride[1] * (windows[1] - 1) + 1, stride[1])
         part = rest * _zero(pooled - x[:, :, rows, columns])
         rest = rest - part
         parts.append(part)
-    if stride == [1, 1]:
+    batch, channels = x.shape[:2]
+    if stride == kernel and dilation == [1, 1]:
+        stacked = torch.stack(parts, dim=2).reshape(batch, channels, *kernel, *windows)
+        whole = stacked.permute(0, 1, 4, 2, 5, 3).reshape(batch, channels, *reach)
+    else:
+        ends = [(kernel[axis] - 1) * dilation[axis] for axis in (0, 1)]
         grown = [
-            functional.pad(part, [across, kernel[1] - 1 - across, down, kernel[0] - 1 - down])
+            functional.pad(_apart(part, stride), [across, ends[1] - across, down, ends[0] - down])
             for part, (down, across) in zip(parts, places, strict=True)
         ]
-        return functools.reduce(torch.add, grown)
-    batch, channels = x.shape[:2]
-    stacked = torch.stack(parts, dim=2).reshape(batch, channels, *kernel, height, width)
-    spread = stacked.permute(0, 1, 4, 2, 5, 3).reshape(batch, channels, height * kernel[0], width * kernel[1])
-    return functional.pad(spread, [0, x.shape[3] - spread.shape[3], 0, x.shape[2] - spread.shape[2]])
+        whole = functools.reduce(torch.add, grown)
+    inside = whole[:, :, padding[0] : padding[0] + sides[0], padding[1] : padding[1] + sides[1]]
+    return functional.pad(inside, [0, sides[1] - inside.shape[3], 0, sides[0] - inside.shape[2]])
+
+
+def _apart(x: Tensor, stride: list[int]) -> Tensor:
+    """[B, C, h, w] with stride - 1 zeros between rows and between columns."""
+    if stride == [1, 1]:
+        return x
+    batch, channels, height, width = x.shape
+    spread = functional.pad(x.reshape(batch, channels, height, 1, width, 1), [0, stride[1] - 1, 0, 0, 0, stride[0] - 1])
+    rows, columns = ((side - 1) * step + 1 for side, step in zip((height, width), stride, strict=True))
+    return spread.reshape(batch, channels, height * stride[0], width * stride[1])[:, :, :rows, :columns]
 
 
 def reflection_pad_backward(gradient: Tensor, x: Tensor, padding: list[int]) -> Tensor:
