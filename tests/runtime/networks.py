@@ -299,6 +299,7 @@ ONNX_NETS: dict[str, Callable[[], nn.Module]] = {
         lambda x, a, b: b(F.pad(a(x), (0, 1, 0, 1))), a=conv(3, 16), b=nn.Conv2d(16, 12, 3, 2)
     ),
     "norms without weights": lambda: nn.Sequential(conv(3, 8), nn.GroupNorm(2, 8, affine=False), conv(8, 4)),
+    "edges that continue": lambda: nn.Sequential(nn.Conv2d(3, 4, 3, padding=1, padding_mode="circular"), conv(4, 4)),
     "attention, two heads": lambda: nn.Sequential(conv(3, 8, 3, 4), Attention(8, 2)),
     "lone activations": lambda: Net(
         lambda x, a: torch.tanh(F.silu(a(x)) * 2 + torch.relu(x + 1).mean(1, True)), a=conv(3, 8)

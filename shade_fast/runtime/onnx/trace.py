@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.func import functionalize
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -96,9 +97,20 @@ def trace(source: Source, kind: str) -> fx.GraphModule:
     function = _FUNCTIONS[kind](source)
     with TRACING, warnings.catch_warnings(), sdpa_kernel(SDPBackend.MATH):
         warnings.simplefilter("ignore")
-        made = make_fx(function, table(), tracing_mode="fake", _allow_non_fake_inputs=True)(*inputs)
+        made = _traced(function, inputs)
+        if any(map(_changes_in_place, made.graph.nodes)):
+            made = _traced(functionalize(made), inputs)
     _simplify(made)
     return made.eval()
+
+
+def _traced(function: Callable[..., Any], inputs: Sequence[Tensor]) -> fx.GraphModule:
+    return make_fx(function, table(), tracing_mode="fake", _allow_non_fake_inputs=True)(*inputs)
+
+
+def _changes_in_place(node: fx.Node) -> bool:
+    """Whether a node writes to what it is given, as some operators' own decompositions do."""
+    return isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
 
 
 def _forward(source: Source) -> Callable[..., Any]:
