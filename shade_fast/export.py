@@ -57,6 +57,8 @@ def export_onnx(
     Returns the card. Raises ShadeFastError for sizes that the encoder does not take, for a network that ONNX has no
     form for, and for a folder that cannot be written.
     """
+    if not isinstance(size, int) and not (isinstance(size, tuple | list) and len(size) == 2):
+        raise ShadeFastError(f"size={size!r}: give one side, or height and width")
     height, width = (size, size) if isinstance(size, int) else size
     for name, value in (("size", height), ("size", width), ("batch", batch)):
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:

@@ -160,6 +160,7 @@ def test_an_export_runs_without_torch_and_its_card_says_how(
         ({"precision": "half"}, "precision 'half': give one of float32, float16, bfloat16"),
         ({"batch": 0}, "batch=0: give a whole number, at least 1"),
         ({"size": (64, -8)}, "size=-8"),
+        ({"size": "512"}, "size='512': give one side, or height and width"),
         ({"out": "/proc/none"}, "/proc/none: cannot be written"),
     ],
 )

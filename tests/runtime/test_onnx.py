@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -212,6 +213,17 @@ def test_without_a_cache_nothing_is_written(folder: str, cache: Path, monkeypatc
     assert files(cache) == []
 
 
+def test_a_user_without_a_home(monkeypatch: pytest.MonkeyPatch) -> None:
+    def home() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", home)
+    source = export.read_module(made("one convolution", ONNX_NETS), [photograph(16, 16)])
+    assert isinstance(export.cached(source, "forward", source.names("forward")), Path)
+    monkeypatch.delenv("SHADE_FAST_CACHE")
+    assert isinstance(export.cached(source, "forward", source.names("forward")), bytes)
+
+
 def test_a_folder_that_fills_up_costs_no_second_export(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     exports, real_export = [], export.export
 
@@ -297,6 +309,12 @@ def test_missing_libraries_say_what_to_install(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(libraries.importlib, "import_module", absent)
     with pytest.raises(ShadeFastError, match=r"onnxruntime is not there.*pip install 'shade-fast\[onnx\]'"):
         freeze(nn.Identity(), "onnxruntime:cpu")
+
+
+def test_what_is_left_of_an_uninstalled_runtime_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "onnxruntime", ModuleType("onnxruntime"))
+    told = libraries.describe_onnxruntime()
+    assert told["built"] == "no" and "pip uninstall onnxruntime onnxruntime-gpu" in told["why"]
 
 
 def test_a_network_that_cannot_be_traced_is_refused() -> None:

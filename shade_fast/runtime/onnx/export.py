@@ -156,8 +156,14 @@ def _bytes(model: Any) -> bytes:
 
 
 def _folder() -> Path | None:
-    folder = os.environ.get("SHADE_FAST_CACHE", str(Path.home() / ".cache" / "shade_fast"))
-    return Path(folder) / "onnx" if folder else None
+    named = os.environ.get("SHADE_FAST_CACHE")
+    if named == "":
+        return None
+    try:
+        folder = Path.home() / ".cache" / "shade_fast" if named is None else Path(named)
+    except RuntimeError:  # the user has no home
+        return None
+    return folder / "onnx"
 
 
 def is_whole(path: Path) -> bool:

@@ -26,6 +26,11 @@ def runtime(provider: str = CPU) -> Any:
     if provider not in PROVIDERS:
         raise ShadeFastError(f"ONNX Runtime's provider {provider!r}: give one of {', '.join(PROVIDERS)}")
     module = _imported("onnxruntime", provider)
+    if not hasattr(module, "get_available_providers"):
+        # onnxruntime and onnxruntime-gpu share a folder: who uninstalls one of both has neither.
+        raise ShadeFastError(
+            f"onnxruntime is there without its code: pip uninstall onnxruntime onnxruntime-gpu; {INSTALL[provider]}"
+        )
     wanted = PROVIDERS[provider][0]
     offered = module.get_available_providers()
     if wanted not in offered:
