@@ -10,6 +10,7 @@ import pickle
 import threading
 import time
 import uuid
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -25,6 +26,9 @@ try:
     import ray.data
 except ImportError as missing:
     raise ShadeFastError(f"Ray is not installed ({missing}): pip install 'shade-fast[ray]'") from missing
+
+#: Deaths of actors over one shard before it is left as it is.
+DEATHS_OF_A_SHARD = 3
 
 
 def poison_archive(
@@ -49,6 +53,8 @@ def poison_archive(
     threads, of each. gpus_per_actor: 1 for an engine a GPU. `out` must be one that every node reaches, a shared folder
     or a URL. An actor that dies is replaced, and its shard goes on where it was. Shards are the unit of work: give a
     folder a `shard_size` well below its images over `actors`.
+
+    Raises ShadeFastError as that does, and at the end where `DEATHS_OF_A_SHARD` actors died over a shard.
     """
     if cpus_per_actor < 1 or (actors is not None and actors < 1):
         raise ShadeFastError(f"actors={actors}, cpus_per_actor={cpus_per_actor}: give whole numbers, at least 1")
@@ -59,25 +65,45 @@ def poison_archive(
             ray.init(include_dashboard=False, log_to_driver=False)
         started = time.perf_counter()
         items = [{"shard": pickle.dumps(shard)} for shard in archive.layout.shards((0, 1), archive.index)]
-        new = 0
+        new, given_up = 0, []
         with Reporter(None, archive.recorded, (0, 1), events) as reporter:
             if items:
+                begun = ray.remote(num_cpus=0)(_Begun).remote()
                 pipeline = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
                     _Engine,
-                    fn_constructor_args=(source, out, target, arguments, options, mode, cpus_per_actor),
+                    fn_constructor_args=(source, out, target, arguments, options, mode, cpus_per_actor, begun),
                     batch_size=1,
                     compute=ray.data.ActorPoolStrategy(size=actors or _fitting(cpus_per_actor, gpus_per_actor)),
                     num_cpus=cpus_per_actor,
                     num_gpus=gpus_per_actor,
                 )
                 for row in pipeline.iter_rows():
+                    if row["given_up"]:
+                        given_up.append(row["name"])
+                        continue
                     new += row["images"]
                     archive.clock.engine += row["engine_seconds"]
                     archive.clock.waiting += row["waiting_seconds"]
                     reporter.shard(row["name"], True)
+            if given_up:
+                raise ShadeFastError(
+                    f"{', '.join(given_up)}: given up, {DEATHS_OF_A_SHARD} actors died over each; see whether they "
+                    "have the memory for its images. All else is done and recorded: the same again goes on"
+                )
             report = archive.report(new, time.perf_counter() - started, interrupted=False)
             reporter.end(report.stats, interrupted=False)
     return report
+
+
+class _Begun:
+    """How often each shard was begun: Ray hands out what an actor died over for ever."""
+
+    def __init__(self) -> None:
+        self.times: Counter[str] = Counter()
+
+    def again(self, shard: str) -> int:
+        self.times[shard] += 1
+        return self.times[shard]
 
 
 class _Engine:
@@ -92,7 +118,9 @@ class _Engine:
         options: dict[str, Any],
         mode: str,
         threads: int,
+        begun: Any,
     ) -> None:
+        self.begun = begun
         torch.set_num_threads(threads)
         os.environ.setdefault("SHADE_FAST_PLAN", "fixed")
         self.archive = Archive(source, out, target, mode=mode, options=options, **arguments)
@@ -105,14 +133,19 @@ class _Engine:
         self.archive.join(f"actor-{os.getpid()}-{uuid.uuid4().hex}")
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        made: dict[str, list[Any]] = {"name": [], "images": [], "engine_seconds": [], "waiting_seconds": []}
+        made: dict[str, list[Any]] = {
+            name: [] for name in ("name", "given_up", "images", "engine_seconds", "waiting_seconds")
+        }
         for pickled in batch["shard"]:
             shard = pickle.loads(pickled)
             rows: list[int] = []
             clock = self.archive.clock
             engine, waiting = clock.engine, clock.waiting
-            self.archive.run_shard(shard, threading.Event(), lambda _, rows=rows: rows.append(1))  # type: ignore[misc]
+            given_up = ray.get(self.begun.again.remote(shard.name)) > DEATHS_OF_A_SHARD
+            if not given_up:
+                self.archive.run_shard(shard, threading.Event(), lambda _, rows=rows: rows.append(1))  # type: ignore[misc]
             made["name"].append(shard.name)
+            made["given_up"].append(given_up)
             made["images"].append(len(rows))
             made["engine_seconds"].append(clock.engine - engine)
             made["waiting_seconds"].append(clock.waiting - waiting)

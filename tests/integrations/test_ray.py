@@ -8,12 +8,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
 
 import shade_fast
 from shade_fast import Budget, View
 from shade_fast.archive import Manifest, Storage
+from shade_fast.errors import ShadeFastError
+from tests.workers.networks import DEADLY, Deadly
 
 ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'shade-fast[ray]'")
 
@@ -78,3 +81,13 @@ def test_the_same_bytes_as_without_and_an_actor_that_is_killed(
     assert shade_fast.verify_archive(tmp_path / "ray") == []
     again = poison_archive(photos, tmp_path / "ray", "castle", actors=1, shard_size=2, **OPTIONS)
     assert (again.new, again.images) == (0, 17)
+
+
+def test_a_shard_that_actors_die_of_is_given_up_after_all_others(cluster: None, photos: Path, tmp_path: Path) -> None:
+    from shade_fast.integrations.ray import poison_archive
+
+    Image.fromarray(np.full((64, 64, 3), DEADLY, np.uint8)).save(photos / "05.png")
+    options = OPTIONS | {"encoder": Deadly()}
+    with pytest.raises(ShadeFastError, match=r"given up, 3 actors died over each.*the same again goes on"):
+        poison_archive(photos, tmp_path / "ray", "castle", actors=1, shard_size=4, **options)
+    assert {"00.png", "15.jpg"} <= written(tmp_path / "ray").keys()
