@@ -76,6 +76,23 @@ def computed_weights(x: Tensor, **layers: nn.Module) -> Tensor:
     return x
 
 
+def on_a_grid(x: Tensor, a: nn.Module, b: nn.Module) -> Tensor:
+    """Constants that the module makes for each size, one for each pixel."""
+    x = torch.tanh(a(x))
+    rows, columns = (torch.linspace(0, 1, side, dtype=x.dtype) for side in x.shape[2:])
+    made: Tensor = b(x * (rows[:, None] + columns) + rows[:, None])
+    return made
+
+
+TABLES = [torch.linspace(index, index + 1, 8)[:, None, None] for index in range(4)]
+
+
+def by_a_table(x: Tensor, a: nn.Module, b: nn.Module) -> Tensor:
+    """A constant that is another for each size, and no parameter or buffer."""
+    made: Tensor = b(torch.tanh(a(x)) * TABLES[x.shape[3] % 4])
+    return made
+
+
 def one_weight_twice(x: Tensor, a: nn.Module, b: nn.Module) -> Tensor:
     return F.conv2d(b(a(x)), b.weight, stride=2, padding=1)
 
@@ -112,6 +129,8 @@ NETS: dict[str, Callable[[], nn.Module]] = {
     ),
     "padding by size": lambda: nn.Sequential(conv(3, 8), Net(padded_by_size, a=nn.Conv2d(8, 12, 3, 2))),
     "weights computed by size": lambda: Net(computed_weights, a=conv(3, 8), b=conv(8, 8), c=conv(8, 8)),
+    "constants made by size": lambda: Net(on_a_grid, a=conv(3, 8), b=conv(8, 4)),
+    "constants chosen by size": lambda: Net(by_a_table, a=conv(3, 8), b=conv(8, 4)),
     "one weight at two strides": lambda: Net(one_weight_twice, a=conv(3, 8), b=conv(8, 8)),
     "shared value": lambda: Net(shared, a=conv(3, 16), b=conv(16, 16), c=conv(16, 16, 1)),
     "value added to itself": lambda: Net(lambda x, a: (y := a(x)) + y, a=conv(3, 8)),

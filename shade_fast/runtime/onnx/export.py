@@ -8,7 +8,6 @@ import hashlib
 import io
 import json
 import logging
-import os
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,7 +17,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from shade_fast.errors import ShadeFastError, reason
-from shade_fast.files import whole_file, write_whole
+from shade_fast.files import cache_folder, whole_file, write_whole
 from shade_fast.runtime.onnx import libraries
 from shade_fast.runtime.onnx.decompositions import OPSET, OPSET_OF_BFLOAT16
 from shade_fast.runtime.onnx.trace import TRACING, Source, read, trace
@@ -156,8 +155,8 @@ def _bytes(model: Any) -> bytes:
 
 
 def _folder() -> Path | None:
-    folder = os.environ.get("SHADE_FAST_CACHE", str(Path.home() / ".cache" / "shade_fast"))
-    return Path(folder) / "onnx" if folder else None
+    folder = cache_folder()
+    return None if folder is None else folder / "onnx"
 
 
 def is_whole(path: Path) -> bool:
