@@ -45,7 +45,7 @@ class Attention(nn.Module):
         return x + self.out(made).transpose(1, 2).view(batch, channels, height, width)
 
 
-def conv(inputs: int, outputs: int, side: int = 3, stride: int = 1, **options: int | bool) -> nn.Conv2d:
+def conv(inputs: int, outputs: int, side: int = 3, stride: int = 1, **options: int | bool | str) -> nn.Conv2d:
     return nn.Conv2d(inputs, outputs, side, stride, padding=side // 2, **options)  # type: ignore[arg-type]
 
 
@@ -127,6 +127,7 @@ NETS: dict[str, Callable[[], nn.Module]] = {
     "padding that torch makes": lambda: Net(
         lambda x, a, b: b(F.pad(a(x), (1, 1, 1, 1), mode="replicate")), a=conv(3, 16), b=nn.Conv2d(16, 12, 3)
     ),
+    "circular padding": lambda: nn.Sequential(conv(3, 8), conv(8, 4, padding_mode="circular")),
     "padding by size": lambda: nn.Sequential(conv(3, 8), Net(padded_by_size, a=nn.Conv2d(8, 12, 3, 2))),
     "weights computed by size": lambda: Net(computed_weights, a=conv(3, 8), b=conv(8, 8), c=conv(8, 8)),
     "constants made by size": lambda: Net(on_a_grid, a=conv(3, 8), b=conv(8, 4)),
@@ -303,6 +304,7 @@ def smooth_taesd() -> nn.Module:
 #: Those whose graphs ONNX has; smooth ones, but for the lone activations.
 ONNX_NETS: dict[str, Callable[[], nn.Module]] = {
     "TAESD with a norm": smooth_taesd,
+    "circular padding": lambda: nn.Sequential(conv(3, 8), conv(8, 4, padding_mode="circular")),
     "one convolution": lambda: nn.Sequential(conv(3, 4)),
     "kernels and strides": lambda: nn.Sequential(
         conv(3, 16, 7, 2), nn.SiLU(), nn.Conv2d(16, 8, 3, 3), conv(8, 8, 1), nn.Conv2d(8, 4, 2, 2, padding=1)

@@ -97,6 +97,9 @@ def trace(source: Source, kind: str) -> fx.GraphModule:
     with TRACING, warnings.catch_warnings(), sdpa_kernel(SDPBackend.MATH):
         warnings.simplefilter("ignore")
         made = make_fx(function, table(), tracing_mode="fake", _allow_non_fake_inputs=True)(*inputs)
+        if any(_writes(node) for node in made.graph.nodes):
+            function = torch.func.functionalize(made, remove="mutations")
+            made = make_fx(function, table(), tracing_mode="fake", _allow_non_fake_inputs=True)(*inputs)
     _simplify(made)
     return made.eval()
 
@@ -224,6 +227,11 @@ def _merge(graph: fx.Graph) -> None:
             if first is not node:
                 node.replace_all_uses_with(first)
                 graph.erase_node(node)
+
+
+def _writes(node: fx.Node) -> bool:
+    """Whether an op writes to its arguments, as some of torch's own decompositions do."""
+    return isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
 
 
 def _is_random(node: fx.Node) -> bool:
