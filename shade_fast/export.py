@@ -79,7 +79,7 @@ def export_onnx(
         ("encoder", loaded.module, [images], "forward", ["images"], ["latents"])
     ]
     if network is not None:
-        graphs.append(("features", _Features(network), [images], "forward", ["images"], features))
+        graphs.append(("features", network.clean_side, [images], "forward", ["images"], features))
     step_inputs = [images, latents, *clean]
     names = ["images", "anchor_latents", *features]
     graphs.append(("step", _Step(loaded, network), step_inputs, "steps", names, [*distances, *gradients]))
@@ -120,15 +120,6 @@ def card_lines(card: dict[str, Any]) -> list[str]:
                 low, high = ("unbounded" if side is None else side for side in one["range"])
                 lines.append(f"  {arrow} {one['name']} {one['shape']}, {low} to {high}: {one['meaning']}")
     return lines
-
-
-class _Features(nn.Module):
-    def __init__(self, network: Perceptual) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        return self.network.features(images)
 
 
 class _Step(nn.Module):

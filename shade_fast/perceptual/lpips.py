@@ -49,7 +49,8 @@ class Perceptual(nn.Module):
         self.minimum_side = minimum_side
         self.activations = _Activations(trunk, minimum_side)
         self.heads = nn.ParameterList([nn.Parameter(head) for head in heads])
-        self._features: nn.Module = _Features(self.activations, "reference")
+        #: what `features` runs: images to the clean side of the distance
+        self.clean_side: nn.Module = _Features(self.activations, "reference")
         self._distances: nn.Module = _Distances(self.activations, self.heads, "reference")
         self.requires_grad_(False)
         self.eval()
@@ -58,7 +59,7 @@ class Perceptual(nn.Module):
         """This network executed by what `freeze` makes of its two maps (see `shade_fast.runtime.freeze`)."""
         frozen = copy.copy(self)
         frozen._modules = dict(self._modules)
-        frozen._features = freeze(_Features(self.activations, "native"))
+        frozen.clean_side = freeze(_Features(self.activations, "native"))
         frozen._distances = freeze(_Distances(self.activations, self.heads, "native"))
         return frozen
 
@@ -69,7 +70,7 @@ class Perceptual(nn.Module):
         images: [B,3,h,w] in [0,1]. Returns one tensor [B,C,h',w'] per compared layer, of unit length along C.
         """
         self._check(images)
-        features: tuple[Tensor, ...] = self._features(images)
+        features: tuple[Tensor, ...] = self.clean_side(images)
         return features
 
     def distance(self, images: Tensor, clean_features: Sequence[Tensor]) -> Tensor:
