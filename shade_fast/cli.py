@@ -16,6 +16,7 @@ from tqdm import tqdm
 from shade_fast.anchors import AnchorLibrary
 from shade_fast.archive import find_images, read_pairs
 from shade_fast.archive.archive import MODES, OUTPUTS
+from shade_fast.archive.manifest import finite
 from shade_fast.bench import bench_lines, bench_step
 from shade_fast.budget import Budget
 from shade_fast.cli_archive import EXIT_NOTHING, EXIT_OK, run_archive, run_status, run_verify
@@ -115,7 +116,8 @@ def _survive(options: argparse.Namespace) -> int:
     pairs = ((clean, perturbed) for _, clean, perturbed in read_pairs(options.directory))
     measured = survival_of_pairs(pairs, options.encoder, view=View(options.view))
     if options.json:
-        print(json.dumps({"encoder": measured.encoder, "names": measured.names, "shares": measured.shares}, indent=1))
+        shares = {name: [finite(share) for share in shares] for name, shares in measured.shares.items()}
+        print(json.dumps({"encoder": measured.encoder, "names": measured.names, "shares": shares}, indent=1))
     else:
         print(measured.table())
     if options.plot:

@@ -15,6 +15,17 @@ _UMASK = os.umask(0o077)
 os.umask(_UMASK)
 
 
+def cache_folder() -> Path | None:
+    """SHADE_FAST_CACHE, or ~/.cache/shade_fast; None where that is set to nothing, or the user has no home."""
+    named = os.environ.get("SHADE_FAST_CACHE")
+    if named is not None:
+        return Path(named) if named else None
+    try:
+        return Path.home() / ".cache" / "shade_fast"
+    except RuntimeError:
+        return None
+
+
 @contextlib.contextmanager
 def whole_file(path: str | os.PathLike[str], temporary_folder: str | None = None) -> Iterator[IO[bytes]]:
     """A file to write in pieces, which is there under its name once the block has ended without an error.

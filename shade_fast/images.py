@@ -84,6 +84,13 @@ class DecodedImage:
         """`pixels` [H, W, 3] with this image's alpha as a fourth channel, where it has one."""
         return pixels if self.alpha is None else np.dstack([pixels, self.alpha])
 
+    def has_alpha_of(self, other: DecodedImage) -> bool:
+        """Whether both are as transparent; a WebP file leaves out alpha that is opaque everywhere."""
+        mine, theirs = (
+            np.full(image.pixels.shape[:2], 255) if image.alpha is None else image.alpha for image in (self, other)
+        )
+        return np.array_equal(mine, theirs)
+
 
 def decode(source: str | Path | bytes | Image.Image | UInt8Array, name: str | None = None) -> DecodedImage:
     """Decode a path, an encoded file's bytes, a PIL image or a uint8 array [H, W], [H, W, 1], [H, W, 3] or [H, W, 4].

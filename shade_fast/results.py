@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from math import isfinite, nan
 from statistics import fmean
 from typing import Literal, overload
 
@@ -89,6 +90,11 @@ class PoisonResult(Sequence[PoisonedImage]):
         )
 
 
+def mean_share(shares: Iterable[float]) -> float:
+    """The mean of survival's shares, without those of images that were not moved, which are NaN; NaN of none."""
+    return fmean([share for share in shares if isfinite(share)] or [nan])
+
+
 def summarize(
     images: Sequence[PoisonedImage], *, seconds: float, encoder: str, perceptual: str | None, backend: str
 ) -> str:
@@ -108,7 +114,7 @@ def summarize(
         lines.append(line + (f", largest lpips {max(lpips):.4f}" if lpips else ""))
     measured = [image.survival for image in images if image.survival is not None]
     if measured:
-        means = ", ".join(f"{name} {fmean(one[name] for one in measured):.0%}" for name in measured[0])
+        means = ", ".join(f"{name} {mean_share(one[name] for one in measured):.0%}" for name in measured[0])
         lines.append(f"shift left after {means}")
     if seconds > 0:
         lines.append(f"{seconds:.1f} s, {len(images) / seconds:.3f} images/s")

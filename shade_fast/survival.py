@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ from shade_fast.encoders import Encoder, load_encoder
 from shade_fast.engine import kernels, resolve_backend, run_by
 from shade_fast.errors import ShadeFastError
 from shade_fast.images import DecodedImage, UInt8Array, decode
+from shade_fast.results import mean_share
 from shade_fast.transforms import Map, crop_map
 from shade_fast.view import View
 
@@ -40,7 +42,7 @@ class Survival:
     """The share of the latent shift that is left, by image and treatment.
 
     encoder: its name. names: the images'. shares: treatment -> one share for each image; 1.0 is all of the shift, 0
-    none, below 0 a shift the other way.
+    none, below 0 a shift the other way, NaN where there was no shift. Such images are left out of what follows.
     """
 
     encoder: str
@@ -50,7 +52,7 @@ class Survival:
     @property
     def means(self) -> dict[str, float]:
         """Treatment -> mean share over the images."""
-        return {name: fmean(shares) for name, shares in self.shares.items()}
+        return {name: mean_share(shares) for name, shares in self.shares.items()}
 
     def table(self) -> str:
         """The means and the extremes, as text."""
@@ -58,7 +60,8 @@ class Survival:
         lines = [f"share of the latent shift left, encoder {self.encoder}, {len(self.names)} images"]
         lines.append(f"{'treatment':<{width}}    mean     least    most")
         for name, shares in self.shares.items():
-            lines.append(f"{name:<{width}}  {fmean(shares):>6.1%}  {min(shares):>8.1%}  {max(shares):>6.1%}")
+            found = [share for share in shares if math.isfinite(share)] or [math.nan]
+            lines.append(f"{name:<{width}}  {mean_share(shares):>6.1%}  {min(found):>8.1%}  {max(found):>6.1%}")
         return "\n".join(lines)
 
     def plot(self, path: str | Path) -> Path:

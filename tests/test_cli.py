@@ -187,7 +187,7 @@ def test_a_dry_run_tells_what_the_same_run_would_still_do(
         assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
         return [line.split(" ")[0] for line in capsys.readouterr().out.splitlines()]
 
-    assert planned("--shard", "1/2") == ["b.jpg"]
+    assert planned("--shard", "0/2") == ["b.jpg"]
     assert planned("--limit", "1") == ["a.png"]
     assert cli.main(poison("--limit", "1")) == cli.EXIT_OK
     assert planned() == ["b.jpg"]

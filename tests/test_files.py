@@ -8,6 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from shade_fast.archive.record import locked
+from shade_fast.archive.storage import Storage
+from shade_fast.errors import ShadeFastError
 from shade_fast.files import whole_file, write_whole
 
 
@@ -49,3 +52,20 @@ def test_a_file_that_another_thread_makes_meanwhile_keeps_its_rights(
     monkeypatch.setattr(os, "umask", watched)
     write_whole(tmp_path / "whole", b"")
     assert seen == []
+
+
+def homeless() -> Path:
+    raise RuntimeError("Could not determine home directory.")
+
+
+def test_an_output_behind_a_url_is_locked_for_a_user_without_a_home(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Path, "home", homeless)
+    monkeypatch.delenv("SHADE_FAST_CACHE", raising=False)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    with locked(Storage("memory://out"), "run"):
+        (lock,) = tmp_path.glob("shade_fast-*/locks/*-run")
+        with pytest.raises(ShadeFastError, match="is writing there"), locked(Storage("memory://out"), "run"):
+            pass
+    assert not lock.exists()

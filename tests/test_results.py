@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -87,3 +89,10 @@ def test_a_failed_image_has_no_share_in_the_figures() -> None:
     assert "largest linf 16/255, largest lpips 0.0500" in text
     assert "mean 60.0%, from 60.0% to 60.0%" in text
     assert bad.ratio is None
+
+
+def test_an_image_that_was_not_moved_is_left_out_of_the_mean_survival() -> None:
+    moved = replace(outcome(10, 4), survival={"flip": 0.5})
+    still = replace(outcome(10, 10, "below_target"), survival={"flip": float("nan")})
+    assert "shift left after flip 50%" in result(still, moved).summary()
+    assert "shift left after flip nan%" in result(still).summary()

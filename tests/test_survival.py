@@ -69,6 +69,15 @@ def test_pairs_that_do_not_fit_are_named(pair: Any) -> None:
         survival([pair[0]], [])
 
 
+def test_an_image_without_a_shift_is_left_out_of_the_figures(pair: Any) -> None:
+    clean, perturbed = pair
+    alone = survival([clean], [perturbed], Mean())
+    for pairs in ([perturbed, clean], [clean, perturbed]):
+        beside = survival([clean, clean], pairs, Mean())
+        assert beside.means == alone.means
+        assert beside.table().splitlines()[1:] == alone.table().splitlines()[1:]
+
+
 def test_a_result_has_survival_on_request(draw: Any, tiny_module: nn.Module) -> None:
     options: dict[str, Any] = {"encoder": tiny_module, "perceptual": None, "budget": Budget(0.05, None), "steps": 3}
     asked = poison_batch([draw(64, 64)], draw(64, 64, 9), **options, survival=True, target_ratio=1.0)
@@ -109,6 +118,20 @@ def test_the_command_measures_a_run(draw: Any, tmp_path: Path, capsys: pytest.Ca
         assert shown["shares"][name] == pytest.approx([share], abs=1e-3)
     assert main(["survive", str(tmp_path / "out"), "--plot", str(tmp_path / "out" / "plot.nothing")]) == 2
     assert "plot" in capsys.readouterr().err
+
+
+def test_the_commands_json_has_no_share_where_there_was_no_shift(
+    draw: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    transparent = np.dstack([draw(64, 64), np.zeros((64, 64), np.uint8)])
+    Image.fromarray(transparent).save(tmp_path / "a.png")
+    run = ["archive", str(tmp_path / "a.png"), "--out", str(tmp_path / "out"), "--target", "cat", "--steps", "1"]
+    main([*run, "--lpips", "none", "--perceptual", "none", "--quiet"])
+    capsys.readouterr()
+    assert main(["survive", str(tmp_path / "out"), "--json"]) == 0
+    text = capsys.readouterr().out
+    assert "NaN" not in text
+    assert json.loads(text)["shares"] == {name: [None] for name in TREATMENTS}
 
 
 def test_the_plot_is_drawn(pair: Any, tmp_path: Path) -> None:

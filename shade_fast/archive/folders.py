@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,11 @@ class SourceFile:
     relative: str
     path: Path
     error: str | None = None
+
+
+def _task_of(file: SourceFile, tasks: int) -> int:
+    """Which of so many tasks a file is of: the same whatever else is listed, where each task lists for itself."""
+    return zlib.crc32(f"{file.root}/{file.relative}".encode(errors="surrogateescape")) % tasks
 
 
 class Folder:
@@ -71,11 +77,11 @@ class Folder:
             number += 1
 
         begin()
-        for count, file in enumerate(self.listing()):
+        for file in self.listing():
             source = self.source_text(file)
             output = to_text(self.output.name_of(file.relative))
             taken = index.claim(output, source) if file.error is None else source
-            if count % task[1] != task[0] or index.is_done(source):
+            if _task_of(file, task[1]) != task[0] or index.is_done(source):
                 continue
             error = file.error
             if taken != source:

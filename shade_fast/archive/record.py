@@ -10,6 +10,7 @@ import inspect
 import json
 import os
 import socket
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -19,6 +20,7 @@ from typing import Any
 from shade_fast.anchors import Anchor, AnchorLibrary
 from shade_fast.archive.storage import RECORD_FOLDER, Storage
 from shade_fast.errors import ShadeFastError
+from shade_fast.files import cache_folder
 from shade_fast.images import Output
 from shade_fast.poisoner import Poisoner
 from shade_fast.version import __version__
@@ -135,7 +137,7 @@ def locked(out: Storage, name: str) -> Iterator[None]:
     if out.local:
         path = Path(out.path(f"{RECORD_FOLDER}/locks/{name}"))
     else:
-        cache = Path(os.environ.get("SHADE_FAST_CACHE") or Path.home() / ".cache" / "shade_fast")
+        cache = cache_folder() or Path(tempfile.gettempdir()) / f"shade_fast-{os.getuid()}"
         path = cache / "locks" / f"{hashlib.sha256(out.url.encode()).hexdigest()}-{name}"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -18,9 +18,10 @@ from shade_fast.runtime import plan
 from shade_fast.runtime.arena import BLOCKS, Block
 from shade_fast.runtime.cuda import PRECISIONS as CUDA_PRECISIONS
 from shade_fast.runtime.cuda import CudaNetwork
+from shade_fast.runtime.graph import Graph
 from shade_fast.runtime.onnx import CUDA, FLOAT32, PRECISIONS, PROVIDERS, OnnxNetwork
 from shade_fast.runtime.program import Program
-from shade_fast.runtime.trace import Graph, Packs, lower
+from shade_fast.runtime.trace import Packs, lower
 
 log = logging.getLogger(__name__)
 

@@ -24,7 +24,7 @@ from pathlib import Path
 import torch
 
 from shade_fast.errors import ShadeFastError
-from shade_fast.files import write_whole
+from shade_fast.files import cache_folder, write_whole
 from shade_fast.ops import convolution as conv
 from shade_fast.ops import matrix_product, native
 from shade_fast.ops.convolution import Convolution
@@ -165,12 +165,8 @@ def _remember(file: Path | None, known: dict[str, str]) -> None:
 
 
 def _file() -> Path | None:
-    named = os.environ.get("SHADE_FAST_CACHE")
-    if named == "":
-        return None
-    try:
-        folder = Path.home() / ".cache" / "shade_fast" if named is None else Path(named)
-    except RuntimeError:  # the user has no home
+    folder = cache_folder()
+    if folder is None:
         return None
     name = f"plan {__version__} {_build()} {native.cpu().selected_isa()} {_machine()}.json"
     return folder / "".join(letter if letter.isalnum() or letter in " .-" else "_" for letter in name)

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import operator
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 
 from shade_fast.ops.convolution import Convolution
 from shade_fast.ops.pool import LARGEST_KERNEL
 from shade_fast.runtime.attention_layer import AttentionLayer
-from shade_fast.runtime.exported import check_gradient, exported
+from shade_fast.runtime.graph import Graph, layer_name, mapped
 from shade_fast.runtime.layers import (
     ConvolutionLayer,
     Dims,
@@ -30,41 +29,6 @@ from shade_fast.runtime.program import ImagesLayer, Network
 from shade_fast.runtime.torch_layers import TorchLayer
 
 aten = torch.ops.aten
-
-
-class Graph:
-    """A module's traced graph: nodes of ATen ops, and the tensors that are its constants."""
-
-    def __init__(self, module: nn.Module, inputs: Sequence[Tensor]) -> None:
-        """Trace `module(*inputs)`; raises what `exported` does, and NotImplementedError where the module keeps a
-        gradient from the images, the first input."""
-        made = exported(module, inputs)
-        check_gradient(made)
-        if any(node.op == "get_attr" for node in made.graph.nodes) or not _without_writes(made.graph):
-            with warnings.catch_warnings(), torch.enable_grad():
-                warnings.simplefilter("ignore")
-                made = made.run_decompositions({})
-        self.nodes: list[fx.Node] = list(made.graph.nodes)
-        self.constants: dict[str, Tensor] = {}
-        #: of the constants that the module has at every size, their names in it
-        self.names: dict[str, str] = {}
-        self.inputs: list[str] = []
-        kinds = torch.export.graph_signature.InputKind
-        for spec in made.graph_signature.input_specs:
-            if spec.kind == kinds.USER_INPUT:
-                self.inputs.append(spec.arg.name)
-            else:
-                tensors = made.state_dict if spec.target in made.state_dict else made.constants
-                self.constants[spec.arg.name] = tensors[spec.target].detach()
-                if spec.kind in (kinds.PARAMETER, kinds.BUFFER):
-                    self.names[spec.arg.name] = spec.target
-        if len(made.graph_signature.output_specs) != len(made.graph_signature.user_outputs):
-            raise NotImplementedError("the module writes to its own buffers")
-        result = torch.utils._pytree.tree_unflatten(list(made.graph_signature.user_outputs), made.call_spec.out_spec)
-        #: whether the module gives one tensor, not a tuple of them
-        self.single = isinstance(result, str)
-        if not self.single and not isinstance(result, tuple):
-            raise NotImplementedError(f"the module gives a {type(result).__name__}")
 
 
 @dataclass(frozen=True, eq=False)
@@ -164,7 +128,7 @@ class _Lowering:
         refs = _refs((args, kwargs))
         if len(refs) != 1 or refs[0].extra is not None:
             return NotImplemented
-        metas = _map_refs((args, kwargs), lambda ref: ref.meta)
+        metas = _metas((args, kwargs))
         try:
             result = node.target(*metas[0], **metas[1])  # type: ignore[operator]
         except RuntimeError:
@@ -185,7 +149,7 @@ class _Lowering:
         refs = _refs((args, kwargs))
         if any(ref.extra is not None for ref in refs):
             raise NotImplementedError(f"{node.target} takes one of the further inputs")
-        metas = _map_refs((args, kwargs), lambda ref: ref.meta)
+        metas = _metas((args, kwargs))
         # Values lie channels-last, also where the module has made them contiguous for a view.
         target: Any = aten.reshape.default if node.target is aten.view.default else node.target
         result = target(*metas[0], **metas[1])
@@ -205,7 +169,7 @@ class _Lowering:
             return made
 
         layer = TorchLayer(
-            _name(node),
+            layer_name(node),
             value,
             function=function,
             sources=[Operand(self._value(ref), self._value(ref).dims) for ref in refs],
@@ -297,13 +261,13 @@ class _Lowering:
             if kernel[0] > LARGEST_KERNEL or not same or not (mirror_fits or (max(top, left) == 0 and max(edges) == 0)):
                 return NotImplemented
             layer: Layer = BlurLayer(
-                *(_name(node), Value(dims), operand, weight[0, 0].float().contiguous().clone(), stride[0], top)
+                *(layer_name(node), Value(dims), operand, weight[0, 0].float().contiguous().clone(), stride[0], top)
             )
             return self._add(node, layer, meta)
         if groups != 1 or mirrored:
             return NotImplemented
         layer = ConvolutionLayer(
-            _name(node),
+            layer_name(node),
             Value(dims),
             source=operand,
             weight=weight.float(),
@@ -342,7 +306,7 @@ class _Lowering:
             return NotImplemented
         dims = (operand.dims[0], weight.shape[0], *operand.dims[2:])
         layer = ConvolutionLayer(
-            _name(node),
+            layer_name(node),
             Value(dims),
             source=operand,
             weight=weight.float()[:, :, None, None],
@@ -370,7 +334,7 @@ class _Lowering:
         one = torch.ones(channels, dtype=torch.float32, device="cpu")
         gamma = one if gamma is None else gamma.float().contiguous()
         beta = torch.zeros_like(one) if beta is None else beta.float().contiguous()
-        layer = GroupNormLayer(_name(node), Value(operand.dims), operand, gamma, beta, groups, epsilon)
+        layer = GroupNormLayer(layer_name(node), Value(operand.dims), operand, gamma, beta, groups, epsilon)
         return self._add(node, layer, x.meta)
 
     def relu(self, node: fx.Node, x: Any) -> Any:
@@ -388,7 +352,9 @@ class _Lowering:
         operand = self._operand(x)
         if operand is None:
             return NotImplemented
-        return self._add(node, PointwiseLayer(_name(node), Value(operand.dims, True), operand, kind="relu"), x.meta)
+        return self._add(
+            node, PointwiseLayer(layer_name(node), Value(operand.dims, True), operand, kind="relu"), x.meta
+        )
 
     def silu(self, node: fx.Node, x: Any) -> Any:
         layer = self._fusable(x, GroupNormLayer)
@@ -399,7 +365,7 @@ class _Lowering:
         operand = self._operand(x)
         if operand is None:
             return NotImplemented
-        return self._add(node, SiluLayer(_name(node), Value(operand.dims), operand), x.meta)
+        return self._add(node, SiluLayer(layer_name(node), Value(operand.dims), operand), x.meta)
 
     def add(self, node: fx.Node, a: Any, b: Any, alpha: Any = 1) -> Any:
         if not (isinstance(a, Ref) and isinstance(b, Ref)):
@@ -422,7 +388,7 @@ class _Lowering:
             return NotImplemented
         dims = self._value(a).dims
         layer = PointwiseLayer(
-            *(_name(node), Value(dims), Operand(self._value(a), dims), Operand(self._value(b), dims)), kind="sum"
+            *(layer_name(node), Value(dims), Operand(self._value(a), dims), Operand(self._value(b), dims)), kind="sum"
         )
         return self._add(node, layer, a.meta)
 
@@ -504,7 +470,7 @@ class _Lowering:
             return NotImplemented
         shape = torch.nn.functional.max_pool2d(x.meta, kernel, stride, padding, dilation, ceil).shape
         dims = (shape[0], shape[1], shape[2], shape[3])
-        layer = MaxPoolLayer(_name(node), Value(dims), operand, kernel[0], stride[0], padding[0])
+        layer = MaxPoolLayer(layer_name(node), Value(dims), operand, kernel[0], stride[0], padding[0])
         return self._add(node, layer, _channels_last(dims))
 
     def attention(
@@ -536,7 +502,7 @@ class _Lowering:
         if value.meta.shape[3] != size or key.meta.shape[3] != size:
             return NotImplemented
         layer = AttentionLayer(
-            _name(node),
+            layer_name(node),
             Value((batch, heads * size, 1, tokens_count)),
             query=operands[0],
             key=operands[1],
@@ -552,7 +518,7 @@ class _Lowering:
         if operand is None or not isinstance(clean, Ref) or clean.extra is None or not isinstance(head, Tensor):
             return NotImplemented
         layer = LpipsLayer(
-            _name(node), Value((operand.dims[0], 1, 1, 1)), operand, clean.extra, head.float().contiguous()
+            layer_name(node), Value((operand.dims[0], 1, 1, 1)), operand, clean.extra, head.float().contiguous()
         )
         return self._add(node, layer, _meta((operand.dims[0],)))
 
@@ -560,7 +526,7 @@ class _Lowering:
         operand = self._operand(activations)
         if operand is None:
             return NotImplemented
-        return self._add(node, UnitLengthLayer(_name(node), Value(operand.dims), operand), activations.meta)
+        return self._add(node, UnitLengthLayer(layer_name(node), Value(operand.dims), operand), activations.meta)
 
     def identity(self, node: fx.Node, x: Any, *args: Any, **kwargs: Any) -> Any:
         if not isinstance(x, Ref) or any(kwargs.get(name) is not None for name in ("dtype", "device")):
@@ -615,47 +581,6 @@ def _of_shade_fast(target: Any) -> Callable[..., Any] | None:
     return names.get(str(target._name)) if isinstance(target, torch._ops.OpOverload) else None
 
 
-#: Ops whose result has memory of its own.
-_FRESH = {
-    *(aten.conv2d.default, aten.linear.default, aten.group_norm.default, aten.batch_norm.default),
-    *(aten.relu.default, aten.silu.default, aten.max_pool2d.default),
-    *(aten.add.Tensor, aten.sub.Tensor, aten.mul.Tensor, aten.div.Tensor),
-}
-
-
-def _without_writes(graph: fx.Graph) -> bool:
-    """Exchange ops that write to their first argument for those that do not; whether none is left.
-
-    `ReLU(inplace=True)` and its like alone: where anything else may look at the memory that is written to, the graph is
-    left for torch to take apart, at twice the time of tracing it.
-    """
-    place = {node: number for number, node in enumerate(graph.nodes)}
-    exchanged: dict[fx.Node, Any] = {}
-
-    def fresh(node: fx.Node) -> bool:
-        return exchanged.get(node, node.target) in _FRESH
-
-    for node in place:
-        if not isinstance(node.target, torch._ops.OpOverload) or not node.target._schema.is_mutable:
-            continue
-        exchanged[node], written = _without_write(node.target), node.args[0]
-        if not fresh(node) or not isinstance(written, fx.Node) or not fresh(written):
-            return False
-        if any(place[user] < place[node] and not fresh(user) for user in written.users):
-            return False
-    for node, target in exchanged.items():
-        node.target = target
-        written = node.args[0]
-        written.replace_all_uses_with(node, lambda user, node=node: place[user] > place[node])  # type: ignore[misc,union-attr]
-    return True
-
-
-def _without_write(target: torch._ops.OpOverload) -> Any:
-    """`aten.relu.default` of `aten.relu_.default`; None where there is no such op."""
-    name = target._schema.name.removeprefix("aten::").removesuffix("_")
-    return getattr(getattr(aten, name, None), target._overloadname, None)
-
-
 def _refuse(*_: Any, **__: Any) -> Any:
     return NotImplemented
 
@@ -667,29 +592,16 @@ def _refs(structure: Any) -> list[Ref]:
 
 
 def _map_refs(structure: Any, function: Callable[[Ref], Any]) -> Any:
-    if isinstance(structure, Ref):
-        return function(structure)
-    if isinstance(structure, list | tuple):
-        return type(structure)(_map_refs(one, function) for one in structure)
-    if isinstance(structure, dict):
-        return {name: _map_refs(one, function) for name, one in structure.items()}
-    return structure
+    return mapped(structure, Ref, function)
 
 
 def _map_slots(structure: Any, tensors: Sequence[Tensor]) -> Any:
-    if isinstance(structure, _Slot):
-        return tensors[structure.number]
-    if isinstance(structure, list | tuple):
-        return type(structure)(_map_slots(one, tensors) for one in structure)
-    if isinstance(structure, dict):
-        return {name: _map_slots(one, tensors) for name, one in structure.items()}
-    return structure
+    return mapped(structure, _Slot, lambda slot: tensors[slot.number])
 
 
-def _name(node: fx.Node) -> str:
-    stack = node.meta.get("nn_module_stack") or {}
-    names = [path for path, _ in stack.values() if path]
-    return names[-1] if names else node.name
+def _metas(structure: Any) -> Any:
+    """Refs, and constants, as tensors without memory."""
+    return mapped(structure, (Ref, Tensor), lambda one: one.meta if isinstance(one, Ref) else one.to("meta"))
 
 
 def _channels_last(dims: Dims) -> Tensor:

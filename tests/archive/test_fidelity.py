@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from PIL import ExifTags, Image, ImageCms, JpegImagePlugin
 
-from shade_fast import Budget
+from shade_fast import Budget, Poisoner
+from shade_fast.archive import verify_archive
 from shade_fast.images import Output, decode
 from shade_fast.jpeg import JpegSettings
 from tests.archive.outputs import Run, by_key
@@ -125,3 +126,13 @@ def test_what_would_have_to_be_flattened_is_refused_by_name(run: Run, tmp_path: 
     assert "an animation of 3 frames" in reasons["moving.webp"]
     assert "a CMYK image" in reasons["print.jpg"]
     assert "a 16-bit image" in reasons["deep.png"] or "16-bit or float" in reasons["deep.png"]
+
+
+def test_alpha_that_is_opaque_everywhere_does_not_keep_a_webp_from_being_written(
+    run: Run, tmp_path: Path, draw: Any, engine: dict[str, Any]
+) -> None:
+    (tmp_path / "in").mkdir()
+    Image.fromarray(np.dstack([draw(48, 48, 1), np.full((48, 48), 255, np.uint8)])).save(tmp_path / "in" / "a.png")
+    (row,) = run(tmp_path / "in", output="webp").rows()
+    assert row.error is None
+    assert verify_archive(tmp_path / "out", poisoner=Poisoner(**engine)) == []

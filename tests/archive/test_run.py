@@ -122,6 +122,18 @@ def test_the_same_bytes_whatever_the_workers_shards_and_neighbours(run: Run, man
     assert archive_status(tmp_path / "three")["images"] == 12
 
 
+def test_a_folder_that_grows_between_the_tasks_of_an_array_job_is_done_whole(
+    run: Run, many: Path, tmp_path: Path, draw: Any
+) -> None:
+    files = sorted(path.name for path in many.iterdir())
+    for task in range(3):
+        run(many, shard=(task, 3))
+        Image.fromarray(draw(32, 32, 99 + task)).save(many / f"{task:02d}a.png")
+    rows = [row.key for row in Manifest(Storage(tmp_path / "out")).all_rows()]
+    assert set(files) <= set(rows)
+    assert len(rows) == len(set(rows))
+
+
 def test_other_options_are_refused_by_name(run: Run, many: Path, tmp_path: Path) -> None:
     run(many, limit=2)
     with pytest.raises(ShadeFastError, match=r"begun with other options: steps was 3, now 4\. Give those again"):

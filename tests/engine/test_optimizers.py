@@ -8,11 +8,22 @@ import torch
 from shade_fast import Budget, ShadeFastError
 from shade_fast.encoders import Encoder
 from shade_fast.engine import OPTIMIZERS, Problem, Stopping, optimize
+from shade_fast.engine.lpips_control import LpipsControl
+from shade_fast.engine.step import Recipe, Step
 from shade_fast.perceptual import Perceptual
 from shade_fast.reference import release_loop
 from shade_fast.view import View
 
 MakeProblem = Callable[..., Problem]
+
+
+@pytest.fixture(scope="module")
+def flat(encoder: Encoder, perceptual: Perceptual) -> Problem:
+    """An image that is flat but for a patch."""
+    clean = torch.full((1, 3, 64, 64), 128, dtype=torch.uint8)
+    clean[..., 20:40, 20:40] = torch.randint(0, 256, (3, 20, 20), generator=torch.Generator().manual_seed(0))
+    anchor = encoder.encode(torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(1)))
+    return Problem(clean, View(None).plan(64, 64, 8), [encoder], [anchor], perceptual, "native")
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
@@ -49,20 +60,35 @@ def test_momentum_keeps_lpips_near_its_bound_where_the_box_alone_would_break_it(
     assert bool((lpips(held) < 1.2 * bound).all())
 
 
-def test_momentum_holds_lpips_on_an_image_that_is_flat_but_for_a_patch(
-    encoder: Encoder, perceptual: Perceptual
-) -> None:
+def test_momentum_holds_lpips_on_an_image_that_is_flat_but_for_a_patch(flat: Problem) -> None:
     """On flat areas steps of full length are noise that breaks the bound by itself; they have to get shorter."""
-    clean = torch.full((1, 3, 64, 64), 128, dtype=torch.uint8)
-    clean[..., 20:40, 20:40] = torch.randint(0, 256, (3, 20, 20), generator=torch.Generator().manual_seed(0))
-    anchor = encoder.encode(torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(1)))
-    problem = Problem(clean, View(None).plan(64, 64, 8), [encoder], [anchor], perceptual, "native")
-    made = optimize(problem, "momentum", Budget(linf=16 / 255, lpips=0.02), 40)
+    made = optimize(flat, "momentum", Budget(linf=16 / 255, lpips=0.02), 40)
     delta, history = made.delta, made.history
-    lpips = problem.lpips(problem.plan.apply(clean / 255 + delta))
+    lpips = flat.lpips(flat.plan.apply(flat.clean / 255 + delta))
     assert lpips is not None
     assert 0.25 * 0.02 < float(lpips) < 1.2 * 0.02
     assert float(history[-1]) < float(history[0])
+
+
+def test_the_first_steps_stay_near_the_lpips_bound(flat: Problem, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A full first step is noise that breaks the bound by far, and the next ones go into the way back."""
+    bound = 0.02
+
+    def largest() -> float:
+        """The largest LPIPS that the first 18 of 60 steps lead to."""
+        step = Step(flat, Recipe(Budget(linf=16 / 255, lpips=bound), 60))
+        step.begin(0)
+        reached = []
+        for _ in range(18):
+            step()
+            lpips = flat.lpips(flat.plan.apply(flat.clean / 255 + step.delta))
+            assert lpips is not None
+            reached.append(float(lpips))
+        return max(reached)
+
+    assert 0.5 * bound < largest() < 2 * bound
+    monkeypatch.setattr(LpipsControl, "FIRST_LENGTH", 1.0)
+    assert largest() > 4 * bound
 
 
 def test_momentum_without_a_box_is_bounded_by_lpips_alone(make_problem: MakeProblem) -> None:

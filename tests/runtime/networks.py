@@ -45,7 +45,7 @@ class Attention(nn.Module):
         return x + self.out(made).transpose(1, 2).view(batch, channels, height, width)
 
 
-def conv(inputs: int, outputs: int, side: int = 3, stride: int = 1, **options: int | bool) -> nn.Conv2d:
+def conv(inputs: int, outputs: int, side: int = 3, stride: int = 1, **options: int | bool | str) -> nn.Conv2d:
     return nn.Conv2d(inputs, outputs, side, stride, padding=side // 2, **options)  # type: ignore[arg-type]
 
 
@@ -74,6 +74,23 @@ def computed_weights(x: Tensor, **layers: nn.Module) -> Tensor:
     for layer in layers.values():
         x = F.conv2d(x, layer.weight * 2, padding=1)
     return x
+
+
+def on_a_grid(x: Tensor, a: nn.Module, b: nn.Module) -> Tensor:
+    """Constants that the module makes for each size, one for each pixel."""
+    x = torch.tanh(a(x))
+    rows, columns = (torch.linspace(0, 1, side, dtype=x.dtype) for side in x.shape[2:])
+    made: Tensor = b(x * (rows[:, None] + columns) + rows[:, None])
+    return made
+
+
+TABLES = [torch.linspace(index, index + 1, 8)[:, None, None] for index in range(4)]
+
+
+def by_a_table(x: Tensor, a: nn.Module, b: nn.Module) -> Tensor:
+    """A constant that is another for each size, and no parameter or buffer."""
+    made: Tensor = b(torch.tanh(a(x)) * TABLES[x.shape[3] % 4])
+    return made
 
 
 def one_weight_twice(x: Tensor, a: nn.Module, b: nn.Module) -> Tensor:
@@ -110,8 +127,11 @@ NETS: dict[str, Callable[[], nn.Module]] = {
     "padding that torch makes": lambda: Net(
         lambda x, a, b: b(F.pad(a(x), (1, 1, 1, 1), mode="replicate")), a=conv(3, 16), b=nn.Conv2d(16, 12, 3)
     ),
+    "circular padding": lambda: nn.Sequential(conv(3, 8), conv(8, 4, padding_mode="circular")),
     "padding by size": lambda: nn.Sequential(conv(3, 8), Net(padded_by_size, a=nn.Conv2d(8, 12, 3, 2))),
     "weights computed by size": lambda: Net(computed_weights, a=conv(3, 8), b=conv(8, 8), c=conv(8, 8)),
+    "constants made by size": lambda: Net(on_a_grid, a=conv(3, 8), b=conv(8, 4)),
+    "constants chosen by size": lambda: Net(by_a_table, a=conv(3, 8), b=conv(8, 4)),
     "one weight at two strides": lambda: Net(one_weight_twice, a=conv(3, 8), b=conv(8, 8)),
     "shared value": lambda: Net(shared, a=conv(3, 16), b=conv(16, 16), c=conv(16, 16, 1)),
     "value added to itself": lambda: Net(lambda x, a: (y := a(x)) + y, a=conv(3, 8)),
@@ -284,6 +304,7 @@ def smooth_taesd() -> nn.Module:
 #: Those whose graphs ONNX has; smooth ones, but for the lone activations.
 ONNX_NETS: dict[str, Callable[[], nn.Module]] = {
     "TAESD with a norm": smooth_taesd,
+    "circular padding": lambda: nn.Sequential(conv(3, 8), conv(8, 4, padding_mode="circular")),
     "one convolution": lambda: nn.Sequential(conv(3, 4)),
     "kernels and strides": lambda: nn.Sequential(
         conv(3, 16, 7, 2), nn.SiLU(), nn.Conv2d(16, 8, 3, 3), conv(8, 8, 1), nn.Conv2d(8, 4, 2, 2, padding=1)
@@ -299,7 +320,6 @@ ONNX_NETS: dict[str, Callable[[], nn.Module]] = {
         lambda x, a, b: b(F.pad(a(x), (0, 1, 0, 1))), a=conv(3, 16), b=nn.Conv2d(16, 12, 3, 2)
     ),
     "norms without weights": lambda: nn.Sequential(conv(3, 8), nn.GroupNorm(2, 8, affine=False), conv(8, 4)),
-    "edges that continue": lambda: nn.Sequential(nn.Conv2d(3, 4, 3, padding=1, padding_mode="circular"), conv(4, 4)),
     "attention, two heads": lambda: nn.Sequential(conv(3, 8, 3, 4), Attention(8, 2)),
     "lone activations": lambda: Net(
         lambda x, a: torch.tanh(F.silu(a(x)) * 2 + torch.relu(x + 1).mean(1, True)), a=conv(3, 8)

@@ -16,7 +16,7 @@ from torch import Tensor, fx, nn
 from shade_fast.errors import ShadeFastError, reason
 from shade_fast.runtime.cuda import layers
 from shade_fast.runtime.cuda.rewrite import Constants, rewrite
-from shade_fast.runtime.trace import Graph
+from shade_fast.runtime.graph import Graph
 
 log = logging.getLogger(__name__)
 

@@ -14,7 +14,7 @@ from shade_fast.ops.layout import channels_last
 from shade_fast.ops.max_pool import LARGEST_KERNEL
 from shade_fast.runtime.cuda import layers
 from shade_fast.runtime.cuda.padding import wider_padding
-from shade_fast.runtime.trace import Graph
+from shade_fast.runtime.graph import Graph, layer_name, mapped
 
 aten = torch.ops.aten
 
@@ -61,7 +61,7 @@ class _Rewriting:
         self.graph = fx.Graph()
         self.root = nn.Module()
         self.environment: dict[fx.Node, Any] = {}
-        self.names = {id(tensor): name for name, tensor in graph.constants.items()}
+        self.names = {id(graph.constants[node]): name for node, name in graph.names.items()}
         self.layer = ""
 
     def program(self) -> fx.GraphModule:
@@ -73,7 +73,7 @@ class _Rewriting:
                 constant = self.traced.constants.get(node.name)
                 self.environment[node] = self.graph.placeholder(node.name) if constant is None else constant
             elif node.op == "call_function":
-                self.layer = _name(node)
+                self.layer = layer_name(node)
                 self.environment[node] = self._call(node)
             elif node.op == "output":
                 results: Any = node.args[0]
@@ -252,7 +252,7 @@ class _Rewriting:
             def in_float32(one: fx.Node) -> fx.Node:
                 return self._emit(torch.Tensor.float, one) if one.meta.get("floating", True) else one
 
-            args, kwargs = (_map(one, fx.Node, in_float32) for one in (args, kwargs))
+            args, kwargs = (mapped(one, fx.Node, in_float32) for one in (args, kwargs))
         made = self._emit(node.target, *args, **kwargs)  # type: ignore[arg-type]
         value = node.meta.get("val")
         made.meta["floating"] = isinstance(value, Tensor) and value.is_floating_point()
@@ -267,11 +267,11 @@ class _Rewriting:
 
     def _of(self, structure: Any) -> Any:
         """Arguments of the traced graph, with what stands for its nodes now."""
-        return _map(structure, fx.Node, lambda one: self.environment[one])
+        return mapped(structure, fx.Node, lambda one: self.environment[one])
 
     def _nodes(self, structure: Any) -> Any:
         """Arguments as nodes take them: sums made, constants read from the program."""
-        return _map(structure, (_Pending, Tensor), self._node)
+        return mapped(structure, (_Pending, Tensor), self._node)
 
     def _node(self, one: Any) -> fx.Node:
         if isinstance(one, fx.Node):
@@ -393,24 +393,7 @@ def _device(node: Any) -> torch.device:
     return device
 
 
-def _name(node: fx.Node) -> str:
-    stack = node.meta.get("nn_module_stack") or {}
-    names = [path for path, _ in stack.values() if path]
-    return names[-1] if names else node.name
-
-
 def _holds(structure: Any, kinds: Any) -> bool:
     found: list[Any] = []
-    _map(structure, kinds, found.append)
+    mapped(structure, kinds, found.append)
     return bool(found)
-
-
-def _map(structure: Any, kinds: Any, function: Callable[[Any], Any]) -> Any:
-    """A structure of lists, tuples and dicts, with a function of all parts of some kinds in their place."""
-    if isinstance(structure, kinds):
-        return function(structure)
-    if isinstance(structure, list | tuple):
-        return type(structure)(_map(one, kinds, function) for one in structure)
-    if isinstance(structure, dict):
-        return {name: _map(one, kinds, function) for name, one in structure.items()}
-    return structure

@@ -8,7 +8,6 @@ import hashlib
 import io
 import json
 import logging
-import os
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,7 +17,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from shade_fast.errors import ShadeFastError, reason
-from shade_fast.files import whole_file, write_whole
+from shade_fast.files import cache_folder, whole_file, write_whole
 from shade_fast.runtime.onnx import libraries
 from shade_fast.runtime.onnx.decompositions import OPSET, OPSET_OF_BFLOAT16
 from shade_fast.runtime.onnx.trace import TRACING, Source, read, trace
@@ -156,14 +155,8 @@ def _bytes(model: Any) -> bytes:
 
 
 def _folder() -> Path | None:
-    named = os.environ.get("SHADE_FAST_CACHE")
-    if named == "":
-        return None
-    try:
-        folder = Path.home() / ".cache" / "shade_fast" if named is None else Path(named)
-    except RuntimeError:  # the user has no home
-        return None
-    return folder / "onnx"
+    folder = cache_folder()
+    return None if folder is None else folder / "onnx"
 
 
 def is_whole(path: Path) -> bool:

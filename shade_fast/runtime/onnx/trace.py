@@ -22,7 +22,7 @@ from torch.func import functionalize
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from shade_fast.runtime.exported import check_gradient, exported
+from shade_fast.runtime.graph import check_gradient, exported
 from shade_fast.runtime.onnx.decompositions import table
 from shade_fast.runtime.onnx.half import scale_of
 

@@ -259,7 +259,7 @@ EXPERIMENTS = (
     Experiment("bleed-through", "Do words near the concept follow?", _bleed, _read_bleed, _kind_and_share,
                every_seed=True, shows=lambda arm, scale: (scale.source, *RELATED)),
     Experiment("many-concepts", "What do many poisoned concepts do to all that is drawn?", _many, _read_many,
-               lambda arm: "clean" if arm.kind == "clean" else f"{len(arm.pairs)} concepts",
+               lambda arm: "clean" if arm.kind == "clean" else f"{len(arm.pairs)} concept" + "s" * (len(arm.pairs) > 1),
                shows=lambda arm, scale: scale.concepts),
     Experiment("transfer", "Does poison made on another encoder work?", _transfer, _read_transfer,
                lambda arm: "clean" if arm.kind == "clean" else f"made on {arm.encoder}", needs_transfer=True),

@@ -1,0 +1,162 @@
+"""A module as a graph of ATen ops, refused where its gradient would not be the module's."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Collection, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.autograd.function import BackwardCFunction
+from torch.export import ExportedProgram
+
+aten = torch.ops.aten
+
+#: Ops that let no gradient through.
+_STOPS = (aten.detach.default, aten.detach_.default)
+
+
+class Graph:
+    """A module's traced graph: nodes of ATen ops, and the tensors that are its constants."""
+
+    def __init__(self, module: nn.Module, inputs: Sequence[Tensor]) -> None:
+        """Trace `module(*inputs)`; raises what `exported` does, and NotImplementedError where the module keeps a
+        gradient from the images, the first input."""
+        made = exported(module, inputs)
+        check_gradient(made)
+        if any(node.op == "get_attr" for node in made.graph.nodes) or not _without_writes(made.graph):
+            with warnings.catch_warnings(), torch.enable_grad():
+                warnings.simplefilter("ignore")
+                made = made.run_decompositions({})
+        self.nodes: list[fx.Node] = list(made.graph.nodes)
+        self.constants: dict[str, Tensor] = {}
+        #: of the constants that the module has at every size, their names in it
+        self.names: dict[str, str] = {}
+        self.inputs: list[str] = []
+        kinds = torch.export.graph_signature.InputKind
+        for spec in made.graph_signature.input_specs:
+            if spec.kind == kinds.USER_INPUT:
+                self.inputs.append(spec.arg.name)
+            else:
+                tensors = made.state_dict if spec.target in made.state_dict else made.constants
+                self.constants[spec.arg.name] = tensors[spec.target].detach()
+                if spec.kind in (kinds.PARAMETER, kinds.BUFFER):
+                    self.names[spec.arg.name] = spec.target
+        if len(made.graph_signature.output_specs) != len(made.graph_signature.user_outputs):
+            raise NotImplementedError("the module writes to its own buffers")
+        result = torch.utils._pytree.tree_unflatten(list(made.graph_signature.user_outputs), made.call_spec.out_spec)
+        #: whether the module gives one tensor, not a tuple of them
+        self.single = isinstance(result, str)
+        if not self.single and not isinstance(result, tuple):
+            raise NotImplementedError(f"the module gives a {type(result).__name__}")
+
+
+def exported(module: nn.Module, inputs: Sequence[Tensor]) -> ExportedProgram:
+    """`module(*inputs)` as a graph of ATen ops, traced as it is where the first input needs a gradient.
+
+    A graph of ops has the gradients of its ops: that of a `torch.autograd.Function` would be another than its own.
+    Raises NotImplementedError where the module has one, and what torch.export raises where its code depends on values.
+    """
+    own: list[str] = []
+
+    def look(_: nn.Module, __: Any, outputs: Any) -> None:
+        own.extend(_own_gradients(outputs))
+
+    images, *extras = inputs
+    seen = module.register_forward_hook(look)
+    try:
+        # Under no_grad a region of the module's own under no_grad would leave no trace.
+        with warnings.catch_warnings(), torch.enable_grad():
+            warnings.simplefilter("ignore")
+            made = torch.export.export(module, (images.detach().requires_grad_(), *extras), strict=False)
+    finally:
+        seen.remove()
+    if own:
+        raise NotImplementedError(f"the module has a gradient of its own: {', '.join(sorted(set(own)))}")
+    return made
+
+
+def check_gradient(program: ExportedProgram, kept: Collection[Any] = ()) -> None:
+    """Raise NotImplementedError where what is made of the images comes to a detach(), or to a region of modes of its
+    own, as `with torch.no_grad()` is one. kept: ops of these whose gradient the caller knows to stop."""
+    reached: set[fx.Node] = set()
+    for node in program.graph.nodes:
+        if node.name == program.graph_signature.user_inputs[0] or not reached.isdisjoint(node.all_input_nodes):
+            reached.add(node)
+            if node.target in {*_STOPS} - {*kept} or isinstance(node.target, torch._ops.HigherOrderOperator):
+                raise NotImplementedError(f"the module stops the gradient: {node.target} of what is made of images")
+
+
+def _own_gradients(outputs: Any) -> Iterator[str]:
+    """Names of the autograd.Functions between outputs and what they were made of, without those of registered ops."""
+    ahead = [one.grad_fn for one in torch.utils._pytree.tree_leaves(outputs) if isinstance(one, Tensor)]
+    known: set[Any] = set()
+    while ahead:
+        node = ahead.pop()
+        if node is None or node in known:
+            continue
+        known.add(node)
+        name = type(node).__name__.removesuffix("Backward")
+        if isinstance(node, BackwardCFunction) and not name.startswith("GeneratedBackwardFor"):
+            yield name
+        ahead.extend(following for following, _ in node.next_functions)
+
+
+def layer_name(node: fx.Node) -> str:
+    """The submodule that a node is of; its own name where it is of none."""
+    stack = node.meta.get("nn_module_stack") or {}
+    names = [path for path, _ in stack.values() if path]
+    return names[-1] if names else node.name
+
+
+def mapped(structure: Any, kinds: Any, function: Callable[[Any], Any]) -> Any:
+    """A structure of lists, tuples and dicts, with a function of all parts of some kinds in their place."""
+    if isinstance(structure, kinds):
+        return function(structure)
+    if isinstance(structure, list | tuple):
+        return type(structure)(mapped(one, kinds, function) for one in structure)
+    if isinstance(structure, dict):
+        return {name: mapped(one, kinds, function) for name, one in structure.items()}
+    return structure
+
+
+#: Ops whose result has memory of its own.
+_FRESH = {
+    *(aten.conv2d.default, aten.linear.default, aten.group_norm.default, aten.batch_norm.default),
+    *(aten.relu.default, aten.silu.default, aten.max_pool2d.default),
+    *(aten.add.Tensor, aten.sub.Tensor, aten.mul.Tensor, aten.div.Tensor),
+}
+
+
+def _without_writes(graph: fx.Graph) -> bool:
+    """Exchange ops that write to their first argument for those that do not; whether none is left.
+
+    `ReLU(inplace=True)` and its like alone: where anything else may look at the memory that is written to, the graph is
+    left for torch to take apart, at twice the time of tracing it.
+    """
+    place = {node: number for number, node in enumerate(graph.nodes)}
+    exchanged: dict[fx.Node, Any] = {}
+
+    def fresh(node: fx.Node) -> bool:
+        return exchanged.get(node, node.target) in _FRESH
+
+    for node in place:
+        if not isinstance(node.target, torch._ops.OpOverload) or not node.target._schema.is_mutable:
+            continue
+        exchanged[node], written = _without_write(node.target), node.args[0]
+        if not fresh(node) or not isinstance(written, fx.Node) or not fresh(written):
+            return False
+        if any(place[user] < place[node] and not fresh(user) for user in written.users):
+            return False
+    for node, target in exchanged.items():
+        node.target = target
+        written = node.args[0]
+        written.replace_all_uses_with(node, lambda user, node=node: place[user] > place[node])  # type: ignore[misc,union-attr]
+    return True
+
+
+def _without_write(target: torch._ops.OpOverload) -> Any:
+    """`aten.relu.default` of `aten.relu_.default`; None where there is no such op."""
+    name = target._schema.name.removeprefix("aten::").removesuffix("_")
+    return getattr(getattr(aten, name, None), target._overloadname, None)
