@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import statistics
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,6 +27,9 @@ log = logging.getLogger(__name__)
 
 #: Image sizes whose graphs and programs are kept; a program takes little memory without its block.
 MOST_SIZES = 32
+#: Images of a batch are run one by one where the largest value of one takes so many bytes: it fills the caches by
+#: itself, and all together would be no faster and take all their memory. Smaller ones share the reading of weights.
+BYTES_ALONE = 2**24
 #: Of backend `cuda`, what the accuracies that backends share stand for.
 PRECISION_OF = {"fast": "bf16", "exact": "fp32"}
 #: Backend that is ONNX Runtime -> its provider, and the precision of a step.
@@ -110,6 +113,9 @@ class Frozen(nn.Module):
         _check(images)
         if not images.numel():
             return self.module(*inputs)
+        if self._one_by_one(inputs):
+            made = [self(*one) for one in _images_of(inputs)]
+            return torch.cat(made) if self._single else tuple(torch.cat(parts) for parts in zip(*made, strict=True))
         differentiable = torch.is_grad_enabled() and images.requires_grad
         run = self._begin(inputs, differentiable)
         if run is None:
@@ -131,12 +137,16 @@ class Frozen(nn.Module):
         Raises ShadeFastError as `forward` does.
         """
         _check(images)
+        if out is None or out[1].shape != images.shape:
+            out = images.new_empty(len(images)), torch.empty_like(images, memory_format=torch.contiguous_format)
+        if len(anchor_latents) == len(images) and self._one_by_one((images,)):
+            parts = _images_of((images, anchor_latents, *out))
+            made = [self.latent_gradient(image, anchor, (at, gradient)) for image, anchor, at, gradient in parts]
+            return None if None in made else out
         run = self._begin((images,), True) if images.numel() else None
         if run is None:
             return None
         try:
-            if out is None or out[1].shape != images.shape:
-                out = images.new_empty(len(images)), torch.empty_like(images, memory_format=torch.contiguous_format)
             distance, gradient = out
             outputs = run.forward(images, ())
             if len(outputs) > 1 or outputs[0].shape != anchor_latents.shape:
@@ -153,9 +163,12 @@ class Frozen(nn.Module):
         return out
 
     def report(self, *inputs: Tensor) -> Report:
-        """Each layer, the algorithms of its forward and backward, and its share of a step's time on these inputs."""
+        """Each layer, the algorithms of its forward and backward, and its share of a step's time on these inputs; on
+        those of the first image where images are run one by one."""
         if not inputs:
             raise ShadeFastError("report: give it the images [B, 3, h, w] whose step is to be timed")
+        if self._one_by_one(inputs):
+            inputs = next(_images_of(inputs))
         images, extras = inputs[0], inputs[1:]
         run = self._begin(inputs, True)
         if run is None:
@@ -196,26 +209,14 @@ class Frozen(nn.Module):
 
     def _begin(self, inputs: Sequence[Tensor], differentiable: bool) -> _Run | None:
         """A program for these inputs with a block to work in; None where torch must run the module."""
-        shapes = _shapes(inputs)
-        if shapes in self.reasons:
-            return None
         threads = torch.get_num_threads()
         with self._lock:
-            try:
-                size = self._sizes.pop(shapes, None) or _Size(Graph(self.module, inputs))
-                free = size.free.setdefault((differentiable, threads, native.cpu().selected_isa()), [])
-                network = None if free else lower(size.graph, inputs, self._packs)
-            except ShadeFastError:
-                raise
-            except Exception as error:  # a module's code may do whatever Python can
-                self.reasons[shapes] = f"it cannot be traced ({reason(error)})"
-                log.warning("torch runs a network as it is: %s", self.reasons[shapes])
+            size = self._size(inputs)
+            if size is None:
                 return None
+            free = size.free.setdefault((differentiable, threads, native.cpu().selected_isa()), [])
+            network = None if free else lower(size.graph, inputs, self._packs)
             program = free.pop() if network is None else Program(network, differentiable, threads, self.accuracy)
-            self._single = size.graph.single
-            self._sizes[shapes] = size
-            while len(self._sizes) > MOST_SIZES:
-                del self._sizes[next(iter(self._sizes))]
             for other in self._sizes.values():
                 for idle in other.free.values():
                     if idle is not free:
@@ -223,12 +224,45 @@ class Frozen(nn.Module):
                             one.let_go()
         return _Run(program, BLOCKS.borrow(program.bytes), free)
 
+    def _one_by_one(self, inputs: Sequence[Tensor]) -> bool:
+        """Whether the images of this batch are run one by one."""
+        if len(inputs[0]) < 2:
+            return False
+        with self._lock:
+            size = self._size(inputs)
+        return size is not None and size.one_by_one
+
+    def _size(self, inputs: Sequence[Tensor]) -> _Size | None:
+        """What is kept of inputs of these shapes, now the ones used last; None where torch must run the module."""
+        shapes = _shapes(inputs)
+        if shapes in self.reasons:
+            return None
+        size = self._sizes.pop(shapes, None)
+        try:
+            if size is None:
+                graph = Graph(self.module, inputs)
+                network = lower(graph, inputs, self._packs)
+                size = _Size(graph, network.separable and network.largest >= BYTES_ALONE)
+        except ShadeFastError:
+            raise
+        except Exception as error:  # a module's code may do whatever Python can
+            self.reasons[shapes] = f"it cannot be traced ({reason(error)})"
+            log.warning("torch runs a network as it is: %s", self.reasons[shapes])
+            return None
+        self._single = size.graph.single
+        self._sizes[shapes] = size
+        while len(self._sizes) > MOST_SIZES:
+            del self._sizes[next(iter(self._sizes))]
+        return size
+
 
 @dataclass(frozen=True)
 class _Size:
     """What is kept of inputs of some shapes: their graph, and for each way to run it the programs not at work."""
 
     graph: Graph
+    #: whether a batch's images are run one by one
+    one_by_one: bool
     free: dict[Any, list[Program]] = field(default_factory=dict)
 
 
@@ -238,6 +272,13 @@ def _check(images: Tensor) -> None:
             f"a network frozen for the CPU takes float32 images [B, C, h, w]; got {images.dtype} "
             f"{list(images.shape)} on {images.device}"
         )
+
+
+def _images_of(inputs: Sequence[Tensor]) -> Iterator[tuple[Tensor, ...]]:
+    """The inputs of each image of a batch; what has not one part for each is of all."""
+    batch = len(inputs[0])
+    for number in range(batch):
+        yield tuple(one[number : number + 1] if one.shape[:1] == (batch,) else one for one in inputs)
 
 
 def _shapes(inputs: Sequence[Tensor]) -> tuple[tuple[int, ...], ...]:

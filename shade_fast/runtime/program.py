@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from shade_fast.ops.finish import Call, mask_shape
 from shade_fast.runtime import plan
 from shade_fast.runtime.arena import Block, Buffer, lay_out
 from shade_fast.runtime.layers import Dims, Layer, Value, finish_of, recut
+from shade_fast.runtime.torch_layers import TorchLayer
 
 At = Callable[[Buffer], Tensor]
 
@@ -29,6 +31,24 @@ class Network:
     outputs: list[Value]
     #: size and strides of each output
     views: list[tuple[tuple[int, ...], tuple[int, ...]]]
+
+    @property
+    def separable(self) -> bool:
+        """Whether each image's results are known to be of that image alone: nothing here mixes images but torch's ops
+        may, and memory that is cut into other images than there are."""
+        batch = self.images[0].output.dims[0] if self.images else 0
+        cuts = [operand.dims for layer in self.layers for operand in layer.operands()]
+        cuts += [layer.output.dims for layer in self.layers]
+        return (
+            not any(isinstance(layer, TorchLayer) for layer in self.layers)
+            and all(dims[0] == batch for dims in cuts)
+            and all(size[:1] == (batch,) for size, _ in self.views)
+        )
+
+    @property
+    def largest(self) -> int:
+        """Bytes of the largest value of one image."""
+        return max((4 * math.prod(layer.output.dims[1:]) for layer in self.layers), default=0)
 
 
 @dataclass(eq=False)

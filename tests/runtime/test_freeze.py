@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import sys
 import threading
 import weakref
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from shade_fast import runtime
 from shade_fast.errors import ShadeFastError
@@ -18,7 +20,7 @@ from shade_fast.ops import convolution, native
 from shade_fast.ops.lpips_layer import lpips_layer
 from shade_fast.runtime import BLOCKS, CudaNetwork, Frozen, freeze
 from shade_fast.runtime.graph import Graph
-from tests.runtime.networks import NETS, STOPS, Quantized, Stops, conv, flat, gradients, made, photograph, relative
+from tests.runtime.networks import NETS, STOPS, Net, Quantized, Stops, conv, flat, gradients, made, photograph, relative
 
 pytestmark = pytest.mark.skipif(not native.cpu_available(), reason="shade_fast._cpu is not built")
 
@@ -109,6 +111,70 @@ def test_an_images_gradient_does_not_depend_on_its_neighbours() -> None:
     together = gradients(frozen, images)[0][0]
     for number in range(3):
         assert torch.equal(frozen(images[number : number + 1])[0], together[number])
+
+
+#: What makes each image's result of all images of the batch.
+MIXED: dict[str, Callable[[], nn.Module]] = {
+    "less the mean": lambda: Net(lambda x, a: (y := a(x)) - y.mean(0, keepdim=True), a=conv(3, 4)),
+    "images as channels": lambda: Net(
+        lambda x, a, b: b(a(x).reshape(1, -1, *x.shape[2:])).view(len(x), -1, *x.shape[2:]), a=conv(3, 4), b=conv(12, 6)
+    ),
+    "one norm for all": lambda: Net(
+        lambda x, a: F.group_norm(a(x).reshape(1, -1, *x.shape[2:]), 4).view(len(x), -1, *x.shape[2:]),
+        a=conv(3, 4),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", [*NETS, *MIXED])
+def test_large_images_are_run_one_by_one_where_none_depends_on_another(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.modules["shade_fast.runtime.freeze"], "BYTES_ALONE", 0)
+    torch.manual_seed(0)
+    module = made(name) if name in NETS else MIXED[name]().eval().requires_grad_(False)
+    frozen, images = freeze(module), photograph(21, 34, 3)
+    results = gradients(frozen, images)
+    right = gradients(copy.deepcopy(module).double(), images.double())
+    for made_, wanted in zip((*results[0], results[1]), (*right[0], right[1]), strict=True):
+        assert made_.shape == wanted.shape and relative(made_, wanted) < 1e-4
+    assert isinstance(frozen, Frozen) and not frozen.reasons
+    with torch.no_grad():
+        assert all(map(torch.equal, flat(frozen(images)), results[0]))
+
+
+def test_a_batch_of_large_images_takes_one_images_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.modules["shade_fast.runtime.freeze"], "BYTES_ALONE", 4 * 32 * 64 * 64)
+    frozen, images = freeze(made("group norms")), photograph(64, 64, 4)
+    anchors = frozen(images).roll(1, 0).contiguous()
+
+    def memory(count: int) -> int:
+        BLOCKS.release()
+        assert runtime.latent_gradient(frozen, images[:count], anchors[:count]) is not None
+        block = BLOCKS.borrow(0)
+        BLOCKS.give_back(block)
+        return block.memory.numel()
+
+    assert memory(4) == memory(1) > 4 * 32 * 64 * 64
+    found = runtime.latent_gradient(frozen, images, anchors)
+    alone = runtime.latent_gradient(frozen, images[2:3], anchors[2:3])
+    assert found is not None and alone is not None
+    assert all(torch.equal(one[2], other[0]) for one, other in zip(found, alone, strict=True))
+
+
+def test_features_of_images_run_one_by_one_are_each_ones_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.modules["shade_fast.runtime.freeze"], "BYTES_ALONE", 0)
+    torch.manual_seed(0)
+    module = Compared().eval().requires_grad_(False)
+    images = photograph(16, 24, 3)
+    clean = nn.functional.normalize(1 - images.repeat(1, 3, 1, 1)[:, :8]).contiguous(memory_format=torch.channels_last)
+    leaves = [images.clone().requires_grad_(True) for _ in range(2)]
+    made_, right = (one(leaf, clean) for one, leaf in zip((freeze(module), module), leaves, strict=True))
+    assert relative(made_.detach(), right.detach()) < 1e-5
+    assert (
+        relative(*(torch.autograd.grad(one.sum(), leaf)[0] for one, leaf in zip((made_, right), leaves, strict=True)))
+        < 1e-4
+    )
 
 
 def test_the_gradient_is_taken_once() -> None:
