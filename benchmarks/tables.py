@@ -73,7 +73,7 @@ def times(rows: Rows) -> str:
         for side in others:
             ours, other = (found.get(one, {}).get("p50_ms") for one in (OURS, side))
             ratios.append(f"{float(other) / float(ours):.2f}" if ours and other else "")
-        lines.append((case, *(_cell(found.get(side), "p50_ms", "{:.4g}") for side in sides), *ratios))
+        lines.append((case, *(_cell(found.get(side), "p50_ms") for side in sides), *ratios))
     heads = [f"{side}, ms" for side in sides] + [f"{side} / {OURS}" for side in others]
     return markdown(("case", *heads), lines)
 
@@ -169,7 +169,7 @@ def _gains(rows: Rows, column: str, what: str, unit: str) -> Iterator[tuple[str,
         if others and {"eager", OURS} <= figures.keys():
             _, network, size = case.split(".")
             best = min(others, key=others.__getitem__)
-            shown = {side: f"{figures[side]:.4g} {unit}" for side in ("eager", best, OURS)}
+            shown = {side: f"{_figure(figures[side])} {unit}" for side in ("eager", best, OURS)}
             amounts = (shown["eager"], f"{shown[best]} ({best})", shown[OURS])
             yield (f"{what}, {network} at {size}²", *amounts, f"{figures['eager'] / figures[OURS]:.1f}")
 
@@ -190,7 +190,12 @@ def _grid(rows: Rows) -> tuple[dict[str, dict[str, dict[str, str]]], list[str]]:
     return cases, list(dict.fromkeys(row["backend"] for row in rows))
 
 
-def _cell(row: dict[str, str] | None, column: str, form: str) -> str:
+def _figure(value: float) -> str:
+    """Four digits, and all of those before the point."""
+    return f"{value:.4g}" if value < 1000 else f"{value:.0f}"
+
+
+def _cell(row: dict[str, str] | None, column: str, form: str | None = None) -> str:
     if row is None:
         return ""
     if row["status"] != "ok":
@@ -198,6 +203,8 @@ def _cell(row: dict[str, str] | None, column: str, form: str) -> str:
     value = row.get(column, "")
     if not value:
         return ""
+    if form is None:
+        return _figure(float(value))
     return form.format(value if form == "{}" else float(value))
 
 
