@@ -5,21 +5,24 @@ from __future__ import annotations
 import difflib
 import functools
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image, ImageOps
 from torch.nn import functional
 
+from shade_fast.checks import at_least
 from shade_fast.encoders import Encoder, load_encoder
 from shade_fast.errors import ShadeFastError, reason
 from shade_fast.images import INPUT_SUFFIXES, UInt8Array, decode
 
 ImageLike = str | Path | Image.Image | UInt8Array
 Target = ImageLike | torch.Tensor
+_ONE_IMAGE = (str, Path, Image.Image, np.ndarray)
 
 #: Latents of this many views are kept for each anchor; an archive has few shapes, but may have many.
 CACHED_VIEWS = 32
@@ -28,17 +31,20 @@ CACHED_VIEWS = 32
 class Anchor:
     """One target: images of a concept, or a latent.
 
-    name: shown in results. images: paths, PIL images or uint8 arrays [H, W, C], decoded when first used.
+    name: shown in results. images: one or more paths, PIL images or uint8 arrays [H, W, C], decoded when first used.
     latent: [C, h, w] or [1, C, h, w], instead of images; resampled where a view's latent has another size.
     Raises ShadeFastError for neither or both, and for a latent that has another shape or is not finite.
     """
 
-    def __init__(self, name: str, images: Sequence[ImageLike] = (), latent: torch.Tensor | None = None) -> None:
+    def __init__(
+        self, name: str, images: Iterable[ImageLike] | ImageLike = (), latent: torch.Tensor | None = None
+    ) -> None:
+        images = (images,) if isinstance(images, _ONE_IMAGE) else tuple(images)
         if bool(images) == (latent is not None):
             raise ShadeFastError(f"anchor {name!r}: give one or more images, or a latent")
         self.name = name
         self.paths = tuple(str(image) if isinstance(image, str | Path) else None for image in images)
-        self._images = tuple(images)
+        self._images = images
         self._latent = None if latent is None else _checked_latent(latent, name)
         self._cache: dict[tuple[Any, ...], torch.Tensor] = {}
         self._checked = False
@@ -119,8 +125,8 @@ class AnchorLibrary(Mapping[str, Anchor]):
     ShadeFastError and suggests the nearest.
     """
 
-    def __init__(self, concepts: Mapping[str, Sequence[ImageLike]]) -> None:
-        self._anchors = {name: Anchor(name, tuple(images)) for name, images in concepts.items()}
+    def __init__(self, concepts: Mapping[str, Iterable[ImageLike] | ImageLike]) -> None:
+        self._anchors = {name: Anchor(name, images) for name, images in concepts.items()}
         #: where `from_folder` found it
         self.folder: str | None = None
 
@@ -205,13 +211,13 @@ def generate_anchors(
     draws: draw so many and keep the `count` most typical, whose latents under the pipeline's own autoencoder are
         nearest to the mean of all; None: as many as are kept.
     The image of index i has seed + i. `out` is then a folder for `AnchorLibrary.from_folder`.
-    Raises ShadeFastError where the pipeline cannot be loaded or does not draw, naming the model and the mend.
+    Raises ShadeFastError where the pipeline cannot be loaded or does not draw, naming the model and the mend, and where
+    an image cannot be written.
     """
     from diffusers import DiffusionPipeline
 
-    if count < 1:
-        raise ShadeFastError(f"count={count}: give the number of anchor images, at least 1")
-    if draws is not None and draws < count:
+    count, steps = at_least("count", count), at_least("steps", steps)
+    if draws is not None and at_least("draws", draws) < count:
         raise ShadeFastError(f"draws={draws}: {count} of them are to be kept; draw at least as many")
     if concept in ("", ".", "..") or Path(concept).name != concept:
         raise ShadeFastError(f"concept {concept!r}: it names a folder below {out}; give a word without slashes")
@@ -242,7 +248,10 @@ def generate_anchors(
         return drawn
 
     folder = Path(out) / concept
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _unwritten(folder, error) from error
     kept: Iterable[tuple[int, Image.Image]] = ((index, draw(index)) for index in range(count))
     if draws is not None:
         drawn = [draw(index) for index in range(draws)]
@@ -252,8 +261,15 @@ def generate_anchors(
     paths = []
     for index, image in kept:
         paths.append(folder / f"{seed + index:04d}.png")
-        image.save(paths[-1])
+        try:
+            image.save(paths[-1])
+        except OSError as error:
+            raise _unwritten(paths[-1], error) from error
     return paths
+
+
+def _unwritten(path: Path, error: OSError) -> ShadeFastError:
+    return ShadeFastError(f"{path}: cannot be written: {error.strerror or error}; make room, or give another folder")
 
 
 def most_typical(latents: torch.Tensor, count: int) -> list[int]:

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from shade_fast.budget import Budget
+from shade_fast.checks import at_least
 from shade_fast.encoders import Encoder, load_encoder
 from shade_fast.engine import Problem, resolve_backend, resolve_device
 from shade_fast.errors import ShadeFastError
@@ -45,9 +46,7 @@ def bench_step(
     Raises ShadeFastError for what `poison_batch` refuses, for repeats below 1, and where a result is wrong by more than
     `WORST_ERROR`: it then has no time.
     """
-    for name, value in (("size", size), ("steps", steps), ("repeats", repeats)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ShadeFastError(f"{name}={value!r}: give a whole number, at least 1")
+    size, steps, repeats = at_least("size", size), at_least("steps", steps), at_least("repeats", repeats)
     device = resolve_device(devices)
     chosen = resolve_backend(backend, device)
     encoder = _once(encoder, device)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from shade_fast.checks import number
 from shade_fast.errors import ShadeFastError
 
 
@@ -27,12 +28,12 @@ class Budget:
         for name, value in (("linf", self.linf), ("lpips", self.lpips)):
             if value is None:
                 continue
-            if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value <= 0:
+            found = number(value)
+            if found is None or found <= 0:
                 raise ShadeFastError(f"budget {name}={value!r}: give a number above 0, or None for no {name} bound")
-        if self.linf is not None and self.linf > 1:
-            raise ShadeFastError(
-                f"budget linf={self.linf}: it is in [0, 1] units; for uint8 levels write {self.linf}/255"
-            )
+            if name == "linf" and found > 1:
+                raise ShadeFastError(f"budget linf={value}: it is in [0, 1] units; for uint8 levels write {value}/255")
+            object.__setattr__(self, name, found)
         if self.levels < 1:
             raise ShadeFastError(f"budget linf={self.linf}: below one uint8 level; the smallest is 1/255")
 

@@ -6,6 +6,8 @@ from __future__ import annotations
 import argparse
 import io
 import json
+import os
+import select
 import sys
 from collections.abc import Callable, Sequence
 from fractions import Fraction
@@ -19,6 +21,7 @@ from shade_fast.archive.archive import MODES, OUTPUTS
 from shade_fast.archive.manifest import finite
 from shade_fast.bench import bench_lines, bench_step
 from shade_fast.budget import Budget
+from shade_fast.checks import at_least
 from shade_fast.cli_archive import EXIT_NOTHING, EXIT_OK, run_archive, run_status, run_verify
 from shade_fast.cli_study import add_study
 from shade_fast.engine import BACKENDS, OPTIMIZERS
@@ -34,23 +37,45 @@ from shade_fast.version import __version__
 from shade_fast.view import View
 
 EXIT_INTERRUPTED = 130
+#: what shells call the end of a program whose output is no longer read
+EXIT_PIPE = 141
 T = TypeVar("T")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command. Exit codes: 0 all ok, 1 some below target or failed, 2 nothing could run, 130 interrupted."""
+    """Run a command. Exit codes: 0 all ok, 1 some below target or failed, 2 nothing could run, 130 interrupted,
+    141 nobody reads the output any more."""
     options = _parser().parse_args(arguments)
     if isinstance(sys.stdout, io.TextIOWrapper):
         # A file's name may hold bytes that are no text, or text that the terminal's encoding lacks.
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        return int(options.run(options))
+        code = int(options.run(options))
+        if sys.stdout is not None:
+            sys.stdout.flush()
+        return code
+    except BrokenPipeError:
+        if not _unread():
+            raise
+        # Whoever read the output has seen enough; what is still to be flushed as Python ends goes nowhere.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_PIPE
     except ShadeFastError as error:
         print(f"shade-fast: {error}", file=sys.stderr)
         return EXIT_NOTHING
     except KeyboardInterrupt:
         print("shade-fast: interrupted", file=sys.stderr)
         return EXIT_INTERRUPTED
+
+
+def _unread() -> bool:
+    """Whether standard output is a pipe that nobody reads any more."""
+    try:
+        poll = select.poll()
+        poll.register(sys.stdout, 0)
+    except (AttributeError, OSError, ValueError, TypeError):  # there is none, or it is no file
+        return False
+    return any(event & select.POLLERR for _, event in poll.poll(0))
 
 
 def _archive(options: argparse.Namespace) -> int:
@@ -72,8 +97,7 @@ def _archive(options: argparse.Namespace) -> int:
 
 def _fit(options: argparse.Namespace) -> int:
     sources = find_images(options.sources)
-    if options.count < 1:
-        raise ShadeFastError(f"count={options.count}: give the number of images to fit to, at least 1")
+    at_least("count", options.count)
     sample = evenly(sources, options.count)
     poisoner = Poisoner(**_engine(options, View(options.view)))
     with tqdm(unit="step", disable=options.quiet or None, file=sys.stderr) as bar:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from shade_fast.checks import at_least, whole
 from shade_fast.encoders import Encoder, load_encoder
 from shade_fast.errors import ShadeFastError
 from shade_fast.perceptual import Perceptual, load_perceptual
@@ -57,12 +58,10 @@ def export_onnx(
     Returns the card. Raises ShadeFastError for sizes that the encoder does not take, for a network that ONNX has no
     form for, and for a folder that cannot be written.
     """
-    if not isinstance(size, int) and not (isinstance(size, tuple | list) and len(size) == 2):
+    if whole(size) is None and not (isinstance(size, tuple | list) and len(size) == 2):
         raise ShadeFastError(f"size={size!r}: give one side, or height and width")
-    height, width = (size, size) if isinstance(size, int) else size
-    for name, value in (("size", height), ("size", width), ("batch", batch)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ShadeFastError(f"{name}={value!r}: give a whole number, at least 1")
+    height, width = (at_least("size", side) for side in (size if isinstance(size, tuple | list) else (size, size)))
+    batch = at_least("batch", batch)
     if precision not in PRECISIONS:
         raise ShadeFastError(f"precision {precision!r}: give one of {', '.join(PRECISIONS)}")
     loaded = load_encoder(encoder)

@@ -7,19 +7,21 @@ from collections.abc import Callable, Sequence
 import torch
 
 from shade_fast.anchors import Anchor, ImageLike, Target
+from shade_fast.checks import at_least
 from shade_fast.engine import Problem, kernels, optimize_together
 from shade_fast.errors import ShadeFastError
 from shade_fast.images import decode
 from shade_fast.poisoner import Poisoner
 from shade_fast.view import View
 from shade_fast.warm_start import Size, WarmStart, encoder_hashes
+from shade_fast.work import listed
 
 #: Images whose gradients are added up for a step, drawn anew for each.
 SHARE = 8
 
 
 def fit_start(
-    images: Sequence[ImageLike],
+    images: Sequence[ImageLike] | torch.Tensor,
     target: Target | Anchor,
     poisoner: Poisoner,
     *,
@@ -31,22 +33,25 @@ def fit_start(
     For each size of view in the sample and each of the anchor's images it is one perturbation, moved by sign-momentum
     along the sum of the images' normalised gradients. The cost is about `8·steps` gradients for each of them.
 
-    images: the sample, some dozens; sizes that few images have are fitted to those few.
-    target: as for `poison_batch`. poisoner: the encoders, budget, view and seed to fit for; the fit runs on the
-        first of its devices.
+    images: the sample, some dozens, as for `poison_batch`; sizes that few images have are fitted to those few.
+    target: as for `poison_batch`. poisoner: the encoders, budget, view (without its random transforms) and seed to fit
+        for; the fit runs on the first of its devices.
     progress: told (done, total) after each step.
 
-    Raises ShadeFastError for no images, one that cannot be decoded, and an encoder without a hash to know it by.
+    Raises ShadeFastError for no images, one that cannot be decoded or seen, and an encoder without a hash.
     """
-    if not images:
-        raise ShadeFastError("images: none were given; give a sample of the archive, some dozens")
+    images, steps = listed(images), at_least("steps", steps)
     hashes = encoder_hashes(poisoner.encoders)
     anchor = poisoner.anchor(target)
     views: dict[Size, list[torch.Tensor]] = {}
     with torch.no_grad():
         for image in images:
-            pixels = torch.tensor(decode(image).pixels).permute(2, 0, 1)[None].to(poisoner.device)
-            plan = poisoner.view.plan(pixels.shape[2], pixels.shape[3], poisoner.factor)
+            decoded = decode(image)
+            pixels = torch.tensor(decoded.pixels).permute(2, 0, 1)[None].to(poisoner.device)
+            try:
+                plan = poisoner.view.plan(pixels.shape[2], pixels.shape[3], poisoner.factor)
+            except ShadeFastError as error:
+                raise ShadeFastError(f"{decoded.name}: {error}") from error
             seen = plan.apply(pixels / 255, backend=kernels(poisoner.backend))
             views.setdefault(plan.crop, []).append((255 * seen).round().to(torch.uint8))
     total, done = len(views) * len(anchor) * steps, 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import io
 import math
+import os
 import warnings
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -14,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import ExifTags, Image, PngImagePlugin, UnidentifiedImageError
 
+from shade_fast.checks import whole
 from shade_fast.errors import ShadeFastError
 from shade_fast.jpeg import JpegSettings
 
@@ -92,6 +94,16 @@ class DecodedImage:
         return np.array_equal(mine, theirs)
 
 
+def name_of(image: object) -> str:
+    """What an image is called in results and messages: its path, or what it is."""
+    if isinstance(image, Image.Image):
+        filename = getattr(image, "filename", "")
+        return os.fsdecode(filename) if filename and isinstance(filename, str | bytes | os.PathLike) else "PIL image"
+    if isinstance(image, str | os.PathLike):
+        return os.fsdecode(image)
+    return "array" if isinstance(image, np.ndarray) else type(image).__name__
+
+
 def decode(source: str | Path | bytes | Image.Image | UInt8Array, name: str | None = None) -> DecodedImage:
     """Decode a path, an encoded file's bytes, a PIL image or a uint8 array [H, W], [H, W, 1], [H, W, 3] or [H, W, 4].
 
@@ -101,7 +113,7 @@ def decode(source: str | Path | bytes | Image.Image | UInt8Array, name: str | No
     if isinstance(source, np.ndarray):
         return _from_array(source, name or "array")
     if isinstance(source, Image.Image):
-        return _from_pil(source, name or getattr(source, "filename", "") or "PIL image")
+        return _from_pil(source, name or name_of(source))
     if isinstance(source, bytes):
         return _from_bytes(source, name or "bytes")
     if isinstance(source, str | Path):
@@ -120,7 +132,7 @@ class Output:
     these, else png). quality: JPEG's, 1 to 100, with chroma at full resolution; None keeps a JPEG source's own tables
     and subsampling, and is 98 for other sources. It is the quality to begin with: see `attempts`.
 
-    Raises ShadeFastError for an unknown format or a quality outside its range.
+    Raises ShadeFastError for an unknown format, a quality outside its range, and one for a format without loss.
     """
 
     format: str = "png"
@@ -129,9 +141,16 @@ class Output:
     def __post_init__(self) -> None:
         if self.format != "same" and self.format not in OUTPUT_FORMATS:
             raise ShadeFastError(f"output format {self.format!r}: give one of same, {', '.join(OUTPUT_FORMATS)}")
-        sound = not isinstance(self.quality, bool) and isinstance(self.quality, int) and 1 <= self.quality <= 100
-        if self.quality is not None and not sound:
+        if self.quality is None:
+            return
+        quality = whole(self.quality)
+        if quality is None or not 1 <= quality <= 100:
             raise ShadeFastError(f"quality={self.quality!r}: give a whole number from 1 to 100")
+        if self.format in ("png", "webp"):
+            raise ShadeFastError(
+                f"quality={quality}: {self.format} is written lossless; leave it out, or give output jpeg"
+            )
+        object.__setattr__(self, "quality", quality)
 
     def format_of(self, source_format: str | None) -> str:
         """The format written for a source in `source_format` (Pillow's name)."""

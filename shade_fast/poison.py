@@ -44,7 +44,8 @@ def poison_batch(
 ) -> PoisonResult:
     """Protect images: move each one's latent towards an anchor's with a perturbation that stays inside the budget.
 
-    images: a sequence of paths, PIL images and uint8 arrays [H, W, C], of mixed sizes; or a uint8 tensor [N, 3, H, W].
+    images: a sequence of paths, PIL images and uint8 arrays [H, W, C], of mixed sizes; or a uint8 tensor [N, 3, H, W]
+        or array [N, H, W, C].
     target: one anchor, or a list of one per image. An anchor is a name from `anchors`, a path (an image, or a folder of
         images), a PIL image, a uint8 array [H, W, C] or a latent tensor [C, h, w] or [1, C, h, w]; of several images
         each protected image is given the nearest in latent distance.

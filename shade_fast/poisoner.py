@@ -19,6 +19,7 @@ from tqdm import tqdm
 from shade_fast import runtime
 from shade_fast.anchors import Anchor, AnchorLibrary, ImageLike, Target, resolve_anchor
 from shade_fast.budget import Budget
+from shade_fast.checks import at_least, number
 from shade_fast.encoders import Encoder, load_encoder
 from shade_fast.engine import (
     NEVER,
@@ -85,23 +86,28 @@ class Poisoner:
         start: WarmStart | str | PathLike[str] | None = None,
     ) -> None:
         options = {name: value for name, value in locals().items() if name != "self"}
+        for name, value, kind in (("budget", budget, Budget), ("view", view, View)):
+            if not isinstance(value, kind):
+                raise ShadeFastError(f"{name}={value!r}: give a {kind.__name__}, such as {kind()!r}")
         self.budget = budget
         self.view = view
         self.optimizer = optimizer
         if preset not in PRESETS:
             raise ShadeFastError(f"preset {preset!r}: give one of {', '.join(PRESETS)}")
-        self.steps = PRESETS[preset] if steps is None else _whole("steps", steps)
+        self.steps = PRESETS[preset] if steps is None else at_least("steps", steps)
         self.stopping = Stopping(stop_ratio, patience)
-        self.seed = _whole("seed", seed, least=0)
-        if not 0 < target_ratio <= 1:
-            raise ShadeFastError(f"target_ratio={target_ratio}: give a share above 0, at most 1")
-        self.target_ratio = target_ratio
+        self.seed = at_least("seed", seed, 0)
+        share = number(target_ratio)
+        if share is None or not 0 < share <= 1:
+            raise ShadeFastError(f"target_ratio={target_ratio!r}: give a share above 0, at most 1")
+        self.target_ratio = share
         found = resolve_devices(devices)
         self.device, self.devices = found[0], tuple(map(str, found))
         self.backend = _one_backend(backend, found)
         self.uploader = Uploader(self.device)
-        asked = 8 if batch_size == "auto" else _whole("batch_size", batch_size)
+        asked = 8 if batch_size == "auto" else at_least("batch_size", batch_size)
         self.batch_size = asked if "cuda" in (self.backend, self.device.type) else 1
+        runtime.check_accuracy(self.backend, accuracy)
         self.accuracy = accuracy
         self.perceptual = _load_perceptual(perceptual, self.budget, self.device)
         specs = encoder if isinstance(encoder, list | tuple) else [encoder]
@@ -119,8 +125,13 @@ class Poisoner:
             self._slots = Slots(self.batch_size)
         check_optimizer(optimizer, budget, len(self.encoders), view)
         self.survival = survival
-        if start is not None and optimizer != "momentum":
-            raise ShadeFastError(f"optimizer {optimizer!r}: the published loops have no warm start; leave it out")
+        if optimizer != "momentum":
+            if start is not None:
+                raise ShadeFastError(f"optimizer {optimizer!r}: the published loops have no warm start; leave it out")
+            if self.stopping != NEVER:
+                raise ShadeFastError(
+                    f"optimizer {optimizer!r}: the published loops take all their steps; leave out stop_ratio, patience"
+                )
         self.start = WarmStart.load(start) if isinstance(start, str | PathLike) else start
         self.anchors = AnchorLibrary.embedded() if anchors is None else anchors
         #: shape of images -> how many of them the device has memory for
@@ -128,7 +139,7 @@ class Poisoner:
         self._pool: Pool | None = None
         self._end_pool: Callable[[], object] = lambda: None
         if len(found) > 1:
-            self._packed = packed(options | {"backend": self.backend, "anchors": None})
+            self._packed = packed(options | {"backend": self.backend, "anchors": None, "weights": self.weights})
 
     def __enter__(self) -> Poisoner:
         return self
@@ -445,12 +456,10 @@ def _load_perceptual(perceptual: str | Perceptual | None, budget: Budget, device
 def _checked_weights(weights: Sequence[float] | None, count: int) -> list[float]:
     if weights is None:
         return [1.0] * count
-    if len(weights) != count or not all(0 < weight < math.inf for weight in weights):
-        raise ShadeFastError(f"weights={list(weights)}: give {count} numbers above 0, one for each encoder")
-    return [float(weight) for weight in weights]
-
-
-def _whole(name: str, value: Any, least: int = 1) -> int:
-    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
-        raise ShadeFastError(f"{name}={value!r}: give a whole number, at least {least}")
-    return int(value)
+    if not isinstance(weights, Iterable):
+        raise ShadeFastError(f"weights={weights!r}: give {count} numbers above 0, one for each encoder")
+    given = list(weights.tolist() if isinstance(weights, torch.Tensor | np.ndarray) else weights)
+    found = [number(weight) for weight in given]
+    if len(found) != count or not all(weight is not None and weight > 0 for weight in found):
+        raise ShadeFastError(f"weights={given}: give {count} numbers above 0, one for each encoder")
+    return cast("list[float]", found)

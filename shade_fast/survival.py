@@ -23,6 +23,7 @@ from shade_fast.images import DecodedImage, UInt8Array, decode
 from shade_fast.results import mean_share
 from shade_fast.transforms import Map, crop_map
 from shade_fast.view import View
+from shade_fast.work import listed
 
 #: What the clean image's and the perturbed image's noise is drawn from: the same for both.
 NOISE_SEED = 0
@@ -90,8 +91,8 @@ class Survival:
 
 
 def survival(
-    clean: Sequence[ImageLike],
-    perturbed: Sequence[ImageLike],
+    clean: Sequence[ImageLike] | Tensor,
+    perturbed: Sequence[ImageLike] | Tensor,
     encoder: Any = "embedded",
     *,
     view: View = View(size=512),
@@ -105,7 +106,7 @@ def survival(
     E is the encoder through the view, T the treatment, by Pillow's codecs and filters on uint8 pixels, and G what a
     crop or a flip does to latents.
 
-    clean, perturbed: paths, PIL images or uint8 arrays [H, W, C], pairs of one size.
+    clean, perturbed: paths, PIL images or uint8 arrays [H, W, C], or uint8 [N, 3, H, W]; pairs of one size.
     encoder: what `load_encoder` takes. view: what a trainer's loader does; its random transforms are left out.
     treatments: name -> treatment, default `TREATMENTS`: JPEG 90, 75, 60, WebP 80, resize to 75% and 50% and back
         (bicubic), 10% cut off and resized back, Gaussian noise of 0.03, a flip, three passes of a 3x3 median filter.
@@ -113,8 +114,9 @@ def survival(
 
     Raises ShadeFastError for no images, an image that cannot be decoded, and pairs of different sizes.
     """
-    if len(clean) != len(perturbed) or not len(clean):
-        raise ShadeFastError(f"{len(clean)} clean and {len(perturbed)} perturbed images: give pairs, at least one")
+    clean, perturbed = listed(clean, "clean"), listed(perturbed, "perturbed")
+    if len(clean) != len(perturbed):
+        raise ShadeFastError(f"{len(clean)} clean and {len(perturbed)} perturbed images: give pairs")
     pairs = ((decode(before), decode(after)) for before, after in zip(clean, perturbed, strict=True))
     return survival_of_pairs(pairs, encoder, view=view, treatments=treatments, backend=backend)
 

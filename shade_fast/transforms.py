@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from shade_fast.checks import number, whole
 from shade_fast.errors import ShadeFastError
 from shade_fast.ops import Axis, axis, jpeg, separable
 
@@ -132,6 +133,9 @@ class Jpeg:
     best: int = 95
 
     def __post_init__(self) -> None:
+        for name, value in (("worst", self.worst), ("best", self.best)):
+            if whole(value) is None:
+                raise ShadeFastError(f"Jpeg {name}={value!r}: give a whole number from 1 to 100")
         _in_range("Jpeg", "worst", self.worst, 1, self.best)
         _in_range("Jpeg", "best", self.best, self.worst, 100)
 
@@ -157,11 +161,24 @@ class OneOf:
     def __init__(self, *transforms: Transform) -> None:
         if not transforms:
             raise ShadeFastError("OneOf: give at least one transform")
-        object.__setattr__(self, "transforms", transforms)
+        object.__setattr__(self, "transforms", checked_transforms("OneOf", transforms))
 
     def draw(self, random: np.random.Generator, height: int, width: int, backend: str) -> Draw:
         transform = self.transforms[int(random.integers(len(self.transforms)))]
         return transform.draw(random, height, width, backend)
+
+
+def checked_transforms(where: str, transforms: Any) -> tuple[Transform, ...]:
+    """Transforms as a tuple. Raises ShadeFastError for what is none, and for one that stands alone."""
+    if not isinstance(transforms, Iterable):
+        raise ShadeFastError(f"{where}: {transforms!r}; give a tuple of them, such as (Jpeg(),)")
+    found = tuple(transforms)
+    for one in found:
+        if isinstance(one, type):
+            raise ShadeFastError(f"{where}: {one.__name__} is a class; give {one.__name__}()")
+        if not callable(getattr(one, "draw", None)):
+            raise ShadeFastError(f"{where}: {one!r} has no draw(); see shade_fast.transforms")
+    return found
 
 
 def compose(draws: Sequence[Draw]) -> Draw:
@@ -227,5 +244,6 @@ def _part(random: np.random.Generator, smallest: float, largest: float) -> float
 
 
 def _in_range(transform: str, name: str, value: Any, least: float, most: float) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= most:
+    found = number(value)
+    if found is None or not least <= found <= most:
         raise ShadeFastError(f"{transform} {name}={value!r}: give a number from {least:g} to {most:g}")

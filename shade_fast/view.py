@@ -7,9 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from shade_fast.checks import whole
 from shade_fast.errors import ShadeFastError
 from shade_fast.ops import resize
-from shade_fast.transforms import Crop, Draw, Flip, Jpeg, OneOf, Resize, Transform, compose
+from shade_fast.transforms import Crop, Draw, Flip, Jpeg, OneOf, Resize, Transform, checked_transforms, compose
 
 #: The transforms of `View.robust`: a resize, a crop or a flip, then JPEG.
 ROBUST: tuple[Transform, ...] = (OneOf(Resize(), Crop(), Flip()), Jpeg())
@@ -30,12 +31,12 @@ class View:
     transforms: tuple[Transform, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.size is not None and (isinstance(self.size, bool) or not isinstance(self.size, int) or self.size < 1):
-            raise ShadeFastError(f"view size={self.size!r}: give a whole number of pixels, or None for no resize")
-        object.__setattr__(self, "transforms", tuple(self.transforms))
-        for transform in self.transforms:
-            if not callable(getattr(transform, "draw", None)):
-                raise ShadeFastError(f"view transforms: {transform!r} has no draw(); see shade_fast.transforms")
+        if self.size is not None:
+            size = whole(self.size)
+            if size is None or size < 1:
+                raise ShadeFastError(f"view size={self.size!r}: give a whole number of pixels, or None for no resize")
+            object.__setattr__(self, "size", size)
+        object.__setattr__(self, "transforms", checked_transforms("view transforms", self.transforms))
 
     @classmethod
     def robust(cls, size: int | None = 512) -> View:

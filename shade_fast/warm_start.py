@@ -8,17 +8,22 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from os import PathLike
+from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors import SafetensorError
+from safetensors.torch import load, save
 
 from shade_fast.anchors import Anchor
 from shade_fast.encoders import Encoder
 from shade_fast.errors import ShadeFastError
+from shade_fast.files import write_whole
 from shade_fast.ops import resize
 
 Size = tuple[int, int]
+
+#: Name of the entry in a file's metadata.
+_METADATA = "shade_fast_warm_start"
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,7 +53,8 @@ class WarmStart:
         return digest.hexdigest()
 
     def save(self, path: str | PathLike[str]) -> None:
-        """Write a .safetensors file. Raises ShadeFastError where it cannot be written."""
+        """Write a .safetensors file, and its folder where it is not there. Raises ShadeFastError where it cannot be
+        written."""
         facts = {
             "anchor_sha256": self.anchor_sha256,
             "encoder_sha256": list(self.encoder_sha256),
@@ -60,21 +66,21 @@ class WarmStart:
             for (height, width), value in self.perturbations.items()
         }
         try:
-            save_file(tensors, str(path), {"shade_fast_warm_start": json.dumps(facts)})
-        except (OSError, SafetensorError) as error:
+            write_whole(path, save(tensors, {_METADATA: json.dumps(facts)}))
+        except OSError as error:
             raise ShadeFastError(f"{path}: the warm start cannot be written ({error}); give another file") from error
 
     @classmethod
     def load(cls, path: str | PathLike[str]) -> WarmStart:
         """Read what `save` wrote. Raises ShadeFastError for a file that is missing, or no warm start."""
         try:
+            data = Path(path).read_bytes()
+            header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+            facts = json.loads(header["__metadata__"][_METADATA])
             perturbations = {}
-            with safe_open(str(path), "pt") as file:
-                facts = json.loads((file.metadata() or {})["shade_fast_warm_start"])
-                names = file.keys()
-                for name in names:
-                    height, width = map(int, name.split("x"))
-                    perturbations[height, width] = file.get_tensor(name).float() / 127
+            for name, tensor in load(data).items():
+                height, width = map(int, name.split("x"))
+                perturbations[height, width] = tensor.float() / 127
             return cls(
                 perturbations=perturbations,
                 anchor_sha256=facts["anchor_sha256"],

@@ -11,7 +11,7 @@ import torch
 from shade_fast.anchors import Anchor, ImageLike
 from shade_fast.engine import Codec
 from shade_fast.errors import ShadeFastError
-from shade_fast.images import DecodedImage, Output, UInt8Array, decode
+from shade_fast.images import DecodedImage, Output, UInt8Array, decode, name_of
 from shade_fast.jpeg import JpegSettings
 from shade_fast.results import PoisonedImage
 
@@ -50,20 +50,23 @@ class Protected:
         return data
 
 
-def listed(images: Sequence[ImageLike] | torch.Tensor) -> Sequence[ImageLike]:
-    """The images of a batch. Raises ShadeFastError where there are none, or they are something else."""
+def listed(images: Sequence[ImageLike] | torch.Tensor, name: str = "images") -> Sequence[ImageLike]:
+    """The images of a batch. Raises ShadeFastError, which names the argument, for none and for what is something
+    else."""
     if isinstance(images, torch.Tensor):
         if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
             raise ShadeFastError(
-                f"images: a {images.dtype} tensor of shape {tuple(images.shape)}; give uint8 [N, 3, H, W], 0 to 255"
+                f"{name}: a {images.dtype} tensor of shape {tuple(images.shape)}; give uint8 [N, 3, H, W], 0 to 255"
             )
         images = list(images.permute(0, 2, 3, 1).cpu().numpy())
+    if isinstance(images, np.ndarray) and images.ndim == 4:
+        images = list(images)
     if isinstance(images, str | bytes) or not isinstance(images, Sequence):
         raise ShadeFastError(
-            f"images: give a sequence of images or a uint8 tensor [N, 3, H, W]; got {type(images).__name__}"
+            f"{name}: give a sequence of images or a uint8 tensor [N, 3, H, W]; got {type(images).__name__}"
         )
     if not images:
-        raise ShadeFastError("images: none were given; give at least one")
+        raise ShadeFastError(f"{name}: none were given; give at least one")
     return images
 
 
@@ -74,7 +77,7 @@ def failed(error: Exception, image: ImageLike | DecodedImage | ShadeFastError) -
     elif isinstance(image, DecodedImage):
         name = image.name
     else:
-        name = str(image) if isinstance(image, str) or hasattr(image, "__fspath__") else type(image).__name__
+        name = name_of(image)
     message = str(error)
     return PoisonedImage(
         image=None, status="failed", error=message if name in message else f"{name}: {message}", name=name

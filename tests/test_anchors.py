@@ -217,6 +217,16 @@ def test_an_anchor_is_images_or_a_latent() -> None:
             Anchor("x", images, latent)
 
 
+def test_one_image_need_not_be_a_list(draw: Any, tmp_path: Path) -> None:
+    pixels = draw(24, 32)
+    Image.fromarray(pixels).save(tmp_path / "b.png")
+    right = Anchor("x", [pixels]).sha256
+    for images in (str(tmp_path / "b.png"), tmp_path / "b.png", Image.fromarray(pixels), pixels, iter([pixels])):
+        anchor = Anchor("x", images)
+        assert (len(anchor), anchor.sha256) == (1, right)
+    assert AnchorLibrary({"x": tmp_path / "b.png"})["x"].sha256 == right
+
+
 def test_each_image_is_given_the_nearest_of_several(tiny_module: nn.Module, draw: Any, tmp_path: Path) -> None:
     paths = [tmp_path / f"{seed}.png" for seed in range(4)]
     for seed, path in enumerate(paths):
@@ -265,6 +275,12 @@ def test_the_most_typical_draws_are_kept(pipeline_folder: Path, tmp_path: Path) 
         assert path.read_bytes() == (tmp_path / "every" / "cat" / path.name).read_bytes()
     with pytest.raises(ShadeFastError, match="draws=1: 2 of them are to be kept"):
         generate_anchors("cat", pipeline_folder, tmp_path, count=2, draws=1)
+
+
+def test_a_folder_that_cannot_be_written_is_named(pipeline_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(ShadeFastError, match="file/castle: cannot be written: Not a directory; make room, or give"):
+        generate_anchors("castle", pipeline_folder, tmp_path / "file", count=1, steps=1)
 
 
 def test_the_prompt_names_the_concept(pipeline_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -318,7 +334,7 @@ def test_a_concept_is_the_name_of_one_folder(concept: str, tmp_path: Path) -> No
 
 
 def test_no_anchors_asked_for(tmp_path: Path) -> None:
-    with pytest.raises(ShadeFastError, match=r"count=0: give the number of anchor images, at least 1"):
+    with pytest.raises(ShadeFastError, match="count=0: give a whole number, at least 1"):
         generate_anchors("cat", tmp_path, tmp_path / "out", count=0)
 
 

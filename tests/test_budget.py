@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+from fractions import Fraction
+
+import numpy as np
 import pytest
 
 from shade_fast import Budget, ShadeFastError
@@ -10,6 +13,12 @@ from shade_fast import Budget, ShadeFastError
 )
 def test_levels_are_whole_uint8_values_inside_the_bound(linf: float | None, levels: int) -> None:
     assert Budget(linf=linf).levels == levels
+
+
+def test_bounds_are_numbers_of_any_kind() -> None:
+    budget = Budget(np.float32(0.0625), Fraction(7, 100))  # type: ignore[arg-type]
+    assert (budget.linf, budget.lpips) == (0.0625, 0.07)
+    assert type(budget.linf) is type(budget.lpips) is float
 
 
 @pytest.mark.parametrize(

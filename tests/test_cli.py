@@ -177,6 +177,33 @@ def test_a_dry_run_writes_nothing(poison: Poison, photos: Path, out: Path, capsy
     assert before.items() <= contents(photos).items()
 
 
+def test_a_reader_who_has_seen_enough_ends_a_command_quietly() -> None:
+    command = "from shade_fast.cli import main; raise SystemExit(main(['info']))"
+    for unbuffered in ("", "1"):  # it is found out where the output is flushed, or where it is printed
+        environment = os.environ | {"PYTHONUNBUFFERED": unbuffered}
+        with subprocess.Popen(
+            [sys.executable, "-c", command], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        ) as running:
+            assert running.stdout is not None and running.stderr is not None
+            running.stdout.close()
+            told = running.stderr.read().decode()
+        assert (running.returncode, "Traceback" in told, "BrokenPipe" in told) == (cli.EXIT_PIPE, False, False)
+
+
+def test_a_command_without_standard_output_ends_as_it_would(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdout", None)
+    assert cli.main(["info"]) == cli.EXIT_OK
+
+
+def test_a_broken_pipe_that_is_not_the_output_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    def breaks(_: object) -> int:
+        raise BrokenPipeError
+
+    monkeypatch.setattr(cli, "_info", breaks)
+    with pytest.raises(BrokenPipeError):
+        cli.main(["info"])
+
+
 def test_a_dry_run_tells_what_the_same_run_would_still_do(
     poison: Poison, photos: Path, out: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import os
 import struct
 import zlib
 from dataclasses import replace
@@ -159,7 +160,7 @@ def test_orientation_and_exif_are_kept_and_the_layout_too(
     exif = exif_of(orientation)
     source = decode(encoded(picture, form, exif=exif))
     changed = 255 - source.pixels
-    data = Output(written, quality=100).encode(source, changed)
+    data = Output(written, 100 if written == "jpeg" else None).encode(source, changed)
     stored, again = reopened(data), decode(data)
     assert stored.size == picture.size
     assert again.orientation == orientation
@@ -275,6 +276,14 @@ def test_what_an_encoder_refuses_names_the_file(excess: str, pixels: npt.NDArray
 def test_qualities_refused(quality: Any) -> None:
     with pytest.raises(ShadeFastError, match=r"quality=.* whole number from 1 to 100"):
         Output("jpeg", quality)
+
+
+def test_a_quality_is_a_number_of_any_kind_and_for_jpeg() -> None:
+    quality = Output("same", np.int64(90)).quality  # type: ignore[arg-type]
+    assert (quality, type(quality)) == (90, int)
+    for form in ("png", "webp"):
+        with pytest.raises(ShadeFastError, match=rf"quality=90: {form} is written lossless; leave it out"):
+            Output(form, 90)
 
 
 def test_unknown_output_format() -> None:
@@ -506,6 +515,7 @@ def test_pil_images_that_turn_out_damaged(picture: Image.Image) -> None:
 def test_a_pil_image_is_named_by_its_file(picture: Image.Image, tmp_path: Path) -> None:
     path = tmp_path / "photo.png"
     picture.save(path)
-    image = decode(Image.open(path))
-    assert isinstance(image, DecodedImage)
-    assert image.name == str(path)
+    for opened in (path, os.fsencode(path)):
+        image = decode(Image.open(opened))
+        assert isinstance(image, DecodedImage)
+        assert image.name == str(path)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -213,14 +214,18 @@ def test_bad_images_fail_by_name_and_the_others_go_on(
     text.write_text("not an image")
     empty = tmp_path / "empty.png"
     empty.touch()
-    images = [picture(64, 64), text, empty, tmp_path / "missing.png", picture(1, 1), picture(64, 64), 7]
+    Image.fromarray(picture(64, 64)).save(tmp_path / "cut.png")
+    (tmp_path / "cut.png").write_bytes((tmp_path / "cut.png").read_bytes()[:2000])
+    opened = Image.open(os.fsencode(tmp_path / "cut.png"))
+    images = [picture(64, 64), text, empty, tmp_path / "missing.png", picture(1, 1), picture(64, 64), 7, opened]
     result = poison_batch(images, target, **options)  # type: ignore[arg-type]
-    assert [one.status for one in result] == ["ok", *["failed"] * 4, "ok", "failed"]
-    for index, named in ((1, "text.jpg"), (2, "empty.png"), (3, "missing.png"), (4, "1x1"), (6, "int")):
+    assert [one.status for one in result] == ["ok", *["failed"] * 4, "ok", "failed", "failed"]
+    for index, named in ((1, "text.jpg"), (2, "empty.png"), (3, "missing.png"), (4, "1x1"), (6, "int"), (7, "cut.png")):
         assert result[index].image is None
         assert named in str(result[index].error)
-    assert "4 failed" not in result.summary()
-    assert "5 failed" in result.summary()
+    assert result[7].name == str(tmp_path / "cut.png")
+    assert "5 failed" not in result.summary()
+    assert "6 failed" in result.summary()
 
 
 def test_a_long_thin_image_is_protected(options: dict[str, Any], target: np.ndarray) -> None:
@@ -299,6 +304,23 @@ def test_the_reference_backend_is_plain_torch_and_says_so(
         ({"batch_size": 0}, "batch_size=0"),
         ({"seed": -1}, "seed=-1"),
         ({"target_ratio": 0}, "target_ratio=0"),
+        ({"target_ratio": "0.9"}, "target_ratio='0.9'"),
+        ({"budget": 0.06}, r"budget=0.06: give a Budget, such as Budget\(linf"),
+        ({"view": 512}, r"view=512: give a View, such as View\(size"),
+        ({"weights": "1"}, r"weights=\['1'\]: give 1 numbers above 0"),
+        ({"weights": 1.0, "encoder": ["embedded", "embedded"]}, r"weights=1.0: give 2 numbers"),
+        ({"backend": None}, "backend=None: give one of auto, reference"),
+        (
+            {"backend": "reference", "accuracy": "bogus"},
+            "accuracy 'bogus' of backend 'reference': give one of fast, exact",
+        ),
+        ({"optimizer": "release", "patience": 3}, "take all their steps; leave out stop_ratio, patience"),
+        (
+            {"optimizer": "paper", "stop_ratio": 0.5, "budget": Budget(None, 0.07), "perceptual": "auto"},
+            "leave out stop_r",
+        ),
+        ({"patience": True}, "patience=True"),
+        ({"stop_ratio": "0.5"}, "stop_ratio='0.5'"),
         ({"perceptual": "st-alx"}, "st-alex"),
         ({"perceptual": None}, "needs a perceptual network"),
         ({"encoder": "no-such-encoder"}, "no-such-encoder"),

@@ -22,23 +22,24 @@ MAY_IMPORT = {
     "shade_fast/runtime": {"shade_fast.errors", "shade_fast.files", "shade_fast.ops", "shade_fast.version"},
     "shade_fast/perceptual": {"shade_fast.errors", "shade_fast.ops"},
     "shade_fast/engine": {
-        *("shade_fast.errors", "shade_fast.budget", "shade_fast.view", "shade_fast.transforms", "shade_fast.ops"),
+        *("shade_fast.errors", "shade_fast.checks", "shade_fast.budget", "shade_fast.view", "shade_fast.transforms"),
+        "shade_fast.ops",
         *("shade_fast.encoders", "shade_fast.perceptual", "shade_fast.reference", "shade_fast.runtime"),
     },
     "shade_fast/archive": {
         *("shade_fast.errors", "shade_fast.images", "shade_fast.anchors", "shade_fast.poisoner"),
         *("shade_fast.results", "shade_fast.version", "shade_fast.budget", "shade_fast.view", "shade_fast.work"),
-        *("shade_fast.buckets", "shade_fast.workers", "shade_fast.files"),
+        *("shade_fast.buckets", "shade_fast.workers", "shade_fast.files", "shade_fast.checks"),
     },
     "shade_fast/workers": {
         *("shade_fast.errors", "shade_fast.anchors", "shade_fast.encoders", "shade_fast.perceptual"),
         *("shade_fast.images", "shade_fast.work", "shade_fast.poisoner"),
     },
-    "shade_fast/integrations": {"shade_fast.errors", "shade_fast.archive"},
+    "shade_fast/integrations": {"shade_fast.errors", "shade_fast.checks", "shade_fast.archive"},
     "shade_fast/study": {
         *("shade_fast.errors", "shade_fast.images", "shade_fast.anchors", "shade_fast.poisoner"),
         *("shade_fast.budget", "shade_fast.view", "shade_fast.encoders", "shade_fast.archive"),
-        *("shade_fast.engine", "shade_fast.files"),
+        *("shade_fast.engine", "shade_fast.files", "shade_fast.checks"),
     },
 }
 

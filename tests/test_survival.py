@@ -65,8 +65,15 @@ def test_the_share_is_of_the_shift(pair: Any) -> None:
 def test_pairs_that_do_not_fit_are_named(pair: Any) -> None:
     with pytest.raises(ShadeFastError, match=r"96x64 pixels.*96x60"):
         survival([pair[0][:60]], [pair[1]], Mean())
-    with pytest.raises(ShadeFastError, match="1 clean and 0 perturbed"):
-        survival([pair[0]], [])
+    with pytest.raises(ShadeFastError, match="2 clean and 1 perturbed images: give pairs"):
+        survival([pair[0]] * 2, [pair[1]])
+    for images in ([], [pair[0]]):
+        with pytest.raises(ShadeFastError, match="none were given"):
+            survival(images, [])
+    with pytest.raises(ShadeFastError, match=r"clean: give a sequence of images .* got generator"):
+        survival((one for one in pair), [pair[1]] * 2)  # type: ignore[arg-type]
+    with pytest.raises(ShadeFastError, match=r"clean: give a sequence of images .* got str"):
+        survival("a.png", "b.png")
 
 
 def test_an_image_without_a_shift_is_left_out_of_the_figures(pair: Any) -> None:

@@ -126,7 +126,11 @@ def test_latents_go_where_the_image_goes(transform: Transform) -> None:
         (lambda: Jpeg(worst=90, best=80), "worst=90"),
         (lambda: Noise(-1), "largest=-1"),
         (lambda: Crop(0.9), "largest=0.9"),
+        (lambda: Jpeg(60.5), "worst=60.5"),  # type: ignore[arg-type]
         (lambda: View(transforms=("jpeg",)), "jpeg"),  # type: ignore[arg-type]
+        (lambda: View(512, Jpeg()), r"give a tuple of them"),  # type: ignore[arg-type]
+        (lambda: View(512, (Jpeg,)), r"Jpeg is a class; give Jpeg\(\)"),  # type: ignore[arg-type]
+        (lambda: OneOf(Jpeg), r"OneOf: Jpeg is a class"),  # type: ignore[arg-type]
     ],
 )
 def test_a_wrong_parameter_is_named(build: Any, value: str) -> None:

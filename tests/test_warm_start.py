@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 from torch import nn
 
 from shade_fast import Anchor, Budget, ShadeFastError, View, WarmStart, fit_start, poison_batch
@@ -41,13 +43,15 @@ def test_images_begin_with_what_was_fitted_to_others(draw: Any, options: dict[st
 
 
 def test_a_file_keeps_it(draw: Any, start: WarmStart, tmp_path: Path, options: dict[str, Any]) -> None:
-    start.save(tmp_path / "start.safetensors")
-    kept = WarmStart.load(tmp_path / "start.safetensors")
+    # A folder that is not there yet, and a name that is no text.
+    path = Path(os.fsdecode(os.fsencode(tmp_path) + b"/new\xff/start.safetensors"))
+    start.save(path)
+    kept = WarmStart.load(path)
     assert (kept.anchor_sha256, kept.encoder_sha256) == (start.anchor_sha256, start.encoder_sha256)
     assert (kept.images, kept.steps) == (13, 20)
     for size, value in start.perturbations.items():
         torch.testing.assert_close(kept.perturbations[size], value, rtol=0, atol=0.5 / 127)
-    result = poison_batch([draw(70, 90)], draw(64, 64, 99), **options, start=tmp_path / "start.safetensors", steps=1)
+    result = poison_batch([draw(70, 90)], draw(64, 64, 99), **options, start=path, steps=1)
     assert result[0].status != "failed"
 
 
@@ -58,7 +62,9 @@ def test_another_size_of_view_takes_the_nearest(start: WarmStart) -> None:
     assert np.corrcoef(pooled.flatten(), start.perturbations[64, 64].flatten())[0, 1] > 0.8
 
 
-def test_what_it_was_not_fitted_to_is_refused(draw: Any, options: dict[str, Any], start: WarmStart) -> None:
+def test_what_it_was_not_fitted_to_is_refused(
+    draw: Any, options: dict[str, Any], start: WarmStart, tmp_path: Path
+) -> None:
     image, target = draw(64, 64), draw(64, 64, 99)
     with pytest.raises(ShadeFastError, match="another anchor than 'array'"):
         poison_batch([image], draw(64, 64, 98), **options, start=start)
@@ -71,13 +77,32 @@ def test_what_it_was_not_fitted_to_is_refused(draw: Any, options: dict[str, Any]
         fit_start([image], target, function)
     with pytest.raises(ShadeFastError, match="none were given"):
         fit_start([], target, Poisoner(**options))
+    with pytest.raises(ShadeFastError, match=r"images: give a sequence of images .* got str"):
+        fit_start("photo.jpg", target, Poisoner(**options))
+    with pytest.raises(ShadeFastError, match="steps=0: give a whole number, at least 1"):
+        fit_start([image], target, Poisoner(**options), steps=0)
+    Image.fromarray(draw(64, 4, 1)).save(tmp_path / "narrow.png")
+    with pytest.raises(ShadeFastError, match=r"narrow.png: 4x64 pixels: the encoder sees multiples of 8"):
+        fit_start([image, tmp_path / "narrow.png"], target, Poisoner(**options))
+
+
+def test_a_tensor_is_fitted_to_as_its_images_are(draw: Any, options: dict[str, Any]) -> None:
+    images, target, poisoner = [draw(64, 64, seed) for seed in range(2)], draw(64, 64, 99), Poisoner(**options)
+    tensor = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
+    fitted = [fit_start(one, target, poisoner, steps=2).sha256 for one in (images, tensor)]
+    assert fitted[0] == fitted[1]
 
 
 def test_a_file_that_is_none_is_named(tmp_path: Path) -> None:
     (tmp_path / "not.safetensors").write_bytes(b"nothing of the kind")
-    for name in ("not.safetensors", "missing.safetensors"):
-        with pytest.raises(ShadeFastError, match=f"{name}: no warm start"):
-            WarmStart.load(tmp_path / name)
+    (tmp_path / "short.safetensors").write_bytes(b"\x02")
+    (tmp_path / "list.safetensors").write_bytes((2).to_bytes(8, "little") + b"[]")
+    save_file({"weight": torch.zeros(2)}, tmp_path / "weights.safetensors")
+    for name in ("not", "short", "list", "weights", "missing"):
+        with pytest.raises(ShadeFastError, match=f"{name}.safetensors: no warm start"):
+            WarmStart.load(tmp_path / f"{name}.safetensors")
+    with pytest.raises(ShadeFastError, match=r"not.safetensors/start: the warm start cannot be written"):
+        WarmStart({(8, 8): torch.zeros(1, 3, 8, 8)}, "", (), 1, 1).save(tmp_path / "not.safetensors" / "start")
 
 
 def test_an_anchors_hash_is_of_its_pixels(draw: Any, tmp_path: Path) -> None:

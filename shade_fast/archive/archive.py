@@ -22,6 +22,7 @@ from shade_fast.archive.record import check_same, describe, digest, locked, read
 from shade_fast.archive.storage import RECORD_FOLDER, STOPPING, ArchiveStoppedError, Storage
 from shade_fast.archive.tables import TABLE_SUFFIXES, Tables
 from shade_fast.archive.tars import TAR_SUFFIXES, Tars
+from shade_fast.checks import at_least
 from shade_fast.errors import ShadeFastError
 from shade_fast.images import Output
 from shade_fast.poisoner import Poisoner
@@ -99,7 +100,7 @@ class Archive:
         shard_size: int = 1000,
         options: dict[str, Any],
     ) -> None:
-        _check(mode, shard, output, quality, workers, shard_size)
+        _check(mode, shard, output, workers, shard_size)
         self.task, self.mode = shard, mode
         self.writes = output != "dummy"
         self.output = Output(output if self.writes else "same", quality)
@@ -416,17 +417,13 @@ def fixed_plan() -> Iterator[None]:
         del os.environ["SHADE_FAST_PLAN"]
 
 
-def _check(
-    mode: str, shard: tuple[int, int], output: str, quality: int | None, workers: int | None, shard_size: int
-) -> None:
+def _check(mode: str, shard: tuple[int, int], output: str, workers: int | None, shard_size: int) -> None:
     if mode not in MODES:
         raise ShadeFastError(f"mode={mode!r}: give one of {', '.join(MODES)}")
     if output not in OUTPUTS:
         raise ShadeFastError(f"output={output!r}: give one of {', '.join(OUTPUTS)}")
-    if quality is not None and output in ("png", "webp"):
-        raise ShadeFastError(f"quality={quality}: {output} is written lossless; leave it out, or give output jpeg")
     if not 0 <= shard[0] < shard[1]:
         raise ShadeFastError(f"shard={shard}: give (i, n) with 0 <= i < n")
     for name, value in (("workers", workers), ("shard_size", shard_size)):
-        if value is not None and value < 1:
-            raise ShadeFastError(f"{name}={value}: give a whole number, at least 1")
+        if value is not None:
+            at_least(name, value)

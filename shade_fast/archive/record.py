@@ -19,6 +19,7 @@ from typing import Any
 
 from shade_fast.anchors import Anchor, AnchorLibrary
 from shade_fast.archive.storage import RECORD_FOLDER, Storage
+from shade_fast.checks import number, whole
 from shade_fast.errors import ShadeFastError
 from shade_fast.files import cache_folder
 from shade_fast.images import Output
@@ -180,6 +181,10 @@ def _plain(value: Any) -> Any:
         return {"transform": type(value).__name__, **fields} if hasattr(value, "draw") else fields
     if isinstance(value, list | tuple):
         return [_plain(one) for one in value]
+    for kind in (whole, number):
+        found = kind(value)
+        if found is not None:
+            return found
     return os.fspath(value) if isinstance(value, os.PathLike) else type(value).__name__
 
 

@@ -13,6 +13,7 @@ from shade_fast.archive.manifest import Row
 from shade_fast.archive.names import to_text
 from shade_fast.archive.progress import Reporter
 from shade_fast.archive.storage import ArchiveStoppedError
+from shade_fast.checks import at_least
 from shade_fast.errors import ShadeFastError
 from shade_fast.images import decode
 
@@ -55,7 +56,7 @@ def poison_archive(
     """
     if on_error not in ("continue", "stop"):
         raise ShadeFastError(f"on_error={on_error!r}: give continue or stop")
-    _check_limit(limit)
+    limit = None if limit is None else at_least("limit", limit)
     stop = stop or threading.Event()
     with Archive(
         source, out, target, mode=mode, shard=shard, output=output, quality=quality, workers=workers,
@@ -103,7 +104,7 @@ def plan_archive(
 
     Raises ShadeFastError where it would refuse the output.
     """
-    _check_limit(limit)
+    limit = None if limit is None else at_least("limit", limit)
     with Archive(
         source, out, target, mode=mode, shard=shard, output=output, quality=quality, options=options or {}
     ) as archive:
@@ -126,8 +127,3 @@ def plan_archive(
             except (ShadeFastError, OSError) as error:
                 row["error"] = str(error)
             yield row
-
-
-def _check_limit(limit: int | None) -> None:
-    if limit is not None and limit < 1:
-        raise ShadeFastError(f"limit={limit}: give a number of images, at least 1")

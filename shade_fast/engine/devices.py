@@ -72,6 +72,8 @@ def resolve_backend(backend: str, device: torch.device) -> str:
 
     Raises ShadeFastError for an unknown backend, and for one that was asked for and is not there.
     """
+    if not isinstance(backend, str):
+        raise ShadeFastError(f"backend={backend!r}: give one of {', '.join(BACKENDS)}")
     provider, _, precision = backend.removeprefix("onnxruntime:").partition(":")
     if backend.startswith("onnxruntime:") and precision:
         check_precision(provider, precision)

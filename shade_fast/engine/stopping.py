@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
+from shade_fast.checks import number, whole
 from shade_fast.errors import ShadeFastError
 
 
@@ -22,10 +23,16 @@ class Stopping:
     patience: int | None = None
 
     def __post_init__(self) -> None:
-        if self.ratio is not None and not 0 < self.ratio <= 1:
-            raise ShadeFastError(f"stop_ratio={self.ratio!r}: give a share above 0, at most 1, or None")
-        if self.patience is not None and (not isinstance(self.patience, int) or self.patience < 1):
-            raise ShadeFastError(f"patience={self.patience!r}: give a number of steps, at least 1, or None")
+        if self.ratio is not None:
+            ratio = number(self.ratio)
+            if ratio is None or not 0 < ratio <= 1:
+                raise ShadeFastError(f"stop_ratio={self.ratio!r}: give a share above 0, at most 1, or None")
+            object.__setattr__(self, "ratio", ratio)
+        if self.patience is not None:
+            patience = whole(self.patience)
+            if patience is None or patience < 1:
+                raise ShadeFastError(f"patience={self.patience!r}: give a number of steps, at least 1, or None")
+            object.__setattr__(self, "patience", patience)
 
 
 #: Every image takes all its steps.

@@ -11,14 +11,16 @@ import threading
 import time
 import uuid
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 
 from shade_fast.archive.archive import Archive, ArchiveReport, Source
+from shade_fast.archive.manifest import Row
 from shade_fast.archive.progress import Reporter
 from shade_fast.archive.record import check_same, read_run
+from shade_fast.checks import at_least
 from shade_fast.errors import ShadeFastError
 
 try:
@@ -44,20 +46,27 @@ def poison_archive(
     quality: int | None = None,
     workers: int | None = None,
     shard_size: int = 1000,
+    progress: bool = False,
     events: Source | None = None,
+    on_row: Callable[[Row], None] | None = None,
     **options: Any,
 ) -> ArchiveReport:
-    """`shade_fast.poison_archive` on a Ray cluster (the one that is connected, or a local one): same options and bytes.
+    """`shade_fast.poison_archive` on a Ray cluster (that which is connected, or a local one): same bytes, same options
+    but for `shard`, `limit`, `on_error` and `stop`.
 
     actors: how many engines; default as many as the cluster's GPUs or CPUs allow. cpus_per_actor: cores, and torch's
     threads, of each. gpus_per_actor: 1 for an engine a GPU. `out` must be one that every node reaches, a shared folder
     or a URL. An actor that dies is replaced, and its shard goes on where it was. Shards are the unit of work: give a
-    folder a `shard_size` well below its images over `actors`.
+    folder a `shard_size` well below its images over `actors`. `progress`, `events` and `on_row` are told of a shard's
+    images when it is finished.
 
     Raises ShadeFastError as that does, and at the end where `DEATHS_OF_A_SHARD` actors died over a shard.
     """
-    if cpus_per_actor < 1 or (actors is not None and actors < 1):
-        raise ShadeFastError(f"actors={actors}, cpus_per_actor={cpus_per_actor}: give whole numbers, at least 1")
+    cpus_per_actor = at_least("cpus_per_actor", cpus_per_actor)
+    actors = None if actors is None else at_least("actors", actors)
+    for name in ("shard", "limit", "on_error", "stop"):
+        if name in options:
+            raise ShadeFastError(f"{name}: no option under Ray, whose actors take all shards; leave it out")
     arguments: dict[str, Any] = {"output": output, "quality": quality, "workers": workers, "shard_size": shard_size}
     with Archive(source, out, target, mode=mode, options=options, **arguments) as archive:
         archive.begin()
@@ -66,7 +75,7 @@ def poison_archive(
         started = time.perf_counter()
         items = [{"shard": pickle.dumps(shard)} for shard in archive.layout.shards((0, 1), archive.index)]
         new, given_up = 0, []
-        with Reporter(None, archive.recorded, (0, 1), events) as reporter:
+        with Reporter(archive.layout if progress else None, archive.recorded, (0, 1), events) as reporter:
             if items:
                 begun = ray.remote(num_cpus=0)(_Begun).remote()
                 pipeline = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
@@ -81,7 +90,11 @@ def poison_archive(
                     if row["given_up"]:
                         given_up.append(row["name"])
                         continue
-                    new += row["images"]
+                    for one in pickle.loads(row["rows"]):
+                        new += 1
+                        reporter.row(one)
+                        if on_row is not None:
+                            on_row(one)
                     archive.clock.engine += row["engine_seconds"]
                     archive.clock.waiting += row["waiting_seconds"]
                     reporter.shard(row["name"], True)
@@ -134,19 +147,19 @@ class _Engine:
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         made: dict[str, list[Any]] = {
-            name: [] for name in ("name", "given_up", "images", "engine_seconds", "waiting_seconds")
+            name: [] for name in ("name", "given_up", "rows", "engine_seconds", "waiting_seconds")
         }
         for pickled in batch["shard"]:
             shard = pickle.loads(pickled)
-            rows: list[int] = []
+            rows: list[Row] = []
             clock = self.archive.clock
             engine, waiting = clock.engine, clock.waiting
             given_up = ray.get(self.begun.again.remote(shard.name)) > DEATHS_OF_A_SHARD
             if not given_up:
-                self.archive.run_shard(shard, threading.Event(), lambda _, rows=rows: rows.append(1))  # type: ignore[misc]
+                self.archive.run_shard(shard, threading.Event(), rows.append)
             made["name"].append(shard.name)
             made["given_up"].append(given_up)
-            made["images"].append(len(rows))
+            made["rows"].append(pickle.dumps(rows))
             made["engine_seconds"].append(clock.engine - engine)
             made["waiting_seconds"].append(clock.waiting - waiting)
         return made

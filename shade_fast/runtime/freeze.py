@@ -52,22 +52,29 @@ def freeze(module: nn.Module, backend: str = "native", *, accuracy: str = "fast"
 
     Raises ShadeFastError for an unknown backend or accuracy, and where what executes it is not there.
     """
-    if backend == "reference" or isinstance(module, Frozen | CudaNetwork | OnnxNetwork):
-        return module
-    if backend in ONNXRUNTIME:
-        return OnnxNetwork(module, *ONNXRUNTIME[backend])
-    if backend not in ("native", "cuda"):
+    if backend not in ("reference", "native", "cuda", *ONNXRUNTIME):
         raise ShadeFastError(
             f"backend {backend!r}: networks are frozen for one of native, cuda, {', '.join(ONNXRUNTIME)}, or "
             "'reference' as they are"
         )
-    known = plan.ACCURACIES if backend == "native" else (*CUDA_PRECISIONS, *PRECISION_OF)
-    if accuracy not in known:
-        raise ShadeFastError(f"accuracy {accuracy!r} of backend {backend!r}: give one of {', '.join(known)}")
+    check_accuracy(backend, accuracy)
+    if backend == "reference" or isinstance(module, Frozen | CudaNetwork | OnnxNetwork):
+        return module
+    if backend in ONNXRUNTIME:
+        return OnnxNetwork(module, *ONNXRUNTIME[backend])
     if backend == "cuda":
         return CudaNetwork(module, PRECISION_OF.get(accuracy, accuracy))
     native.cpu()
     return Frozen(module, accuracy)
+
+
+def check_accuracy(backend: str, accuracy: str) -> None:
+    """Raise ShadeFastError for an accuracy that a backend does not know; those without any take every one that is."""
+    known = dict.fromkeys(plan.ACCURACIES)
+    if backend != "native":
+        known |= dict.fromkeys((*CUDA_PRECISIONS, *PRECISION_OF))
+    if accuracy not in known:
+        raise ShadeFastError(f"accuracy {accuracy!r} of backend {backend!r}: give one of {', '.join(known)}")
 
 
 def onnx_provider(backend: str) -> str | None:
@@ -113,10 +120,10 @@ class Frozen(nn.Module):
         _check(images)
         if not images.numel():
             return self.module(*inputs)
-        if self._one_by_one(inputs):
+        differentiable = torch.is_grad_enabled() and images.requires_grad
+        if not differentiable and self._one_by_one(inputs):
             made = [self(*one) for one in _images_of(inputs)]
             return torch.cat(made) if self._single else tuple(torch.cat(parts) for parts in zip(*made, strict=True))
-        differentiable = torch.is_grad_enabled() and images.requires_grad
         run = self._begin(inputs, differentiable)
         if run is None:
             return self.module(*inputs)
@@ -164,7 +171,7 @@ class Frozen(nn.Module):
 
     def report(self, *inputs: Tensor) -> Report:
         """Each layer, the algorithms of its forward and backward, and its share of a step's time on these inputs; on
-        those of the first image where images are run one by one."""
+        those of the first image where `latent_gradient` takes one after the other."""
         if not inputs:
             raise ShadeFastError("report: give it the images [B, 3, h, w] whose step is to be timed")
         if self._one_by_one(inputs):
@@ -225,12 +232,17 @@ class Frozen(nn.Module):
         return _Run(program, BLOCKS.borrow(program.bytes), free)
 
     def _one_by_one(self, inputs: Sequence[Tensor]) -> bool:
-        """Whether the images of this batch are run one by one."""
+        """Whether a batch's images are run one by one: large ones, that know neither each other nor their number."""
         if len(inputs[0]) < 2:
             return False
         with self._lock:
-            size = self._size(inputs)
-        return size is not None and size.one_by_one
+            size, alone = self._size(inputs), None
+            if size is not None and size.one_by_one is None:
+                network = lower(size.graph, inputs, self._packs)
+                if network.separable and network.largest >= BYTES_ALONE:
+                    alone = self._size(next(_images_of(inputs)))
+                size.one_by_one = alone is not None and size.graph.is_of(alone.graph)
+        return size is not None and bool(size.one_by_one)
 
     def _size(self, inputs: Sequence[Tensor]) -> _Size | None:
         """What is kept of inputs of these shapes, now the ones used last; None where torch must run the module."""
@@ -240,9 +252,8 @@ class Frozen(nn.Module):
         size = self._sizes.pop(shapes, None)
         try:
             if size is None:
-                graph = Graph(self.module, inputs)
-                network = lower(graph, inputs, self._packs)
-                size = _Size(graph, network.separable and network.largest >= BYTES_ALONE)
+                size = _Size(Graph(self.module, inputs))
+                lower(size.graph, inputs, self._packs)  # raises where it cannot be
         except ShadeFastError:
             raise
         except Exception as error:  # a module's code may do whatever Python can
@@ -256,14 +267,14 @@ class Frozen(nn.Module):
         return size
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Size:
     """What is kept of inputs of some shapes: their graph, and for each way to run it the programs not at work."""
 
     graph: Graph
-    #: whether a batch's images are run one by one
-    one_by_one: bool
     free: dict[Any, list[Program]] = field(default_factory=dict)
+    #: whether a batch's images are run one by one, once that has been asked
+    one_by_one: bool | None = None
 
 
 def _check(images: Tensor) -> None:

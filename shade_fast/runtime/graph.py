@@ -13,6 +13,9 @@ from torch.export import ExportedProgram
 
 aten = torch.ops.aten
 
+#: Ops that are given the shape of what they make of the same values.
+_VIEWS = (aten.view.default, aten.reshape.default, aten._unsafe_view.default)
+
 #: Ops that let no gradient through.
 _STOPS = (aten.detach.default, aten.detach_.default)
 
@@ -50,6 +53,20 @@ class Graph:
         self.single = isinstance(result, str)
         if not self.single and not isinstance(result, tuple):
             raise NotImplementedError(f"the module gives a {type(result).__name__}")
+
+    def is_of(self, alone: Graph) -> bool:
+        """Whether this graph of several images is that of one but for the shapes of views, so that nothing else in it
+        follows from how many there are."""
+        pairs = list(zip(self.nodes, alone.nodes, strict=False))
+        return (
+            len(self.nodes) == len(alone.nodes)
+            and all((one.op, one.target) == (other.op, other.target) for one, other in pairs)
+            and all(one.target in _VIEWS or _numbers(one) == _numbers(other) for one, other in pairs)
+            and all(
+                mine.shape == theirs.shape and torch.equal(mine, theirs)
+                for mine, theirs in zip(self.constants.values(), alone.constants.values(), strict=True)
+            )
+        )
 
 
 def exported(module: nn.Module, inputs: Sequence[Tensor]) -> ExportedProgram:
@@ -101,6 +118,12 @@ def _own_gradients(outputs: Any) -> Iterator[str]:
         if isinstance(node, BackwardCFunction) and not name.startswith("GeneratedBackwardFor"):
             yield name
         ahead.extend(following for following, _ in node.next_functions)
+
+
+def _numbers(node: fx.Node) -> list[Any]:
+    """What a node is given that no node makes."""
+    leaves = torch.utils._pytree.tree_leaves((node.args, node.kwargs))
+    return [leaf for leaf in leaves if not isinstance(leaf, fx.Node)]
 
 
 def layer_name(node: fx.Node) -> str:

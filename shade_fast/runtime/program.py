@@ -42,7 +42,7 @@ class Network:
         return (
             not any(isinstance(layer, TorchLayer) for layer in self.layers)
             and all(dims[0] == batch for dims in cuts)
-            and all(size[:1] == (batch,) for size, _ in self.views)
+            and all(size[:1] == (batch,) and strides[0] == math.prod(size[1:]) for size, strides in self.views)
         )
 
     @property

@@ -14,6 +14,7 @@ from safetensors.torch import save as serialized
 from torch import Tensor, nn
 from torch.nn import functional
 
+from shade_fast.checks import at_least
 from shade_fast.errors import ShadeFastError
 from shade_fast.files import write_whole
 from shade_fast.images import UInt8Array
@@ -120,8 +121,7 @@ def train_classifier(
     progress: told (epoch, mean loss). Raises ShadeFastError for concepts without images, and
     for epochs below 1.
     """
-    if epochs < 1:
-        raise ShadeFastError(f"epochs={epochs}: give a whole number, at least 1")
+    at_least("epochs", epochs)
     if sorted(set(labels)) != list(range(len(concepts))):
         raise ShadeFastError("judge: some concepts have no images to train on")
     with torch.random.fork_rng():

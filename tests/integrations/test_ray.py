@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import os
 import signal
 import threading
@@ -14,7 +15,7 @@ from PIL import Image
 
 import shade_fast
 from shade_fast import Budget, View
-from shade_fast.archive import Manifest, Storage
+from shade_fast.archive import Manifest, Row, Storage
 from shade_fast.errors import ShadeFastError
 from tests.workers.networks import DEADLY, Deadly
 
@@ -71,14 +72,25 @@ def test_the_same_bytes_as_without_and_an_actor_that_is_killed(
 
     killer = threading.Thread(target=kill, daemon=True)
     killer.start()
-    report = poison_archive(photos, tmp_path / "ray", "castle", actors=2, shard_size=2, **OPTIONS)
+    told: list[Row] = []
+    events = tmp_path / "events.jsonl"
+    report = poison_archive(
+        *(photos, tmp_path / "ray", "castle"), actors=2, shard_size=2, events=events, on_row=told.append, **OPTIONS
+    )
     killer.join(timeout=5)
     assert killed
     assert (report.images, report.ok, report.failed) == (17, plain.ok, 1)
     assert written(tmp_path / "ray") == written(tmp_path / "plain")
     rows = list(Manifest(Storage(tmp_path / "ray")).all_rows())
     assert len({row.key for row in rows}) == 17
+    # What an actor had done when it was killed was recorded, and nobody was told of it.
+    lines = [json.loads(line) for line in events.read_text().splitlines()]
+    images = [line["key"] for line in lines if line["event"] == "image"]
+    assert images == [row.key for row in told] and 17 - 2 <= len(set(images)) == len(images) == report.new
+    assert [line["event"] for line in lines][-2:] == ["shard", "end"]
     assert shade_fast.verify_archive(tmp_path / "ray") == []
+    with pytest.raises(ShadeFastError, match="limit: no option under Ray"):
+        poison_archive(photos, tmp_path / "ray", "castle", limit=2, **OPTIONS)
     again = poison_archive(photos, tmp_path / "ray", "castle", actors=1, shard_size=2, **OPTIONS)
     assert (again.new, again.images) == (0, 17)
 

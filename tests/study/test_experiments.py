@@ -137,7 +137,7 @@ def test_what_fails_in_a_process_is_named_at_once(pool: Path, again: Path) -> No
     with pytest.raises(ShadeFastError, match=r"cherry-to-(cherry|lake)-by-own-16: (?s:.*)perturbed"):
         run_experiments(SCALE, pool, again, only=["placebo"], processes=2, say=lambda _: None)
     assert not multiprocessing.active_children()
-    with pytest.raises(ShadeFastError, match="processes 0: give 1 or more"):
+    with pytest.raises(ShadeFastError, match="processes=0: give a whole number"):
         run_experiments(SCALE, pool, again, processes=0, say=lambda _: None)
 
 

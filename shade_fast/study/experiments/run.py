@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from shade_fast.archive.archive import fixed_plan
+from shade_fast.checks import at_least
 from shade_fast.errors import ShadeFastError
 from shade_fast.study.experiments.arms import RELATED, Arm, Result, arm_file, run_arm, shown_images
 from shade_fast.study.experiments.figures import Figures, write_rows
@@ -54,8 +55,7 @@ def run_experiments(
     for name in only:
         if name not in known:
             raise ShadeFastError(f"experiment {name!r}: give one of {', '.join(known)}")
-    if processes < 1:
-        raise ShadeFastError(f"processes {processes}: give 1 or more")
+    at_least("processes", processes)
     chosen = [known[name] for name in only] if only else list(EXPERIMENTS)
     again = functools.partial(
         prepare, scale, pool, folder, encoder=encoder, transfer=transfer, components=components, say=_nothing
