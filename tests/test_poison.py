@@ -312,7 +312,7 @@ def test_the_reference_backend_is_plain_torch_and_says_so(
         ({"backend": None}, "backend=None: give one of auto, reference"),
         (
             {"backend": "reference", "accuracy": "bogus"},
-            "accuracy 'bogus' of backend 'reference': give one of fast, exact",
+            "accuracy 'bogus' of backend 'reference': give one of bf16",
         ),
         ({"optimizer": "release", "patience": 3}, "take all their steps; leave out stop_ratio, patience"),
         (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 import torch
@@ -83,12 +84,15 @@ class Step:
 
     def __call__(self) -> None:
         progress, control, recipe = self._progress, self._control, self.recipe
-        gradient, distance = self.problem.gradient(self.delta, control)
+        share = (1 - progress.meetings / recipe.steps).float()
+        # Whoever may stop at any step is held to the bound at every step.
+        left = share if recipe.stopping == NEVER else 0.0
+        weigh = None if control is None else functools.partial(control, left=left)
+        gradient, distance = self.problem.gradient(self.delta, weigh)
         row = progress.meetings.clamp(max=recipe.steps - 1)[None]
         # What has ended keeps what it had.
         had = self.history.gather(0, row)
         self.history.scatter_(0, row, torch.where(progress.unfinished(), distance, had))
-        share = 1 - progress.meetings / recipe.steps
         progress.met(self.delta, distance, self._held if control is None else control.held)
         length = (STEP_SIZE if control is None else BOUNDED_STEP_SIZE) * recipe.unit * share
         if control is not None:

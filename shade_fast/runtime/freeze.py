@@ -70,9 +70,7 @@ def freeze(module: nn.Module, backend: str = "native", *, accuracy: str = "fast"
 
 def check_accuracy(backend: str, accuracy: str) -> None:
     """Raise ShadeFastError for an accuracy that a backend does not know; those without any take every one that is."""
-    known = dict.fromkeys(plan.ACCURACIES)
-    if backend != "native":
-        known |= dict.fromkeys((*CUDA_PRECISIONS, *PRECISION_OF))
+    known = plan.ACCURACIES if backend == "native" else (*CUDA_PRECISIONS, *PRECISION_OF)
     if accuracy not in known:
         raise ShadeFastError(f"accuracy {accuracy!r} of backend {backend!r}: give one of {', '.join(known)}")
 

@@ -91,6 +91,34 @@ def test_the_first_steps_stay_near_the_lpips_bound(flat: Problem, monkeypatch: p
     assert largest() > 4 * bound
 
 
+def test_lpips_may_pass_its_bound_while_steps_are_long_and_holds_it_at_the_end() -> None:
+    bound, met = 0.05, torch.tensor([0.06])
+    control = LpipsControl(bound, 1, torch.device("cpu"))
+    early = control(met, torch.tensor([0.9])).clone()
+    assert not bool(control.held) and float(control.length) > control.FIRST_LENGTH and float(control.kept) == 1
+    control.begin(0)
+    late = control(met, torch.tensor([0.0]))
+    assert not bool(control.held) and float(control.length) < control.FIRST_LENGTH
+    assert float(control.kept) == pytest.approx(0.9) and float(early) < 1 < float(late)
+
+
+def test_an_image_that_may_stop_early_is_held_to_its_bound_at_every_step(
+    flat: Problem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[object] = []
+    call = LpipsControl.__call__
+
+    def told(self: LpipsControl, lpips: torch.Tensor, left: torch.Tensor | float = 0.0) -> torch.Tensor:
+        asked.append(left)
+        return call(self, lpips, left)
+
+    monkeypatch.setattr(LpipsControl, "__call__", told)
+    optimize(flat, "momentum", Budget(linf=16 / 255, lpips=0.02), 4, stopping=Stopping(ratio=0.1))
+    assert asked == [0.0] * 4
+    optimize(flat, "momentum", Budget(linf=16 / 255, lpips=0.02), 4)
+    assert [float(torch.as_tensor(left)) for left in asked[4:]] == [1.0, 0.75, 0.5, 0.25]
+
+
 def test_momentum_without_a_box_is_bounded_by_lpips_alone(make_problem: MakeProblem) -> None:
     delta = optimize(make_problem(1, 48, 48), "momentum", Budget(linf=None, lpips=0.05), 25).delta
     assert float(delta.abs().max()) > 16 / 255
