@@ -25,6 +25,15 @@ def number(value: Any) -> float | None:
     return found if math.isfinite(found) else None
 
 
+def share(name: str, value: Any, otherwise: str = "") -> float:
+    """An option that is a share above 0, at most 1. Raises ShadeFastError for anything else; otherwise: what may be
+    given instead."""
+    found = number(value)
+    if found is None or not 0 < found <= 1:
+        raise ShadeFastError(f"{name}={value!r}: give a share above 0, at most 1{otherwise}")
+    return found
+
+
 def at_least(name: str, value: Any, least: int = 1) -> int:
     """An option that is a whole number. Raises ShadeFastError for anything else, and below the least."""
     found = whole(value)

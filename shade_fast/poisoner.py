@@ -19,7 +19,7 @@ from tqdm import tqdm
 from shade_fast import runtime
 from shade_fast.anchors import Anchor, AnchorLibrary, ImageLike, Target, resolve_anchor
 from shade_fast.budget import Budget
-from shade_fast.checks import at_least, number
+from shade_fast.checks import at_least, number, share
 from shade_fast.encoders import Encoder, load_encoder
 from shade_fast.engine import (
     NEVER,
@@ -97,10 +97,7 @@ class Poisoner:
         self.steps = PRESETS[preset] if steps is None else at_least("steps", steps)
         self.stopping = Stopping(stop_ratio, patience)
         self.seed = at_least("seed", seed, 0)
-        share = number(target_ratio)
-        if share is None or not 0 < share <= 1:
-            raise ShadeFastError(f"target_ratio={target_ratio!r}: give a share above 0, at most 1")
-        self.target_ratio = share
+        self.target_ratio = share("target_ratio", target_ratio)
         found = resolve_devices(devices)
         self.device, self.devices = found[0], tuple(map(str, found))
         self.backend = _one_backend(backend, found)
@@ -123,15 +120,10 @@ class Poisoner:
             self.encoders, self.perceptual = self._frozen("exact") if self.backend == "cuda" else self.moving
         if self.backend == "cuda":
             self._slots = Slots(self.batch_size)
-        check_optimizer(optimizer, budget, len(self.encoders), view)
+        check_optimizer(optimizer, budget, len(self.encoders), view, self.stopping)
         self.survival = survival
-        if optimizer != "momentum":
-            if start is not None:
-                raise ShadeFastError(f"optimizer {optimizer!r}: the published loops have no warm start; leave it out")
-            if self.stopping != NEVER:
-                raise ShadeFastError(
-                    f"optimizer {optimizer!r}: the published loops take all their steps; leave out stop_ratio, patience"
-                )
+        if start is not None and optimizer != "momentum":
+            raise ShadeFastError(f"optimizer {optimizer!r}: the published loops have no warm start; leave it out")
         self.start = WarmStart.load(start) if isinstance(start, str | PathLike) else start
         self.anchors = AnchorLibrary.embedded() if anchors is None else anchors
         #: shape of images -> how many of them the device has memory for

@@ -19,7 +19,9 @@ from shade_fast.view import View
 History = list[torch.Tensor]
 
 
-def check_optimizer(optimizer: str, budget: Budget, encoders: int, view: View = View()) -> None:
+def check_optimizer(
+    optimizer: str, budget: Budget, encoders: int, view: View = View(), stopping: Stopping = NEVER
+) -> None:
     """Raise ShadeFastError for an unknown optimiser, and for what a published loop cannot do, with the mend."""
     if optimizer not in OPTIMIZERS:
         raise ShadeFastError(f"optimizer {optimizer!r}: give one of {', '.join(OPTIMIZERS)}")
@@ -35,6 +37,10 @@ def check_optimizer(optimizer: str, budget: Budget, encoders: int, view: View = 
         raise ShadeFastError(
             f"optimizer {optimizer!r}: the published loops know no random view; use 'momentum', or a view without "
             "transforms"
+        )
+    if optimizer != "momentum" and stopping != NEVER:
+        raise ShadeFastError(
+            f"optimizer {optimizer!r}: the published loops take all their steps; leave out stop_ratio, patience"
         )
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from shade_fast.checks import number, whole
+from shade_fast.checks import share, whole
 from shade_fast.errors import ShadeFastError
 
 
@@ -24,10 +24,7 @@ class Stopping:
 
     def __post_init__(self) -> None:
         if self.ratio is not None:
-            ratio = number(self.ratio)
-            if ratio is None or not 0 < ratio <= 1:
-                raise ShadeFastError(f"stop_ratio={self.ratio!r}: give a share above 0, at most 1, or None")
-            object.__setattr__(self, "ratio", ratio)
+            object.__setattr__(self, "ratio", share("stop_ratio", self.ratio, ", or None"))
         if self.patience is not None:
             patience = whole(self.patience)
             if patience is None or patience < 1:

@@ -234,13 +234,13 @@ class Frozen(nn.Module):
         if len(inputs[0]) < 2:
             return False
         with self._lock:
-            size, alone = self._size(inputs), None
-            if size is not None and size.one_by_one is None:
-                network = lower(size.graph, inputs, self._packs)
-                if network.separable and network.largest >= BYTES_ALONE:
-                    alone = self._size(next(_images_of(inputs)))
+            size = self._size(inputs)
+            if size is None or not size.separable:
+                return False
+            if size.one_by_one is None:
+                alone = self._size(next(_images_of(inputs)))
                 size.one_by_one = alone is not None and size.graph.is_of(alone.graph)
-        return size is not None and bool(size.one_by_one)
+            return size.one_by_one
 
     def _size(self, inputs: Sequence[Tensor]) -> _Size | None:
         """What is kept of inputs of these shapes, now the ones used last; None where torch must run the module."""
@@ -250,8 +250,9 @@ class Frozen(nn.Module):
         size = self._sizes.pop(shapes, None)
         try:
             if size is None:
-                size = _Size(Graph(self.module, inputs))
-                lower(size.graph, inputs, self._packs)  # raises where it cannot be
+                graph = Graph(self.module, inputs)
+                network = lower(graph, inputs, self._packs)
+                size = _Size(graph, network.separable and network.largest >= BYTES_ALONE)
         except ShadeFastError:
             raise
         except Exception as error:  # a module's code may do whatever Python can
@@ -270,6 +271,8 @@ class _Size:
     """What is kept of inputs of some shapes: their graph, and for each way to run it the programs not at work."""
 
     graph: Graph
+    #: whether its images are large and no layer mixes them
+    separable: bool
     free: dict[Any, list[Program]] = field(default_factory=dict)
     #: whether a batch's images are run one by one, once that has been asked
     one_by_one: bool | None = None
