@@ -20,6 +20,8 @@ ITEM = 2
 PRODUCTS, BANDWIDTH = 0.6, 0.8
 #: Seconds of the host for an op that it launches, and for a kernel in a graph that is played again.
 HOST, REPLAY = 8e-6, 1e-6
+#: The name of the ops that bring a convolution's tensors from NCHW to NHWC and back.
+TRANSPOSE = "transpose"
 #: Bytes of the context, cuDNN's workspaces and the allocator.
 RESERVED = 2e9
 
@@ -67,6 +69,11 @@ class Count:
 
     def bytes(self, products: bool) -> float:
         return sum(op.bytes for op in self.ops if op.is_product == products)
+
+    @property
+    def transposed(self) -> float:
+        """Bytes of the transposes alone, which are no products."""
+        return sum(op.bytes for op in self.ops if op.name == TRANSPOSE)
 
     @property
     def operations(self) -> float:

@@ -10,8 +10,10 @@ Assumptions, their constants in gpu_count.py:
 - Matrix products, convolutions and attention run at `PRODUCTS` of the data sheet's dense rate, everything at no more
   than `BANDWIDTH` of its memory rate. A step is the sum over its ops of the longer of the two.
 - Plain torch adds a convolution's bias in a pass of its own, as its cuDNN path does, and its attention is the fused
-  one. Transposes that cuDNN makes for NCHW tensors are not counted. The host needs `HOST` a launched op, and the step
-  is no shorter than that; a graph's replay needs `REPLAY` a kernel.
+  one. Its tensors are NCHW, which tensor cores do not take: cuDNN transposes a convolution's input and its result, both
+  ways, as NVIDIA's guide to convolutional layers says ("Tensor Layouts in Memory: NCHW vs NHWC"). These transposes are
+  counted apart as well, and the bytes are compared with them and without. The host needs `HOST` a launched op, and
+  the step is no shorter than that; a graph's replay needs `REPLAY` a kernel.
 - Kept for the backward: the most that autograd holds at one time, on the published path a convolution's input also
   where its weight requires no gradient. The engine differentiates the encoder before LPIPS begins, the published path
   their sum.
@@ -44,7 +46,10 @@ PATHS: dict[str, Callable[[int, bool, int], Count]] = {"fused": fused, "publishe
 
 @dataclass(frozen=True)
 class Row:
-    """One path on one device; milliseconds predicted for the whole batch, megabytes for one image."""
+    """One path on one device, for the whole batch; kept, held and memory for one image.
+
+    other_megabytes: outside products, transpose_megabytes: the transposes among them.
+    """
 
     path: str
     case: str
@@ -54,6 +59,7 @@ class Row:
     gigaoperations: float
     product_megabytes: float
     other_megabytes: float
+    transpose_megabytes: float
     step_ms: float
     product_ms: float
     other_ms: float
@@ -86,6 +92,7 @@ def _rows(path: str, count: Count, batch: int, case: str) -> Iterator[Row]:
             gigaoperations=count.operations / 1e9,
             product_megabytes=count.bytes(True) / 1e6,
             other_megabytes=count.bytes(False) / 1e6,
+            transpose_megabytes=count.transposed / 1e6,
             step_ms=1e3 * (products + other),
             product_ms=1e3 * products,
             other_ms=1e3 * other,
@@ -102,10 +109,11 @@ def table(found: Sequence[dict[str, str]]) -> str:
     columns = {
         **{name: name for name in ("path", "case", "batch")},
         **{"GPU": "gpu", "ms a step": "step_ms", "products, ms": "product_ms", "the rest, ms": "other_ms"},
-        **{"the rest, MB an image": "other_megabytes", "kept, MB an image": "kept_megabytes"},
-        **{"held, MB an image": "held_megabytes", "largest batch": "largest_batch"},
+        **{"the rest, MB an image": "other_megabytes", "transposes in it": "transpose_megabytes"},
+        **{"kept, MB an image": "kept_megabytes", "held, MB an image": "held_megabytes"},
+        **{"largest batch": "largest_batch"},
     }
-    found = [{**row, "other_megabytes": str(_of_image(row, "other_megabytes"))} for row in found]
+    found = [row | {name: _of_image(row, name) for name in ("other_megabytes", "transpose_megabytes")} for row in found]
     shown = markdown(list(columns), [[_short(row[name]) for name in columns.values()] for row in found])
     published_rows = {(row["case"], row["batch"], row["gpu"]): row for row in found if row["path"] == "published"}
     lines = []
@@ -114,16 +122,27 @@ def table(found: Sequence[dict[str, str]]) -> str:
             continue
         other = published_rows[row["case"], row["batch"], row["gpu"]]
         shares = [
-            sum(float(row[name]) for name in names) / sum(float(other[name]) for name in names)
-            for names in (("step_ms",), ("other_megabytes",), ("kept_megabytes",), ("kept_megabytes", "held_megabytes"))
+            _sum(row, terms) / _sum(other, terms)
+            for terms in (
+                ("step_ms",),
+                ("other_megabytes",),
+                ("other_megabytes", "-transpose_megabytes"),
+                ("kept_megabytes",),
+                ("kept_megabytes", "held_megabytes"),
+            )
         ]
         lines.append((row["case"], row["batch"], row["gpu"], *(f"{share:.3f}" for share in shares)))
-    heads = ("case", "batch", "GPU", "time", "the rest, bytes", "kept", "kept and held")
+    heads = ("case", "batch", "GPU", "time", "the rest, bytes", "without transposes", "kept", "kept and held")
     return f"{shown}\n\nFused over published:\n\n{markdown(heads, lines)}"
 
 
-def _of_image(row: dict[str, str], name: str) -> float:
-    return float(row[name]) / int(row["batch"])
+def _of_image(row: dict[str, str], name: str) -> str:
+    return str(float(row[name]) / int(row["batch"]))
+
+
+def _sum(row: dict[str, str], terms: Sequence[str]) -> float:
+    """Of columns; those with a minus are subtracted."""
+    return sum(float(row[term.removeprefix("-")]) * (-1 if term.startswith("-") else 1) for term in terms)
 
 
 def _short(text: str) -> str:

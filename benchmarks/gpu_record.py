@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from benchmarks.gpu_count import Count, Op, attention
+from benchmarks.gpu_count import TRANSPOSE, Count, Op, attention
 
 #: Kernels of an op that has more than one.
 _LAUNCHES = {
@@ -114,14 +114,18 @@ class _Recorder(TorchDispatchMode):
         if name == "convolution":
             operations = 2.0 * result.numel() * math.prod(args[1].shape[1:])
             moved -= _size(args[2]) if args[2] is not None else 0
-            if not args[1].is_contiguous():
+            if args[1].is_contiguous():
+                self.transpose(args[0], result)
+            else:
                 # As cuDNN lays it, which the meta device does not know.
                 result = result.to(memory_format=torch.channels_last)
         elif name == "convolution_backward":
             gradient, _, weight = args[:3]
             operations = 2.0 * gradient.numel() * math.prod(weight.shape[1:])
             moved = _size(gradient) + _size(weight) + written
-            if weight.ndim == 4 and not weight.is_contiguous():
+            if weight.is_contiguous():
+                self.transpose(gradient, result[0])
+            else:
                 result = (result[0].to(memory_format=torch.channels_last), *result[1:])
         elif name == "constant_pad_nd" and args[0].is_contiguous(memory_format=torch.channels_last):
             result = result.to(memory_format=torch.channels_last)  # as on a device, but not on the meta device
@@ -144,6 +148,11 @@ class _Recorder(TorchDispatchMode):
         if name == "convolution" and args[2] is not None:
             self.record("bias", 0.0, 2 * _size(result), [])
         return result
+
+    def transpose(self, given: Tensor, made: Tensor) -> None:
+        """What cuDNN does before and after a convolution of tensors in NCHW."""
+        for tensor in (given, made):
+            self.record(TRANSPOSE, 0.0, 2 * _size(tensor), [])
 
     def record(self, name: str, operations: float, moved: float, writes: Sequence[Tensor]) -> None:
         self.ops.append(Op(name, operations, moved))

@@ -104,6 +104,25 @@ def test_what_is_fused_has_no_pass_of_its_own(counts: dict[str, Count]) -> None:
     assert names["fused"]["convolution"] < names["published"]["convolution"]  # some are products of matrices
 
 
+def test_convolutions_of_nchw_are_transposed_before_and_after_both_ways() -> None:
+    weight = torch.empty(8, 4, 3, 3, device="meta", dtype=torch.float16)
+    x = torch.empty(1, 4, 16, 16, device="meta", dtype=torch.float16).requires_grad_()
+
+    def convolve(form: torch.memory_format) -> float:
+        def step() -> None:
+            kernel = weight.contiguous(memory_format=form)
+            y = nn.functional.conv2d(x.contiguous(memory_format=form), kernel, padding=1)
+            torch.autograd.grad(y, x, torch.empty_like(y))
+
+        count = recorded(step, [])
+        assert count.transposed <= count.bytes(products=False)
+        return count.transposed
+
+    maps = 2.0 * 16 * 16 * (4 + 8)
+    assert convolve(torch.contiguous_format) == 2 * 2 * maps
+    assert convolve(torch.channels_last) == 0
+
+
 def test_time_is_the_longer_of_rate_and_memory() -> None:
     device = DEVICES[1]
     count = Count([Op("a", device.operations, 0.0), Op("b", 0.0, device.bandwidth)], 0.0, 0.0, 0.0, 0.0)
@@ -116,8 +135,9 @@ def test_time_is_the_longer_of_rate_and_memory() -> None:
 
 def test_the_committed_table_is_what_is_counted() -> None:
     table = read_rows(gpu_model.TABLE)
-    count = fused(1, False, gpu_model.SIZE)
+    count, compared = (fused(1, lpips, gpu_model.SIZE) for lpips in (False, True))
     made = list(gpu_model._rows("fused", count, 1, f"kl.{gpu_model.SIZE}"))
+    made += gpu_model._rows("fused", compared, 1, f"kl.{gpu_model.SIZE}.lpips")
     for row in made:
         assert {name: gpu_model._written(value) for name, value in asdict(row).items()} in table
     assert {row["path"] for row in table} == set(gpu_model.PATHS)
