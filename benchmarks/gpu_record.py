@@ -112,21 +112,16 @@ class _Recorder(TorchDispatchMode):
         moved = sum(_size(tensor) for tensor in {id(tensor): tensor for tensor in reads}.values()) + written
         operations = 0.0
         if name == "convolution":
-            operations = 2.0 * result.numel() * math.prod(args[1].shape[1:])
-            moved -= _size(args[2]) if args[2] is not None else 0
-            if args[1].is_contiguous():
-                self.transpose(args[0], result)
-            else:
-                # As cuDNN lays it, which the meta device does not know.
-                result = result.to(memory_format=torch.channels_last)
+            x, weight, bias = args[:3]
+            operations = 2.0 * (x if args[6] else result).numel() * math.prod(weight.shape[1:])
+            moved -= _size(bias) if bias is not None else 0
+            result = self._laid(x, weight, result)
+            name = "convolution_backward" if args[6] else name  # the frozen networks' gradients are transposed ones
         elif name == "convolution_backward":
             gradient, _, weight = args[:3]
             operations = 2.0 * gradient.numel() * math.prod(weight.shape[1:])
             moved = _size(gradient) + _size(weight) + written
-            if weight.is_contiguous():
-                self.transpose(gradient, result[0])
-            else:
-                result = (result[0].to(memory_format=torch.channels_last), *result[1:])
+            result = (self._laid(gradient, weight, result[0]), *result[1:])
         elif name == "constant_pad_nd" and args[0].is_contiguous(memory_format=torch.channels_last):
             result = result.to(memory_format=torch.channels_last)  # as on a device, but not on the meta device
         elif name in ("addmm", "mm", "bmm"):
@@ -149,10 +144,14 @@ class _Recorder(TorchDispatchMode):
             self.record("bias", 0.0, 2 * _size(result), [])
         return result
 
-    def transpose(self, given: Tensor, made: Tensor) -> None:
-        """What cuDNN does before and after a convolution of tensors in NCHW."""
-        for tensor in (given, made):
+    def _laid(self, x: Tensor, weight: Tensor, result: Tensor) -> Tensor:
+        """A convolution's result as cuDNN lays it, which the meta device does not know: NHWC where one of the others is
+        so; else it transposes what it takes and what it makes."""
+        if any(one.is_contiguous(memory_format=torch.channels_last) and not one.is_contiguous() for one in (x, weight)):
+            return result.to(memory_format=torch.channels_last)
+        for tensor in (x, result):
             self.record(TRANSPOSE, 0.0, 2 * _size(tensor), [])
+        return result
 
     def record(self, name: str, operations: float, moved: float, writes: Sequence[Tensor]) -> None:
         self.ops.append(Op(name, operations, moved))

@@ -23,11 +23,11 @@ from shade_fast.checks import at_least, number, share
 from shade_fast.encoders import Encoder, load_encoder
 from shade_fast.engine import (
     NEVER,
-    OUT_OF_MEMORY,
     Problem,
     Slots,
     Stopping,
     check_optimizer,
+    is_out_of_memory,
     kernels,
     optimize,
     project_to_files,
@@ -242,8 +242,9 @@ class Poisoner:
     ) -> list[Protected]:
         """Protect images of one size together, in this process.
 
-        Where memory runs out they are tried again by halves, as are others of this size from then on. What fails
-        together otherwise is tried again one by one: a bad one fails alone.
+        Where memory runs out they are tried again, first without the memory of recorded steps, then by halves, as are
+        others of this size from then on. What fails together otherwise is tried again one by one: a bad one fails
+        alone.
         pixels: uint8 [B, 3, H, W], the images on the device where they are there already.
         """
         if not batch:
@@ -276,14 +277,20 @@ class Poisoner:
     def _tried(
         self, batch: Sequence[Work], output: Output | None, pixels: torch.Tensor | None
     ) -> list[Protected] | int:
-        """The outcomes; or, where there are none of several images together, how many to try at a time."""
+        """The outcomes; or, where there are none of several images together or memory has been freed, how many to try
+        at a time."""
+        others = self._slots is not None and self._slots.recorded > 0
         try:
             if pixels is None:
                 pixels = self.uploader.upload([work.image.pixels for work in batch])()
             return self._optimize(batch, output, pixels)
         except Exception as error:  # whatever an encoder of the caller's raises, it ends one image, not the run
             image = batch[0].image
-            out_of_memory = isinstance(error, OUT_OF_MEMORY)
+            out_of_memory = is_out_of_memory(error)
+            if out_of_memory and self._slots is not None:
+                self._slots.release()
+                if others:
+                    return len(batch)
             if len(batch) == 1:
                 if out_of_memory:
                     error = ShadeFastError(
@@ -293,8 +300,6 @@ class Poisoner:
                 return [Protected(image, failed(error, image))]
             if out_of_memory:
                 self._fitting[image.pixels.shape] = max(1, min(len(batch), self.batch_size) // 2)
-                if self._slots is not None:
-                    self._slots.release()
             return self._fitting[image.pixels.shape] if out_of_memory else 1
 
     @torch.no_grad()

@@ -6,10 +6,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from shade_fast import Budget, Poisoner, View
+from shade_fast.engine import Slots
 from shade_fast.images import decode
 from shade_fast.upload import Uploader
+from shade_fast.work import Work
 from tests.workers.networks import Hungry, Tiny
 
 
@@ -64,6 +67,50 @@ def test_an_image_that_has_no_memory_even_alone_fails_with_the_mend(draw: Any) -
         "x.png: OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB.; not even this image alone fits into "
         "the memory of cpu: give a smaller view or another device, or end what else runs on it"
     )
+
+
+@pytest.mark.parametrize("count", [8, 1])
+def test_recorded_steps_give_their_memory_back_before_a_batch_is_halved(
+    count: int, draw: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    poisoner = make(Hungry(), 8)
+    encoder = hungry(poisoner, {64: 0})
+    slots = Slots(8)
+    slots._recorded["another size"] = (None, None)  # type: ignore[assignment]
+    released: list[int] = []
+
+    def release() -> None:
+        released.append(1)
+        slots._recorded.clear()
+        encoder.most.clear()
+
+    monkeypatch.setattr(slots, "release", release)
+    target = decode(draw(64, 64, 99), "target.png")
+    anchor = make(Tiny(), 1).anchor(target.pixels)
+    monkeypatch.setattr(poisoner, "_slots", slots)
+    work = [Work(decode(draw(64, 64, index), f"{index}.png"), anchor) for index in range(count)]
+    assert [one.outcome.status for one in poisoner.protect_batch(work, None)] == ["ok"] * count
+    assert released == [1]
+    assert not poisoner._fitting
+
+
+def test_an_image_without_memory_is_not_tried_for_ever(draw: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not even where each try records a step anew, which could be released again."""
+    poisoner = make(Hungry(), 8)
+    encoder = hungry(poisoner, {})
+    slots = Slots(8)
+
+    def run_out(*_: Any) -> Any:
+        slots._recorded["its own"] = (None, None)  # type: ignore[assignment]
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory.")
+
+    anchor = poisoner.anchor(draw(64, 64, 99))
+    monkeypatch.setattr(poisoner, "_slots", slots)
+    monkeypatch.setattr(poisoner, "_optimize", run_out)
+    (made,) = poisoner.protect_batch([Work(decode(draw(64, 64, 1), "x.png"), anchor)], None)
+    assert made.outcome.status == "failed"
+    assert "not even this image alone fits" in str(made.outcome.error)
+    assert not encoder.given
 
 
 def test_what_is_uploaded_are_the_images(draw: Any) -> None:

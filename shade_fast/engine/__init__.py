@@ -1,6 +1,6 @@
 """The optimisation: tensors in, tensors out, no files."""
 
-from shade_fast.engine.capture import OUT_OF_MEMORY
+from shade_fast.engine.capture import is_out_of_memory
 from shade_fast.engine.devices import BACKENDS, kernels, resolve_backend, resolve_device, resolve_devices, run_by
 from shade_fast.engine.optimizers import OPTIMIZERS, check_optimizer, optimize
 from shade_fast.engine.problem import Problem
@@ -13,13 +13,13 @@ __all__ = [
     "BACKENDS",
     "NEVER",
     "OPTIMIZERS",
-    "OUT_OF_MEMORY",
     "Codec",
     "Optimized",
     "Problem",
     "Projected",
     "Slots",
     "Stopping",
+    "is_out_of_memory",
     "kernels",
     "optimize",
     "optimize_together",

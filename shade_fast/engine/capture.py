@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -11,39 +12,83 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from shade_fast.errors import ShadeFastError
+from shade_fast.errors import ShadeFastError, reason
 
 #: What a device or a machine without memory for a step raises.
 OUT_OF_MEMORY = (torch.cuda.OutOfMemoryError, MemoryError)
+#: And what torch and libraries say in other errors.
+_OUT_OF_MEMORY_TEXTS = ("out of memory", "can't allocate memory", "STATUS_ALLOC_FAILED")
 #: Ops whose result the host reads, or whose result's size depends on values.
 _READ = {"_local_scalar_dense", "is_nonzero", "equal", "item"}
 _SIZED = {"nonzero", "nonzero_numpy", "masked_select", "unique_dim", "_unique2", "unique_consecutive", "argwhere"}
 
 
+def is_out_of_memory(error: BaseException | None) -> bool:
+    """Whether an error, or one that it came of, says that a device or the machine has no memory left."""
+    while error is not None:
+        if isinstance(error, OUT_OF_MEMORY) or (
+            isinstance(error, RuntimeError) and any(text in str(error) for text in _OUT_OF_MEMORY_TEXTS)
+        ):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
 def captured(run: Callable[[], None], device: torch.device) -> Callable[[], None]:
     """What does the same as `run` on tensors that stay where they are: on a GPU a recorded graph that is played again.
 
-    It runs a few times before. Raises ShadeFastError, naming the ops, where it cannot be recorded; out of memory stays
+    It runs a few times before. Raises ShadeFastError, with the reason, where it cannot be recorded; out of memory stays
     what it is.
     """
     if device.type != "cuda":
         return run
-    found = complaints(run, device)
+    found, reads = _examined(run, device)
     if found:
         raise ShadeFastError(f"the step cannot be recorded: {'; '.join(found)}")
-    with torch.cuda.device(device):
-        stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            for _ in range(2):
-                run()
-        torch.cuda.current_stream().wait_stream(stream)
-        graph = torch.cuda.CUDAGraph()
-        # Other threads may allocate meanwhile, such as the one that uploads the next images.
-        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-            run()
-    replay: Callable[[], None] = graph.replay
-    return replay
+    try:
+        return Recording(run, device, reads)
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise
+        raise ShadeFastError(f"the step cannot be recorded ({reason(error)})") from error
+
+
+class Recording:
+    """A run that is recorded as a CUDA graph; a call plays it again.
+
+    Each has a stream of its own, for the runs before and for the recording: libraries keep memory to work in by the
+    stream, and give it up with the graph. It keeps alive what the run reads, which a graph does not.
+    """
+
+    def __init__(self, run: Callable[[], None], device: torch.device, reads: Sequence[Any]) -> None:
+        self._device, self._reads = device, reads
+        self._graph: Any = None
+        with torch.cuda.device(device):
+            free = _streams.setdefault(device, [])
+            stream = free.pop() if free else torch.cuda.Stream()  # type: ignore[no-untyped-call]
+            stream.wait_stream(torch.cuda.current_stream())
+            # Whatever a recording that fails leaves behind, afterwards the current stream is what it was.
+            with torch.cuda.stream(stream):
+                for _ in range(2):
+                    run()
+                graph = torch.cuda.CUDAGraph()
+                # Other threads may allocate meanwhile, such as the one that uploads the next images.
+                with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+                    run()
+            torch.cuda.current_stream().wait_stream(stream)
+        self._graph, self._stream = graph, stream
+
+    def __call__(self) -> None:
+        self._graph.replay()
+
+    def __del__(self) -> None:
+        if self._graph is not None and not sys.is_finalizing():
+            self._graph.reset()
+            _streams[self._device].append(self._stream)
+
+
+#: by device, the streams of recordings that are gone: there are as many as recordings ever were at a time
+_streams: dict[torch.device, list[Any]] = {}
 
 
 def complaints(run: Callable[[], None], device: torch.device) -> list[str]:
@@ -53,22 +98,27 @@ def complaints(run: Callable[[], None], device: torch.device) -> list[str]:
     values, tensors that outlive the run without being there before, and a second run that does something else than the
     first. On the `meta` device nothing is computed, so that a step for a GPU is checked without one.
     """
+    return _examined(run, device)[0]
+
+
+def _examined(run: Callable[[], None], device: torch.device) -> tuple[list[str], list[Any]]:
+    """The complaints, and the storages that were there before and are read or written."""
     lists = []
     found: list[str] = []
     try:
         run()  # what is made at the first use is not part of a step
-    except OUT_OF_MEMORY:
-        raise
-    except Exception:
-        pass  # it is met again below
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise
+        # it is met again below
     for _ in range(2):
         watch = _Watch(device)
         try:
             with watch, _Makers(watch.found):
                 run()
-        except OUT_OF_MEMORY:
-            raise
         except Exception as error:  # what reads values has none on the meta device
+            if is_out_of_memory(error):
+                raise
             if not watch.found:
                 found.append(f"it fails ({type(error).__name__}: {error})")
         found += watch.found
@@ -76,7 +126,7 @@ def complaints(run: Callable[[], None], device: torch.device) -> list[str]:
         lists.append(watch.names)
     if lists[0] != lists[1] and not found:
         found.append("a second run does something else than the first")
-    return list(dict.fromkeys(found))
+    return list(dict.fromkeys(found)), list(watch.known.values())
 
 
 class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -86,7 +136,8 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.names: list[str] = []
         self.found: list[str] = []
         self._made: dict[int, tuple[str, Any]] = {}
-        self._known: set[int] = set()
+        #: storages that were there before, by their address
+        self.known: dict[int, Any] = {}
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -95,14 +146,14 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         inputs = list(_tensors((args, kwargs)))
         for tensor in inputs:
             if _key(tensor) not in self._made:
-                self._known.add(_key(tensor))
+                self.known[_key(tensor)] = tensor.untyped_storage()
         problem = self._problem(name, args, kwargs, inputs)
         if problem is not None:
             self.found.append(problem)
         result = function(*args, **kwargs)
         for tensor in _tensors(result):
             key = _key(tensor)
-            if key not in self._known and key not in {_key(one) for one in inputs}:
+            if key not in self.known and key not in {_key(one) for one in inputs}:
                 storage: Any = tensor.untyped_storage()
                 self._made[key] = (name, StorageWeakRef(storage))  # type: ignore[no-untyped-call]
         return result

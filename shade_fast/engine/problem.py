@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -60,7 +61,7 @@ class Problem:
         self.through = through
         #: by the encoder's place, the tensors that its last distance and gradient were written to
         self._made: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
-        with torch.no_grad():
+        with torch.no_grad(), self._exact_products():
             self._clean_view = view = self.see(clean / 255)
             #: each encoder's distance at the clean images, [B]
             self.starts = tuple(self.distances(view))
@@ -162,8 +163,13 @@ class Problem:
     @torch.no_grad()
     def measure(self, pixels: torch.Tensor) -> tuple[list[torch.Tensor], torch.Tensor | None]:
         """Each encoder's distance [B], and LPIPS [B], of uint8 images [B, 3, H, W]."""
-        view = self.see(pixels / 255)
-        return self.distances(view), self.lpips(view)
+        with self._exact_products():
+            view = self.see(pixels / 255)
+            return self.distances(view), self.lpips(view)
+
+    def _exact_products(self) -> contextlib.AbstractContextManager[None]:
+        """Of networks that run in plain torch: on a GPU it rounds the factors of float32's by itself."""
+        return runtime.products(tf32=False) if self.clean.device.type == "cuda" else contextlib.nullcontext()
 
     def gradient(
         self, delta: torch.Tensor, weigh: Callable[[torch.Tensor], torch.Tensor] | None = None

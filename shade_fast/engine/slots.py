@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,6 +13,9 @@ import torch
 from shade_fast.engine.capture import captured
 from shade_fast.engine.problem import Problem
 from shade_fast.engine.step import Recipe, Step
+from shade_fast.errors import ShadeFastError
+
+log = logging.getLogger(__name__)
 
 #: Recorded steps that are kept, each with its memory.
 MOST_RECORDED = 4
@@ -34,8 +38,9 @@ class Slots:
     """Runs momentum for any number of images, so many at a time.
 
     count: of slots; None for one for each image. The step of a shape bucket is built once in static buffers: on a GPU
-    it is recorded as a CUDA graph and played again, on the CPU it is called. It is kept for the next images of the
-    bucket. A problem whose steps differ (random views, lossy files, transparent pixels) is neither kept nor recorded.
+    it is recorded as a CUDA graph, where it can be, and played again, on the CPU it is called. It is kept for the next
+    images of the bucket. A problem whose steps differ (random views, lossy files, transparent pixels) is neither kept
+    nor recorded.
     """
 
     def __init__(self, count: int | None = None) -> None:
@@ -76,6 +81,11 @@ class Slots:
         met = int(torch.isfinite(history).any(dim=0).sum())
         return Optimized(delta, history.T[: max(met, 1)], steps)
 
+    @property
+    def recorded(self) -> int:
+        """How many steps are kept, each with its memory."""
+        return len(self._recorded)
+
     def release(self) -> None:
         """Give back the memory of the recorded steps."""
         self._recorded.clear()
@@ -87,6 +97,15 @@ class Slots:
             while len(self._recorded) >= MOST_RECORDED:
                 self._recorded.popitem(last=False)
             step = Step(problem.room(count), recipe)
-            self._recorded[key] = (step, captured(step, problem.clean.device))
+            self._recorded[key] = (step, _captured(step, problem.clean.device))
         self._recorded.move_to_end(key)
         return self._recorded[key]
+
+
+def _captured(step: Step, device: torch.device) -> Callable[[], None]:
+    """A step as it is played; one that cannot be recorded runs as it is written, and the log says why."""
+    try:
+        return captured(step, device)
+    except ShadeFastError as error:
+        log.warning("%s; each of its launches is the host's now, which is slower", error)
+        return step

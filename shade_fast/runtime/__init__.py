@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from shade_fast.runtime.arena import BLOCKS
 from shade_fast.runtime.cuda import PRECISIONS as CUDA_PRECISIONS
-from shade_fast.runtime.cuda import CudaNetwork
+from shade_fast.runtime.cuda import CudaNetwork, products
 from shade_fast.runtime.freeze import (
     ONNXRUNTIME,
     Frozen,
@@ -35,4 +35,5 @@ __all__ = [
     "latent_distance",
     "latent_gradient",
     "onnx_provider",
+    "products",
 ]

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
 
 from shade_fast import Budget
 from shade_fast.encoders import Encoder
 from shade_fast.engine import Problem, Stopping
-from shade_fast.engine.capture import captured, complaints
+from shade_fast.engine.capture import captured, complaints, is_out_of_memory
 from shade_fast.engine.step import Recipe, Step
+from shade_fast.errors import ShadeFastError
 from shade_fast.perceptual import Perceptual
 from shade_fast.runtime import freeze
 from shade_fast.view import View
@@ -92,6 +95,128 @@ def test_what_cannot_be_recorded_is_seen(name: str, encoder: Encoder, perceptual
     found = complaints(make_step(encoder, perceptual, plant), META)
     assert found
     assert re.search(message, "; ".join(found)), found
+
+
+class Graph:
+    """CUDA's graphs as torch hands them out, on a machine that has none."""
+
+    def __init__(self) -> None:
+        self.streams: list[object] = []
+
+    def replay(self) -> None:
+        pass
+
+    def reset(self) -> None:
+        events.append(("reset", self.streams[0]))
+
+
+class Stream:
+    def wait_stream(self, other: Stream) -> None:
+        pass
+
+
+events: list[tuple[str, object]] = []
+
+
+@pytest.fixture
+def cuda(monkeypatch: pytest.MonkeyPatch) -> torch.device:
+    """A device on which a recording can be made, and what is asked of torch for it goes into `events`."""
+    current = [Stream()]
+
+    @contextlib.contextmanager
+    def on(stream: Stream) -> Iterator[None]:
+        current.append(stream)
+        yield
+        current.pop()
+
+    @contextlib.contextmanager
+    def graph(made: Graph, stream: Stream, capture_error_mode: str) -> Iterator[None]:
+        assert capture_error_mode == "thread_local"
+        made.streams.append(stream)
+        events.append(("record", stream))
+        yield
+
+    events.clear()
+    monkeypatch.setattr("shade_fast.engine.capture._streams", {})
+    monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
+    monkeypatch.setattr(torch.cuda, "Stream", Stream)
+    monkeypatch.setattr(torch.cuda, "stream", on)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: current[-1])
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
+    monkeypatch.setattr(torch.cuda, "graph", graph)
+    return torch.device("cuda:1")
+
+
+def test_each_recording_has_a_stream_of_its_own_while_it_is_there(cuda: torch.device) -> None:
+    """Libraries keep memory by the stream, and let it go with the graph that was recorded there."""
+    tensor = torch.zeros(3)
+
+    def run() -> None:
+        events.append(("run", torch.cuda.current_stream()))
+        tensor.add_(1)
+
+    first, second = captured(run, cuda), captured(run, cuda)
+    recorded = [stream for name, stream in events if name == "record"]
+    assert len(set(recorded)) == 2
+    for stream in recorded:
+        place = events.index(("record", stream))
+        assert events[place - 2 : place + 2] == [("run", stream)] * 2 + [("record", stream), ("run", stream)]
+    del first
+    assert events[-1] == ("reset", recorded[0])
+    third = captured(run, cuda)
+    assert [stream for name, stream in events if name == "record"] == [*recorded, recorded[0]]
+    third()
+    second()
+
+
+def test_a_recording_keeps_what_it_reads(cuda: torch.device) -> None:
+    holder = [torch.ones(3)]
+    storage = StorageWeakRef(holder[0].untyped_storage())
+    out = torch.zeros(3)
+
+    def run() -> None:
+        out.copy_(holder[0] * 2)
+
+    recording = captured(run, cuda)
+    holder.clear()
+    assert not storage.expired()
+    del recording
+    assert storage.expired()
+
+
+def test_what_goes_wrong_while_recording_is_told(cuda: torch.device) -> None:
+    calls: list[int] = []
+
+    def run() -> None:
+        calls.append(1)
+        if len(calls) > 4:
+            raise RuntimeError("operation not permitted when stream is capturing")
+
+    with pytest.raises(ShadeFastError, match=r"the step cannot be recorded \(RuntimeError: operation not permitted"):
+        captured(run, cuda)
+
+
+@pytest.mark.parametrize(
+    ("error", "is_one"),
+    [
+        (torch.cuda.OutOfMemoryError("CUDA out of memory"), True),
+        (MemoryError(), True),
+        (RuntimeError("CUDA error: out of memory"), True),
+        (RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"), True),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 2 bytes"), True),
+        (RuntimeError("CUDA error: an illegal memory access was encountered"), False),
+        (ValueError("out of memory"), False),
+    ],
+)
+def test_which_errors_say_that_there_is_no_memory(error: Exception, is_one: bool) -> None:
+    assert is_out_of_memory(error) is is_one
+    try:
+        try:
+            raise error
+        finally:
+            raise RuntimeError("the recording was given up")
+    except RuntimeError as other:
+        assert is_out_of_memory(other) is is_one
 
 
 def test_on_the_cpu_a_step_is_called(encoder: Encoder) -> None:

@@ -10,6 +10,7 @@ import torch
 from shade_fast import Budget
 from shade_fast.engine import Optimized, Problem, Slots, Stopping, optimize
 from shade_fast.engine.step import Recipe
+from shade_fast.errors import ShadeFastError
 from shade_fast.runtime import freeze
 
 MakeProblem = Callable[..., Problem]
@@ -115,6 +116,23 @@ def test_a_bucket_is_recorded_once_and_its_tensors_stay(problem: Problem, monkey
     assert [tensor.data_ptr() for tensor in tensors] == addresses
     run(Budget(linf=0.02, lpips=0.1))
     assert len(recorded) == 2
+
+
+def test_a_step_that_cannot_be_recorded_runs_as_it_is(
+    problem: Problem, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(run: Callable[[], None], device: torch.device) -> Callable[[], None]:
+        raise ShadeFastError("the step cannot be recorded: item makes the host wait for a value")
+
+    right = Slots(2).run(problem, Recipe(BUDGET, 3))
+    monkeypatch.setattr("shade_fast.engine.slots.captured", refuse)
+    slots = Slots(2)
+    assert torch.equal(slots.run(problem, Recipe(BUDGET, 3)).delta, right.delta)
+    assert torch.equal(slots.run(problem, Recipe(BUDGET, 3)).delta, right.delta)
+    assert [record.message for record in caplog.records if "recorded" in record.message] == [
+        "the step cannot be recorded: item makes the host wait for a value; each of its launches is the host's now, "
+        "which is slower"
+    ]
 
 
 def test_a_start_goes_with_its_image(problem: Problem) -> None:

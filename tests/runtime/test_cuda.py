@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 
 import pytest
@@ -320,23 +322,76 @@ def test_precisions_by_name() -> None:
         freeze(made("one convolution"), "cuda", accuracy="int8")
 
 
+def switches() -> tuple[object, ...]:
+    """How torch rounds the factors of float32 products, which depends on its version, and chooses their algorithms."""
+    convolutions, matrices = torch.backends.cudnn, torch.backends.cuda.matmul
+    if hasattr(convolutions, "conv"):
+        return convolutions.conv.fp32_precision == "tf32", matrices.fp32_precision == "tf32", convolutions.deterministic
+    return convolutions.allow_tf32, matrices.allow_tf32, convolutions.deterministic
+
+
 def test_switches_of_the_products_are_as_the_precision_says_and_then_as_they_were() -> None:
     seen = []
 
     class Watch(TorchDispatchMode):
         def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-            if function in (torch.ops.aten.convolution.default, torch.ops.aten.convolution_backward.default):
-                seen.append((torch.backends.cudnn.allow_tf32, torch.backends.cudnn.deterministic))
+            if function is torch.ops.aten.convolution.default:
+                seen.append(switches())
             return function(*args, **(kwargs or {}))
 
-    before = torch.backends.cudnn.allow_tf32, torch.backends.cudnn.deterministic
+    before = switches()
     for precision in ("tf32", "fp32"):
         network = freeze(made("one convolution"), "cuda", accuracy=precision)
         network(photograph(16, 16))
         with Watch():
             gradients(network, photograph(16, 16))
-    assert seen == [(True, True)] * 2 + [(False, True)] * 2
-    assert (torch.backends.cudnn.allow_tf32, torch.backends.cudnn.deterministic) == before
+    assert seen == [(True, True, True)] * 2 + [(False, False, True)] * 2
+    assert switches() == before
+
+
+@pytest.mark.skipif(not hasattr(torch.backends.cudnn, "conv"), reason="this torch has the older switches alone")
+@pytest.mark.parametrize(
+    ("where", "value"), [("torch.backends", "tf32"), ("torch.backends.cuda.matmul", "ieee"), ("cudnn.conv", "ieee")]
+)
+def test_a_caller_may_use_torchs_newer_switches(where: str, value: str) -> None:
+    """After which torch refuses to tell how the older ones stand. In a process of its own: they cannot be put back."""
+    holder = where if where.startswith("torch") else f"torch.backends.{where}"
+    code = f"""
+import torch
+from shade_fast.runtime import freeze
+{holder}.fp32_precision = {value!r}
+stands = torch.backends.cudnn.conv.fp32_precision, torch.backends.cuda.matmul.fp32_precision
+network = freeze(torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.Conv2d(4, 4, 1)), "cuda", accuracy="tf32")
+images = torch.rand(1, 3, 8, 8).requires_grad_()
+network(images).sum().backward()
+assert stands == (torch.backends.cudnn.conv.fp32_precision, torch.backends.cuda.matmul.fp32_precision)
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize(
+    ("kernel", "stride", "padding", "dilation", "groups"),
+    [
+        (3, 1, 1, 1, 1),
+        (3, 2, 0, 1, 1),
+        (3, 2, 1, 1, 2),
+        (1, 2, 0, 1, 1),
+        (4, 4, 0, 1, 1),
+        (3, 3, 2, 2, 4),
+        (5, 2, 3, 1, 8),
+    ],
+)
+@pytest.mark.parametrize("size", [(16, 16), (17, 14)])
+def test_a_convolutions_gradient_of_every_geometry(
+    kernel: int, stride: int, padding: int, dilation: int, groups: int, size: tuple[int, int]
+) -> None:
+    """A transposed convolution, whose result has the size of the input also where strides leave some of it out."""
+    torch.manual_seed(0)
+    module = nn.Conv2d(8, 16, kernel, stride, padding, dilation, groups)
+    images = torch.randn(2, 8, *size)
+    _, gradient = gradients(freeze(module, "cuda", accuracy="fp32"), images)
+    assert gradient.shape == images.shape
+    assert relative(gradient, gradients(module.double(), images.double())[1]) < TOLERANCE["fp32"]
 
 
 def test_images_of_another_shape() -> None:

@@ -3,5 +3,6 @@
 from __future__ import annotations
 
 from shade_fast.runtime.cuda.network import PRECISIONS, CudaNetwork, Precision
+from shade_fast.runtime.cuda.products import products
 
-__all__ = ["PRECISIONS", "CudaNetwork", "Precision"]
+__all__ = ["PRECISIONS", "CudaNetwork", "Precision", "products"]

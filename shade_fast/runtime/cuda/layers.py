@@ -6,8 +6,7 @@ a ReLU a bit a value, pooling a byte a window. Features are channels-last, in th
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -20,6 +19,7 @@ from shade_fast.ops.lpips_layer import lpips_layer as layer_distance
 from shade_fast.ops.max_pool import max_pool
 from shade_fast.ops.relu_lpips_layer import relu_lpips_layer as relu_layer_distance
 from shade_fast.ops.residual_group_norm import residual_group_norm
+from shade_fast.runtime.cuda.products import products
 
 aten = torch.ops.aten
 
@@ -134,10 +134,10 @@ class _Convolution(torch.autograd.Function):
         crop: Sequence[int] | None,
     ) -> Tensor:
         ctx.save_for_backward(weight)
-        ctx.shape, ctx.tf32, ctx.margin = x.shape, tf32, None
-        ctx.parameters = stride, padding, dilation, False, [0, 0], groups
-        with _products(tf32):
-            made: Tensor = aten.convolution(x, weight, bias, *ctx.parameters)
+        ctx.size, ctx.tf32, ctx.margin = x.shape[2:], tf32, None
+        ctx.window = stride, padding, dilation, groups
+        with products(tf32):
+            made: Tensor = aten.convolution(x, weight, bias, stride, padding, dilation, False, [0, 0], groups)
         if crop is not None and tuple(made.shape[2:]) != tuple(crop[2:]):
             top, left, height, width = crop
             ctx.margin = left, made.shape[3] - left - width, top, made.shape[2] - top - height
@@ -147,15 +147,17 @@ class _Convolution(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        """As a transposed convolution, which asks for no input: torch's gradient of a convolution takes the order of
+        its input's memory, and would copy the gradient into another and back where the input is not kept."""
         (weight,) = ctx.saved_tensors
         gradient = channels_last(gradient.to(weight.dtype))
         if ctx.margin is not None:
             gradient = channels_last(functional.pad(gradient, ctx.margin))
-        size_alone = gradient.new_empty(1).expand(ctx.shape)
-        with _products(ctx.tf32):
-            made = aten.convolution_backward(gradient, size_alone, weight, None, *ctx.parameters, [True, False, False])[
-                0
-            ]
+        stride, padding, dilation, groups = ctx.window
+        sides = zip(ctx.size, gradient.shape[2:], weight.shape[2:], stride, padding, dilation, strict=True)
+        rest = [had - ((made - 1) * s - 2 * p + d * (side - 1) + 1) for had, made, side, s, p, d in sides]
+        with products(ctx.tf32):
+            made = aten.convolution(gradient, weight, None, stride, padding, dilation, True, rest, groups)
         return made, *[None] * 8
 
 
@@ -164,14 +166,14 @@ class _Linear(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, tf32: bool) -> Tensor:
         ctx.save_for_backward(weight)
         ctx.tf32 = tf32
-        with _products(tf32):
+        with products(tf32):
             return functional.linear(x, weight, bias)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         (weight,) = ctx.saved_tensors
-        with _products(ctx.tf32):
+        with products(ctx.tf32):
             return gradient.to(weight.dtype) @ weight, None, None, None
 
 
@@ -185,16 +187,3 @@ class _Scaled(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         return gradient * ctx.scale, None
-
-
-@contextlib.contextmanager
-def _products(tf32: bool) -> Iterator[None]:
-    """cuDNN's and cuBLAS' switches, as the network asks for them and afterwards as they were."""
-    convolutions, matrices = torch.backends.cudnn, torch.backends.cuda.matmul
-    before = convolutions.allow_tf32, convolutions.deterministic, matrices.allow_tf32
-    convolutions.allow_tf32 = matrices.allow_tf32 = tf32
-    convolutions.deterministic = True
-    try:
-        yield
-    finally:
-        convolutions.allow_tf32, convolutions.deterministic, matrices.allow_tf32 = before

@@ -15,6 +15,7 @@ from torch import Tensor, fx, nn
 
 from shade_fast.errors import ShadeFastError, reason
 from shade_fast.runtime.cuda import layers
+from shade_fast.runtime.cuda.products import products
 from shade_fast.runtime.cuda.rewrite import Constants, rewrite
 from shade_fast.runtime.graph import Graph
 
@@ -94,7 +95,8 @@ class CudaNetwork(nn.Module):
             )
         program = self.program(inputs) if images.numel() else None
         if program is None:
-            return self.module(*inputs)
+            with products(self.precision.tf32):
+                return self.module(*inputs)
         outputs = program.run(layers.scaled(images.float(), 1 / program.factor), *extras)
         outputs = tuple(layers.scaled(output, program.factor) for output in outputs)
         return outputs[0] if program.single else outputs
