@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -137,7 +138,7 @@ def kernels(channels: int, side: int, image: int, device: torch.device) -> Itera
         forward_backward(eager_relu_lpips, x, ones.to(x.dtype)),
         6 * size,
     )
-    latents, anchor = x[:, :4], addend[:, :4]
+    latents, anchor = (one[:, :4].contiguous(memory_format=torch.channels_last) for one in (x, addend))
     yield Kernel(
         "latent distance",
         lambda: latent_distance(latents, anchor),
@@ -149,39 +150,44 @@ def kernels(channels: int, side: int, image: int, device: torch.device) -> Itera
 
 
 def _pixel_kernels(image: int, device: torch.device, generator: torch.Generator) -> Iterator[Kernel]:
-    """Those on images of the file's size; each op's plain-torch body is what eager torch has."""
+    """Those on images of the file's size; each op's plain-torch body is what eager torch has, and on the CPU, where it
+    divides as the kernels do, what is right."""
     shape = (8, 3, image, image)
-    clean = torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8).to(device)
-    delta, gradient, momentum = (0.05 * torch.randn(shape, generator=generator).to(device) for _ in range(3))
+    order = torch.channels_last
+    values = torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8)
+    clean = values.to(device).contiguous(memory_format=order)
+    delta, gradient, momentum = (
+        0.05 * torch.randn(shape, generator=generator).to(device).contiguous(memory_format=order) for _ in range(3)
+    )
     ones = torch.ones(len(clean), device=device)
-    values = float(clean.numel())
+    count = float(clean.numel())
     seen = normalize(clean, delta, backend="reference")
-    parts = (clean, delta, ones, first_interval(len(clean), device))
+    interval = first_interval(len(clean), device)
 
-    def update(backend: str) -> Callable[[], Tensor]:
-        def run() -> Tensor:
-            moved = delta.clone()
-            optimizer_update(
-                moved, momentum.clone(), gradient, clean, step=0.01, decay=0.8, linf=16 / 255, backend=backend
-            )
-            return moved
+    def update(backend: str, delta: Tensor, momentum: Tensor, gradient: Tensor, clean: Tensor) -> Tensor:
+        moved = delta.clone()
+        optimizer_update(moved, momentum.clone(), gradient, clean, step=0.01, decay=0.8, linf=16 / 255, backend=backend)
+        return moved
 
-        return run
+    def bisect(backend: str, *tensors: Tensor) -> Tensor:
+        return bisect_scale(*tensors, bound=0.5, levels=16, backend=backend)[1]
 
-    ops: list[tuple[str, Callable[[str], Any], float]] = [
-        ("update (with copies of delta and momentum)", lambda backend: update(backend)(), 41 * values),
-        ("uint8 to bfloat16", lambda backend: normalize(clean, delta, backend=backend), 7 * values),
-        ("bfloat16 to uint8", lambda backend: denormalize(seen, clean, levels=16, backend=backend), 4 * values),
-        ("rounding", lambda backend: quantize(clean, delta, ones, levels=16, backend=backend), 6 * values),
+    def on_cpu(run: Callable[..., Tensor], tensors: tuple[Tensor, ...]) -> Tensor:
+        return run("reference", *(tensor.cpu() for tensor in tensors))
+
+    # each with its tensors, the bytes for a value, and the error that is allowed: the update's mean is of float64 sums
+    ops: list[tuple[str, Callable[..., Tensor], tuple[Tensor, ...], float, float]] = [
+        ("update (with copies of delta and momentum)", update, (delta, momentum, gradient, clean), 41, 1e-6),
+        ("uint8 to bfloat16", lambda backend, *of: normalize(*of, backend=backend), (clean, delta), 7, 0.0),
         (
-            "bisection's step",
-            lambda backend: bisect_scale(*parts, bound=0.5, levels=16, backend=backend)[1],
-            7 * values,
+            "bfloat16 to uint8",
+            lambda backend, *of: denormalize(*of, levels=16, backend=backend),
+            (seen, clean),
+            *(4, 0.0),
         ),
+        ("rounding", lambda backend, *of: quantize(*of, levels=16, backend=backend), (clean, delta, ones), 6, 0.0),
+        ("bisection's step", bisect, (clean, delta, ones, interval), 7, 0.0),
     ]
-    for name, run, moved in ops:
-
-        def with_backend(backend: str, run: Callable[[str], Any] = run) -> Callable[[], Any]:
-            return lambda: run(backend)
-
-        yield Kernel(name, with_backend("native"), with_backend("reference"), with_backend("reference"), moved, 1e-6)
+    for name, run, tensors, moved, allowed in ops:
+        native, eager = (functools.partial(run, backend, *tensors) for backend in ("native", "reference"))
+        yield Kernel(name, native, functools.partial(on_cpu, run, tensors), eager, moved * count, allowed)

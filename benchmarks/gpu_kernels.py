@@ -104,7 +104,8 @@ def _compared_relus(dtype: str, channels: int, complete: bool) -> Iterator[Confi
     op, kernels, note = "relu_lpips_layer", relu_lpips_layer, f"{channels} channels"
     constants: dict[str, Any] = {"shift": True, **lpips_layer.tile_sides(channels)}
     pointers: tuple[str, ...] = ("x", "clean", "out")
-    yield _configuration(op, kernels.forward_kernel, dtype, pointers, constants, note, kernels.FORWARD_WARPS)
+    warps = kernels.FORWARD_WARPS[4 if dtype == "fp32" else 2]
+    yield _configuration(op, kernels.forward_kernel, dtype, pointers, constants, note, warps)
     for add in (True, False) if complete else (True,):
         constants = {"add": add, **lpips_layer.tile_sides(channels)}
         pointers = ("activations", "clean", "residual", "out")

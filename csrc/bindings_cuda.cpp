@@ -77,6 +77,8 @@ PYBIND11_MODULE(_cuda, module) {
     const auto code = static_cast<Status>(status);
     return code == Status::cuda_failure ? shade_fast::cuda::last_error() : shade_fast::describe(code);
   });
+  module.def("driver_version", &shade_fast::cuda::driver_version);
+  module.attr("runtime_version") = shade_fast::cuda::runtime_version();
   module.attr("architectures") = SHADE_FAST_CUDA_ARCHITECTURES;
   module.attr("compiler") = SHADE_FAST_NVCC;
 }

@@ -253,6 +253,11 @@ Status bisect_scale(const std::uint8_t* clean, const float* delta, const float* 
 // What CUDA said of the last call on this thread that ended in Status::cuda_failure.
 const char* last_error();
 
+// CUDA's version that this was compiled with, and the newest one that the driver knows, 0 without a driver: 1000 times
+// the major version and 10 times the minor one.
+int runtime_version();
+int driver_version();
+
 }  // namespace cuda
 
 }  // namespace shade_fast

@@ -18,9 +18,9 @@ import triton.language as tl
 from shade_fast.kernels.lpips_layer import MOST_SPLITS, direction, mean_kernel, slope, split, tile_sides
 from torch import Tensor
 
-#: Of 16 values a thread, three feature maps and what is made of them do not stay in registers on sm_100; of 8 those of
-#: the forward do not on sm_80.
-FORWARD_WARPS, BACKWARD_WARPS = 4, 8
+#: Of 16 values a thread, three feature maps and what is made of them do not stay in registers on sm_100; of 8, those of
+#: float32's forward do not. The forward's are by the bytes of a value.
+FORWARD_WARPS, BACKWARD_WARPS = {2: 8, 4: 4}, 8
 
 
 def forward(
@@ -35,7 +35,7 @@ def forward(
             *(x, head if bias is None else bias, clean, head, out, scratch, pixels, channels, blocks),
             shift=bias is not None,
             **tile_sides(channels),
-            num_warps=FORWARD_WARPS,
+            num_warps=FORWARD_WARPS[x.element_size()],
         )
     if images:
         mean_kernel[(images,)](scratch, distance, splits, pixels, MOST_SPLITS)

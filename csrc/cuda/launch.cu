@@ -16,4 +16,11 @@ Status status_of(cudaError_t error) {
 
 const char* last_error() { return last_error_text; }
 
+int runtime_version() { return CUDART_VERSION; }
+
+int driver_version() {
+  int version = 0;
+  return cudaDriverGetVersion(&version) == cudaSuccess ? version : 0;
+}
+
 }  // namespace shade_fast::cuda

@@ -96,7 +96,7 @@ def reference(
 ) -> tuple[Tensor, Tensor]:
     """The specification, in plain torch; arguments as in `bisect_scale`."""
     low, high, scale = interval.unbind(1)
-    limit = distance.new_tensor(bound)
+    limit = distance.new_full((), bound)
     held = distance <= limit
     low, high = torch.where(held, scale, low), torch.where(held, high, scale)
     middle = (low + high) * 0.5

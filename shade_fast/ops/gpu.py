@@ -77,8 +77,9 @@ def refusal(index: int = 0) -> str | None:
             return str(error)
     if importlib.util.find_spec("triton") is None:
         return "triton is not installed, which half of the kernels need: pip install triton"
-    return _of_architecture(
-        torch.cuda.get_device_name(index), torch.cuda.get_device_capability(index), native.cuda().architectures
+    module = native.cuda()
+    return _of_driver(module.runtime_version, module.driver_version()) or _of_architecture(
+        torch.cuda.get_device_name(index), torch.cuda.get_device_capability(index), module.architectures
     )
 
 
@@ -97,6 +98,20 @@ def missing_device(index: int = 0) -> str | None:
     if index >= torch.cuda.device_count():
         return f"the last CUDA device is cuda:{torch.cuda.device_count() - 1}: give that one or one before"
     return None
+
+
+def _of_driver(built: int, known: int) -> str | None:
+    """Why a driver cannot run what a CUDA compiled; versions are 1000 times the major and 10 times the minor one.
+
+    A driver runs all of its own major version and of those before.
+    """
+    if known // 1000 >= built // 1000:
+        return None
+    compiled, newest = (f"{version // 1000}.{version % 1000 // 10}" for version in (built, known))
+    return (
+        f"shade_fast._cuda is built with CUDA {compiled}, and the driver knows CUDA up to {newest}: update the driver, "
+        f"or build it with an nvcc of CUDA {known // 1000} (CUDA_HOME=... SHADE_FAST_CUDA=1 pip install .)"
+    )
 
 
 def _of_architecture(name: str, capability: tuple[int, int], built: str) -> str | None:

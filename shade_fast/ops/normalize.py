@@ -89,9 +89,13 @@ def new_input(images: Tensor) -> Tensor:
 
 
 def factors(gain: Sequence[float], offset: Sequence[float], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Both as float32 [3, 1, 1]."""
-    factor, shift = torch.tensor([list(gain), list(offset)], dtype=torch.float32, device=device)[:, :, None, None]
-    return factor, shift
+    """Both as float32 [3, 1, 1], made on the device: what is copied there could not be recorded."""
+
+    def made(values: Sequence[float]) -> Tensor:
+        ones = [torch.full((1, 1), value, dtype=torch.float32, device=device) for value in values]
+        return torch.stack(ones)
+
+    return made(gain), made(offset)
 
 
 def check_factors(gain: Sequence[float], offset: Sequence[float]) -> None:

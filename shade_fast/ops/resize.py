@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -26,11 +27,12 @@ def resize(images: Tensor, size: tuple[int, int], *, backend: str = "native") ->
     Args:
         images: float [B, C, H, W].
         size: height and width of the result, at least 1.
-        backend: "native" runs the compiled kernels for float32 on the CPU; on CUDA, and for other dtypes, plain torch
-            is the implementation. "reference" runs plain torch everywhere.
+        backend: "native" runs the compiled kernels for float32 on the CPU; for other dtypes, and on CUDA, plain torch
+            is the implementation, there with a gradient of its own: torch's adds up atomically, in another order each
+            time. "reference" runs plain torch everywhere.
 
     Returns:
-        [B, C, *size], same dtype; differentiable.
+        [B, C, *size], same dtype; differentiable, on CUDA once.
 
     Raises:
         ShadeFastError: the shape or size does not fit, or the compiled module is missing.
@@ -43,7 +45,10 @@ def resize(images: Tensor, size: tuple[int, int], *, backend: str = "native") ->
         return reference(images, size)
     if backend != "native" or images.device.type not in native.DEVICES:
         raise native.missing_backend(backend, images.device)
-    if images.device.type != "cpu" or images.dtype != torch.float32:
+    if images.device.type != "cpu":
+        gathered: Tensor = _Gathered.apply(images, size)  # type: ignore[no-untyped-call]
+        return gathered
+    if images.dtype != torch.float32:
         return reference(images, size)
     result: Tensor = _operator(images, *size)
     return result
@@ -54,6 +59,40 @@ def reference(images: Tensor, size: tuple[int, int]) -> Tensor:
     if images.shape[0] == 0:
         return images.new_empty(*images.shape[:2], *size)
     return functional.interpolate(images, size=size, mode="bilinear", align_corners=False, antialias=True)
+
+
+class _Gathered(torch.autograd.Function):
+    """torch's resize; in the gradient each pixel gathers its few terms, first down, then across."""
+
+    @staticmethod
+    def forward(ctx: Any, images: Tensor, size: tuple[int, int]) -> Tensor:
+        ctx.size = images.shape[2:]
+        return reference(images, size)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        for axis, (inputs, outputs) in enumerate(zip(ctx.size, gradient.shape[2:], strict=True)):
+            gradient = _along(gradient, axis + 2, *_on(gradient.device, inputs, outputs))
+        return gradient, None
+
+
+def _along(values: Tensor, axis: int, places: Sequence[Tensor], weights: Sequence[Tensor]) -> Tensor:
+    """A banded matrix' product along an axis of [B, C, H, W]: tap by tap."""
+    shape = [1] * values.ndim
+    shape[axis] = -1
+    result = values.new_zeros(())
+    for place, weight in zip(places, weights, strict=True):
+        result = torch.addcmul(result, values.index_select(axis, place), weight.view(shape).to(values.dtype))
+    return result
+
+
+@functools.lru_cache(maxsize=256)
+def _on(device: torch.device, inputs: int, outputs: int) -> tuple[list[Tensor], list[Tensor]]:
+    """The transpose of `band(inputs, outputs)` on a device: each tap's columns int64 [inputs] and weights [inputs]."""
+    start, weights, _ = transposed(band(inputs, outputs))
+    places = start.long() + torch.arange(weights.shape[1], device="cpu")[:, None]
+    return [[*one.contiguous().to(device)] for one in (places, weights.t())]  # type: ignore[return-value]
 
 
 @torch.library.custom_op("shade_fast::resize", mutates_args=(), device_types="cpu")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from benchmarks import gpu, gpu_eager
 from benchmarks.rows import read_rows
 from shade_fast.engine import step
+from shade_fast.engine.capture import complaints
 
 
 def test_it_runs_through(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -25,10 +27,44 @@ def test_it_runs_through(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
 def test_a_wrong_kernel_is_seen(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     right = gpu_eager.epilogue
     monkeypatch.setattr(gpu_eager, "epilogue", lambda *args, **named: right(*args, **named) * 1.1)
-    monkeypatch.setattr(gpu, "network_rows", lambda *_: [])
-    monkeypatch.setattr(gpu, "step_rows", lambda *_: [])
+    monkeypatch.setattr(gpu, "network_checks", lambda *_: [])
+    monkeypatch.setattr(gpu, "step_checks", lambda *_: [])
     assert gpu.main(["--smoke"]) == 1
     assert "kernel, bias, residual, ReLU: error 0.1, allowed 0.01" in capsys.readouterr().err
+
+
+def test_what_is_timed_can_be_recorded_on_a_gpu() -> None:
+    meta = torch.device("meta")
+    for one in gpu_eager.kernels(32, 16, 24, meta):
+        for run in (one.run, one.eager):
+
+            def several(run: Callable[[], Any] = run) -> None:
+                for _ in range(gpu.RECORDED):
+                    run()
+
+            assert complaints(several, meta) == [], one.name
+
+
+def test_what_fails_or_has_no_memory_does_not_end_the_others(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def failing(error: Exception) -> Callable[..., Any]:
+        def fail(*_: Any, **__: Any) -> Any:
+            raise error
+
+        return fail
+
+    monkeypatch.setattr(gpu_eager, "lpips_layer", failing(torch.cuda.OutOfMemoryError("CUDA out of memory")))
+    monkeypatch.setattr(gpu_eager, "latent_distance", failing(RuntimeError("CUDA error: invalid argument")))
+    monkeypatch.setattr(gpu, "network_checks", lambda *_: [])
+    monkeypatch.setattr(gpu, "step_checks", lambda *_: [])
+    assert gpu.main(["--smoke"]) == 1
+    told = capsys.readouterr()
+    assert told.err.splitlines() == [
+        "kernel, LPIPS layer: OutOfMemoryError: CUDA out of memory; not measured",
+        "kernel, latent distance: RuntimeError: CUDA error: invalid argument",
+    ]
+    assert "| kernel | rounding |" in told.out
 
 
 @pytest.mark.parametrize(("stuck", "error"), [(("native",), "1"), (("native", "reference"), "inf")])
@@ -42,8 +78,8 @@ def test_an_update_that_moves_nothing_is_seen(
             right(*tensors, backend=backend, **options)
 
     monkeypatch.setattr(step, "optimizer_update", update)
-    monkeypatch.setattr(gpu, "kernel_rows", lambda *_: [])
-    monkeypatch.setattr(gpu, "network_rows", lambda *_: [])
+    monkeypatch.setattr(gpu, "kernel_checks", lambda *_: [])
+    monkeypatch.setattr(gpu, "network_checks", lambda *_: [])
     assert gpu.main(["--smoke"]) == 1
     complaints = capsys.readouterr().err.splitlines()
     assert complaints == [f"step, kl.24{case}, batch 1: error {error}, allowed 0.05" for case in ("", ".lpips")]

@@ -27,6 +27,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Any:
         capability: tuple[int, int] = (9, 0),
         built: str | None = "sm_80 sm_90 sm_100",
         triton: bool = True,
+        driver: int = 13000,
     ) -> None:
         monkeypatch.setattr(torch.backends.cuda, "is_built", lambda: torch_has_cuda)
         monkeypatch.setattr(torch.cuda, "is_available", lambda: torch_has_cuda and gpus > 0)
@@ -35,7 +36,9 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Any:
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: capability)
         monkeypatch.setattr(native, "cuda_available", lambda: built is not None)
         if built is not None:
-            module = SimpleNamespace(architectures=built, compiler="nvcc")
+            module = SimpleNamespace(
+                architectures=built, compiler="nvcc", runtime_version=12080, driver_version=lambda: driver
+            )
             monkeypatch.setattr(native, "cuda", lambda: module)
         else:
             load = native._load
@@ -60,6 +63,7 @@ REASONS = [
         {"capability": (8, 0), "built": "sm_86 sm_90"},
         r'compute capability 8\.0, and shade_fast\._cuda is built for sm_86 sm_90: .*SHADE_FAST_CUDA_ARCHS="80"',
     ),
+    ({"driver": 11080}, r"is built with CUDA 12\.8, and the driver knows CUDA up to 11\.8: update .* nvcc of CUDA 11"),
     ({"capability": (8, 9), "built": "sm_90"}, r'SHADE_FAST_CUDA_ARCHS="89"'),
 ]
 
@@ -84,6 +88,18 @@ def test_architectures_that_run_what_is_built(machine: Any, capability: tuple[in
     machine(capability=capability, built=built)
     assert gpu.refusal() is None
     assert resolve_backend("auto", CUDA) == resolve_backend("cuda", CUDA) == "cuda"
+
+
+@pytest.mark.parametrize("driver", [12000, 12080, 13020])
+def test_a_driver_runs_what_its_own_major_version_compiled_and_those_before(machine: Any, driver: int) -> None:
+    machine(driver=driver)
+    assert gpu.refusal() is None
+
+
+@pytest.mark.skipif(not native.cuda_available(), reason="shade_fast._cuda is not built")
+def test_the_compiled_module_tells_its_cuda_and_the_drivers() -> None:
+    assert native.cuda().runtime_version >= 11080
+    assert native.cuda().driver_version() >= 0
 
 
 def test_a_device_that_is_not_there(machine: Any) -> None:

@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from shade_fast.errors import ShadeFastError
 from shade_fast.ops import native, resize
+from shade_fast.ops.resize import _Gathered
 
 SHAPES = [
     ((1, 3, 64, 64), (32, 32)),
@@ -62,6 +64,26 @@ def test_the_gradient_is_the_references(shape: tuple[int, ...], size: tuple[int,
     exact = images.detach().double().requires_grad_(True)
     (expected,) = torch.autograd.grad(resize(exact, size, backend="reference"), exact, weights.double())
     torch.testing.assert_close(gradient, expected.float(), rtol=0, atol=2e-6)
+    # As a GPU has it, here on the CPU.
+    images = images.detach().contiguous(memory_format=torch.channels_last).requires_grad_(True)
+    (gathered,) = torch.autograd.grad(_Gathered.apply(images, size), images, weights)
+    torch.testing.assert_close(gathered, expected.float(), rtol=0, atol=2e-6)
+
+
+def test_on_a_gpu_nothing_is_added_up_atomically() -> None:
+    names = []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+            names.append(function._schema.name)
+            return function(*args, **(kwargs or {}))
+
+    images = torch.empty(1, 3, 96, 80, device="meta").requires_grad_(True)
+    resize(images, (40, 33)).sum().backward()
+    with Watch():
+        resize(images, (40, 33)).sum().backward()
+    assert "aten::_upsample_bilinear2d_aa" in names
+    assert not any("backward" in name or "scatter" in name or "index_add" in name for name in names)
 
 
 def test_it_is_what_pillow_does_before_its_rounding() -> None:
