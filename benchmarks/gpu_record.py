@@ -124,8 +124,8 @@ class _Recorder(TorchDispatchMode):
             result = (self._laid(gradient, weight, result[0]), *result[1:])
         elif name == "constant_pad_nd" and args[0].is_contiguous(memory_format=torch.channels_last):
             result = result.to(memory_format=torch.channels_last)  # as on a device, but not on the meta device
-        elif name in ("addmm", "mm", "bmm"):
-            left = args[1] if name == "addmm" else args[0]
+        elif name in ("addmm", "mm", "bmm", "baddbmm"):
+            left = args[1] if name in ("addmm", "baddbmm") else args[0]
             operations = 2.0 * result.numel() * left.shape[-1]
         elif name == "native_group_norm":
             moved += _size(args[0])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -195,14 +196,18 @@ class Problem:
         shown = view
         if draws:
             shown = torch.cat([draw.image(view[index : index + 1]) for index, draw in enumerate(draws)])
-        distances, direction = [], torch.zeros_like(view)
+        distances: list[torch.Tensor] = []
+        terms: list[torch.Tensor] = []
         for index, (weight, start) in enumerate(zip(self.weights, self.starts, strict=True)):
             distance, gradient = self._latent_gradient(index, shown.detach(), draws)
             distances.append(distance.clone())
-            # Steps count as shares of what is left: an encoder that is moved easily does not pay for the others.
-            least = 1e-3 * start.clamp_min(torch.finfo(start.dtype).tiny)
-            share = start / torch.maximum(distance, least)
-            direction += (weight * share)[:, None, None, None] * _normalized(gradient)
+            if len(self.encoders) > 1:
+                # Steps count as shares of what is left: an encoder that is moved easily does not pay for the others.
+                least = 1e-3 * start.clamp_min(torch.finfo(start.dtype).tiny)
+                share = start / torch.maximum(distance, least)
+                gradient = (weight * share)[:, None, None, None] * _normalized(gradient)
+            terms.append(gradient)
+        direction = functools.reduce(torch.add, terms)
         if draws:
             (direction,) = torch.autograd.grad(shown, view, direction)
         direction = _normalized(direction)

@@ -19,6 +19,7 @@ from shade_fast.ops.lpips_layer import lpips_layer as layer_distance
 from shade_fast.ops.max_pool import max_pool
 from shade_fast.ops.relu_lpips_layer import relu_lpips_layer as relu_layer_distance
 from shade_fast.ops.residual_group_norm import residual_group_norm
+from shade_fast.runtime.cuda.attention import attention
 from shade_fast.runtime.cuda.products import products
 
 aten = torch.ops.aten
@@ -95,12 +96,6 @@ def norm(
         keep=keep,
     )
     return (None if total is None else total.reshape(shape)), y.reshape(shape)
-
-
-def attention(query: Tensor, key: Tensor, value: Tensor, dtype: torch.dtype, *rest: Any, **named: Any) -> Tensor:
-    """torch's scaled dot-product attention, which takes the fused kernel that fits."""
-    query, key, value = (part.to(dtype) for part in (query, key, value))
-    return functional.scaled_dot_product_attention(query, key, value, *rest, **named)
 
 
 def lpips_layer(activations: Tensor, clean: Tensor, head: Tensor) -> Tensor:

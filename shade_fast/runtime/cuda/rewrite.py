@@ -231,7 +231,7 @@ class _Rewriting:
 
     def attention(self, node: fx.Node, query: Any, key: Any, value: Any, *rest: Any, **named: Any) -> Any:
         parts = [self._node(part) for part in (query, key, value)]
-        return self._emit(layers.attention, *parts, self.dtype, *self._nodes(rest), **self._nodes(named))
+        return self._emit(layers.attention, *parts, self.dtype, self.tf32, *self._nodes(rest), **self._nodes(named))
 
     def lpips_layer(self, node: fx.Node, activations: Any, clean: Any, head: Any) -> Any:
         if not isinstance(head, Tensor):
