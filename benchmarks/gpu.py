@@ -16,7 +16,6 @@ its times mean nothing.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import copy
 import difflib
 import functools
@@ -24,7 +23,7 @@ import itertools
 import math
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,7 +42,7 @@ from shade_fast.engine import Problem, Slots, resolve_backend
 from shade_fast.engine.capture import captured, is_out_of_memory
 from shade_fast.engine.step import Recipe
 from shade_fast.errors import ShadeFastError, reason
-from shade_fast.runtime import CUDA_PRECISIONS, freeze
+from shade_fast.runtime import CUDA_PRECISIONS, CudaNetwork, freeze
 
 #: By which share of what float32 makes of it the fall of the objective may differ.
 FALL = 0.05
@@ -99,13 +98,17 @@ class Check:
 
 def kernel_checks(sizes: Sizes, device: torch.device) -> Iterator[Check]:
     """Each kernel's error and times."""
-    rate = copy_rate(sizes, device)
+
+    @functools.cache
+    def rate() -> float:
+        return copy_rate(sizes, device)
+
     for one in kernels(sizes.channels, sizes.side, sizes.image, device):
 
         def measure(one: Kernel = one) -> Row:
             error = relative(one.run(), one.reference())
             ms, eager_ms = (1e3 * seconds(run, device, sizes.repeats) for run in (one.run, one.eager))
-            return Row("kernel", one.name, error, one.error, ms, eager_ms, 1e3 * one.bytes / rate, 0.0)
+            return Row("kernel", one.name, error, one.error, ms, eager_ms, 1e3 * one.bytes / rate(), 0.0)
 
         yield Check("kernel", one.name, measure)
 
@@ -132,8 +135,10 @@ def network_checks(sizes: Sizes, encoder: Encoder, device: torch.device) -> Iter
     for name, precision in CUDA_PRECISIONS.items():
 
         def measure(name: str = name, allowed: float = ALLOWED.get(name, precision.error)) -> Row:
-            run = gradient(freeze(encoder.module, "cuda", accuracy=name))
+            network = freeze(encoder.module, "cuda", accuracy=name)
+            run = gradient(network)
             error = relative(run(), right())
+            check_traced([network])
             ms = 1e3 * seconds(run, device, sizes.repeats)
             return Row("encoder's gradient", name, error, allowed, ms, eager_ms(), 0.0, 0.0)
 
@@ -151,7 +156,12 @@ def step_checks(sizes: Sizes, encoder: Encoder, device: torch.device) -> Iterato
 
         def measure(lpips: bool = lpips, batch: int = batch, case: str = case, name: str = name) -> Row:
             recipe = Recipe(Budget(16 / 255, 0.07 if lpips else None), sizes.steps)
-            fallen, fast = steps_of(step_problem(sizes, encoder, device, batch, lpips, "cuda"), recipe, Slots(batch))
+            slots, networks = Slots(batch), list[nn.Module]()
+            problem = step_problem(sizes, encoder, device, batch, lpips, "cuda", networks)
+            fallen, fast = steps_of(problem, recipe, slots)
+            check_traced(networks)
+            if device.type == "cuda" and not slots.all_recorded:
+                raise ShadeFastError("the step was not recorded: see the log")
             right, eager = steps_of(step_problem(sizes, encoder, device, batch, lpips, "reference"), recipe, Slots())
             error = abs(fallen - right) / right if right > 0 else math.inf
             return Row("step", name, error, FALL, 1e3 * fast, 1e3 * eager, 0.0, predicted_ms(case, batch, device))
@@ -172,12 +182,21 @@ def steps_of(problem: Problem, recipe: Recipe, slots: Slots) -> tuple[float, flo
 
 
 def step_problem(
-    sizes: Sizes, encoder: Encoder, device: torch.device, batch: int, lpips: bool, backend: str
+    sizes: Sizes,
+    encoder: Encoder,
+    device: torch.device,
+    batch: int,
+    lpips: bool,
+    backend: str,
+    networks: list[nn.Module] | None = None,
 ) -> Problem:
-    """Random images and anchors' latents under the networks as a backend has them."""
+    """Random images and anchors' latents under the networks as a backend has them, which are put into `networks`."""
 
     def frozen(module: nn.Module) -> nn.Module:
-        return freeze(module, backend)
+        made = freeze(module, backend)
+        if networks is not None:
+            networks.append(made)
+        return made
 
     generator = torch.Generator().manual_seed(0)
     clean = torch.randint(0, 256, (batch, 3, sizes.image, sizes.image), generator=generator, dtype=torch.uint8)
@@ -208,19 +227,14 @@ def copy_rate(sizes: Sizes, device: torch.device) -> float:
 
 
 def seconds(run: Callable[[], Any], device: torch.device, repeats: int) -> float:
-    """The median of a few runs, after some that are not counted; on a GPU of recorded ones, without the host's part,
-    where they can be recorded."""
+    """The median of a few runs, after some that are not counted; on a GPU of recorded ones, without the host's part."""
 
     def several() -> None:
         for _ in range(RECORDED):
             run()
 
     run()
-    play: Callable[[], Any] = run
-    count = 1
-    if device.type == "cuda":
-        with contextlib.suppress(ShadeFastError):
-            play, count = captured(several, device), RECORDED
+    play, count = (captured(several, device), RECORDED) if device.type == "cuda" else (run, 1)
     times = []
     for _ in range(repeats):
         wait(device)
@@ -229,6 +243,13 @@ def seconds(run: Callable[[], Any], device: torch.device, repeats: int) -> float
         wait(device)
         times.append(time.perf_counter() - started)
     return sorted(times)[len(times) // 2] / count
+
+
+def check_traced(networks: Iterable[nn.Module]) -> None:
+    """Raise ShadeFastError where torch runs a network that is said to be frozen."""
+    for network in networks:
+        if isinstance(network, CudaNetwork) and network.reasons:
+            raise ShadeFastError(f"torch runs the network: {next(iter(network.reasons.values()))}")
 
 
 def wait(device: torch.device) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import math
+import sys
 import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -258,7 +260,8 @@ class Poisoner:
                 return tried
             size = tried
             if self.device.type == "cuda":
-                torch.cuda.empty_cache()
+                with contextlib.suppress(RuntimeError):  # of a device that has failed, which the next try shows
+                    torch.cuda.empty_cache()
         return [
             protected
             for first in range(0, len(batch), size)
@@ -280,13 +283,14 @@ class Poisoner:
         """The outcomes; or, where there are none of several images together or memory has been freed, how many to try
         at a time."""
         others = self._slots is not None and self._slots.recorded > 0
+        handled = sys.exc_info()[1]
         try:
             if pixels is None:
                 pixels = self.uploader.upload([work.image.pixels for work in batch])()
             return self._optimize(batch, output, pixels)
         except Exception as error:  # whatever an encoder of the caller's raises, it ends one image, not the run
             image = batch[0].image
-            out_of_memory = is_out_of_memory(error)
+            out_of_memory = is_out_of_memory(error, handled)
             if out_of_memory and self._slots is not None:
                 self._slots.release()
                 if others:

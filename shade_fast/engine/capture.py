@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -17,20 +18,27 @@ from shade_fast.errors import ShadeFastError, reason
 #: What a device or a machine without memory for a step raises.
 OUT_OF_MEMORY = (torch.cuda.OutOfMemoryError, MemoryError)
 #: And what torch and libraries say in other errors.
-_OUT_OF_MEMORY_TEXTS = ("out of memory", "can't allocate memory", "STATUS_ALLOC_FAILED")
+_OUT_OF_MEMORY_TEXTS = (
+    *("out of memory", "can't allocate memory", "STATUS_ALLOC_FAILED"),
+    # cuDNN, which tries its engines and drops the errors of those that have no memory to work in
+    "unable to find an engine to execute this computation",
+)
 #: Ops whose result the host reads, or whose result's size depends on values.
 _READ = {"_local_scalar_dense", "is_nonzero", "equal", "item"}
 _SIZED = {"nonzero", "nonzero_numpy", "masked_select", "unique_dim", "_unique2", "unique_consecutive", "argwhere"}
 
 
-def is_out_of_memory(error: BaseException | None) -> bool:
-    """Whether an error, or one that it came of, says that a device or the machine has no memory left."""
-    while error is not None:
+def is_out_of_memory(error: BaseException | None, handled: BaseException | None = None) -> bool:
+    """Whether an error, or one that it came of, says that a device or the machine has no memory left.
+
+    handled: the error that somebody was handling before, `sys.exc_info()[1]`, of which it did not come.
+    """
+    while error is not None and error is not handled:
         if isinstance(error, OUT_OF_MEMORY) or (
             isinstance(error, RuntimeError) and any(text in str(error) for text in _OUT_OF_MEMORY_TEXTS)
         ):
             return True
-        error = error.__cause__ or error.__context__
+        error = error.__cause__ if error.__suppress_context__ else error.__context__
     return False
 
 
@@ -64,19 +72,12 @@ class Recording:
         self._device, self._reads = device, reads
         self._graph: Any = None
         with torch.cuda.device(device):
-            free = _streams.setdefault(device, [])
-            stream = free.pop() if free else torch.cuda.Stream()  # type: ignore[no-untyped-call]
-            stream.wait_stream(torch.cuda.current_stream())
-            # Whatever a recording that fails leaves behind, afterwards the current stream is what it was.
-            with torch.cuda.stream(stream):
-                for _ in range(2):
-                    run()
-                graph = torch.cuda.CUDAGraph()
-                # Other threads may allocate meanwhile, such as the one that uploads the next images.
-                with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
-                    run()
-            torch.cuda.current_stream().wait_stream(stream)
-        self._graph, self._stream = graph, stream
+            self._stream = _stream(device)
+            try:
+                self._graph = _recorded(run, self._stream)
+            except BaseException:
+                _streams[device].append(self._stream)
+                raise
 
     def __call__(self) -> None:
         self._graph.replay()
@@ -89,6 +90,37 @@ class Recording:
 
 #: by device, the streams of recordings that are gone: there are as many as recordings ever were at a time
 _streams: dict[torch.device, list[Any]] = {}
+
+
+def _stream(device: torch.device) -> Any:
+    """A stream of the current device that no recording has."""
+    try:
+        return _streams.setdefault(device, []).pop()
+    except IndexError:
+        return torch.cuda.Stream()  # type: ignore[no-untyped-call]
+
+
+def _recorded(run: Callable[[], None], stream: Any) -> Any:
+    """A graph of a run, on a stream and in memory of its own, after two other runs there."""
+    stream.wait_stream(torch.cuda.current_stream())
+    # Whatever a recording that fails leaves behind, afterwards the current stream is what it was.
+    with torch.cuda.stream(stream):
+        for _ in range(2):
+            run()
+        graph, pool = torch.cuda.CUDAGraph(), torch.cuda.graph_pool_handle()
+        try:
+            # Other threads may allocate meanwhile, such as the one that uploads the next images.
+            with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
+                run()
+        except BaseException:
+            # Where torch could not end the graph it would go on allocating for it, and free nothing any more. Where it
+            # could, the first call refuses, and the pool goes with the graph. (AttributeError: torch before 2.7.)
+            with contextlib.suppress(RuntimeError, AttributeError):
+                torch._C._cuda_endAllocateToPool(torch.cuda.current_device(), pool)
+                torch._C._cuda_releasePool(torch.cuda.current_device(), pool)
+            raise
+    torch.cuda.current_stream().wait_stream(stream)
+    return graph
 
 
 def complaints(run: Callable[[], None], device: torch.device) -> list[str]:

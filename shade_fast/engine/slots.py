@@ -86,6 +86,11 @@ class Slots:
         """How many steps are kept, each with its memory."""
         return len(self._recorded)
 
+    @property
+    def all_recorded(self) -> bool:
+        """Whether none of them runs as it is written."""
+        return all(step is not play for step, play in self._recorded.values())
+
     def release(self) -> None:
         """Give back the memory of the recorded steps."""
         self._recorded.clear()
@@ -107,5 +112,5 @@ def _captured(step: Step, device: torch.device) -> Callable[[], None]:
     try:
         return captured(step, device)
     except ShadeFastError as error:
-        log.warning("%s; each of its launches is the host's now, which is slower", error)
+        log.warning("%s; each of its launches is the host's now, which is slower", str(error))
         return step

@@ -81,9 +81,11 @@ def _along(values: Tensor, axis: int, places: Sequence[Tensor], weights: Sequenc
     """A banded matrix' product along an axis of [B, C, H, W]: tap by tap."""
     shape = [1] * values.ndim
     shape[axis] = -1
-    result = values.new_zeros(())
+    result = None
     for place, weight in zip(places, weights, strict=True):
-        result = torch.addcmul(result, values.index_select(axis, place), weight.view(shape).to(values.dtype))
+        term, factor = values.index_select(axis, place), weight.view(shape).to(values.dtype)
+        result = term.mul_(factor) if result is None else result.addcmul_(term, factor)
+    assert result is not None
     return result
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from shade_fast.runtime.arena import BLOCKS
 from shade_fast.runtime.cuda import PRECISIONS as CUDA_PRECISIONS
-from shade_fast.runtime.cuda import CudaNetwork, products
+from shade_fast.runtime.cuda import CudaNetwork
 from shade_fast.runtime.freeze import (
     ONNXRUNTIME,
     Frozen,
@@ -17,6 +17,7 @@ from shade_fast.runtime.freeze import (
 )
 from shade_fast.runtime.onnx import PRECISIONS, OnnxNetwork, check_onnxruntime, check_precision
 from shade_fast.runtime.plan import ACCURACIES
+from shade_fast.runtime.switches import products
 
 __all__ = [
     "ACCURACIES",

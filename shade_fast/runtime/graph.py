@@ -11,6 +11,8 @@ from torch import Tensor, fx, nn
 from torch.autograd.function import BackwardCFunction
 from torch.export import ExportedProgram
 
+from shade_fast.runtime.switches import readable
+
 aten = torch.ops.aten
 
 #: Ops that are given the shape of what they make of the same values.
@@ -29,7 +31,7 @@ class Graph:
         made = exported(module, inputs)
         check_gradient(made)
         if any(node.op == "get_attr" for node in made.graph.nodes) or not _without_writes(made.graph):
-            with warnings.catch_warnings(), torch.enable_grad():
+            with warnings.catch_warnings(), torch.enable_grad(), readable():
                 warnings.simplefilter("ignore")
                 made = made.run_decompositions({})
         self.nodes: list[fx.Node] = list(made.graph.nodes)
@@ -84,7 +86,7 @@ def exported(module: nn.Module, inputs: Sequence[Tensor]) -> ExportedProgram:
     seen = module.register_forward_hook(look)
     try:
         # Under no_grad a region of the module's own under no_grad would leave no trace.
-        with warnings.catch_warnings(), torch.enable_grad():
+        with warnings.catch_warnings(), torch.enable_grad(), readable():
             warnings.simplefilter("ignore")
             made = torch.export.export(module, (images.detach().requires_grad_(), *extras), strict=False)
     finally:

@@ -13,6 +13,7 @@ from benchmarks import gpu, gpu_eager
 from benchmarks.rows import read_rows
 from shade_fast.engine import step
 from shade_fast.engine.capture import complaints
+from shade_fast.runtime.cuda import network
 
 
 def test_it_runs_through(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -65,6 +66,18 @@ def test_what_fails_or_has_no_memory_does_not_end_the_others(
         "kernel, latent distance: RuntimeError: CUDA error: invalid argument",
     ]
     assert "| kernel | rounding |" in told.out
+
+
+def test_a_network_that_torch_runs_is_seen(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def refuse(*_: Any) -> Any:
+        raise RuntimeError("no graph today")
+
+    monkeypatch.setattr(network, "Graph", refuse)
+    monkeypatch.setattr(gpu, "kernel_checks", lambda *_: [])
+    assert gpu.main(["--smoke"]) == 1
+    told = capsys.readouterr().err.splitlines()
+    assert len(told) == 6
+    assert all("torch runs the network: it cannot be traced (RuntimeError: no graph today)" in line for line in told)
 
 
 @pytest.mark.parametrize(("stuck", "error"), [(("native",), "1"), (("native", "reference"), "inf")])

@@ -126,12 +126,14 @@ def cuda(monkeypatch: pytest.MonkeyPatch) -> torch.device:
     @contextlib.contextmanager
     def on(stream: Stream) -> Iterator[None]:
         current.append(stream)
-        yield
-        current.pop()
+        try:
+            yield
+        finally:
+            current.pop()
 
     @contextlib.contextmanager
-    def graph(made: Graph, stream: Stream, capture_error_mode: str) -> Iterator[None]:
-        assert capture_error_mode == "thread_local"
+    def graph(made: Graph, pool: object, stream: Stream, capture_error_mode: str) -> Iterator[None]:
+        assert (pool, capture_error_mode) == ("pool", "thread_local")
         made.streams.append(stream)
         events.append(("record", stream))
         yield
@@ -143,6 +145,8 @@ def cuda(monkeypatch: pytest.MonkeyPatch) -> torch.device:
     monkeypatch.setattr(torch.cuda, "stream", on)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda: current[-1])
     monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: "pool")
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
     monkeypatch.setattr(torch.cuda, "graph", graph)
     return torch.device("cuda:1")
 
@@ -184,16 +188,37 @@ def test_a_recording_keeps_what_it_reads(cuda: torch.device) -> None:
     assert storage.expired()
 
 
-def test_what_goes_wrong_while_recording_is_told(cuda: torch.device) -> None:
+@pytest.mark.parametrize("ended", [True, False])
+def test_what_goes_wrong_while_recording_is_told_and_cleared_away(
+    ended: bool, cuda: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """ended: whether torch could end the graph, which then has its memory to release."""
     calls: list[int] = []
+    given_up: list[object] = []
 
     def run() -> None:
         calls.append(1)
-        if len(calls) > 4:
+        if len(calls) > 5:  # in the recording: three runs that are watched, and two more, go before
             raise RuntimeError("operation not permitted when stream is capturing")
 
-    with pytest.raises(ShadeFastError, match=r"the step cannot be recorded \(RuntimeError: operation not permitted"):
-        captured(run, cuda)
+    def end(device: int, pool: object) -> None:
+        if ended:
+            raise RuntimeError("not currently recording to mempool_id")
+        given_up.append(pool)
+
+    monkeypatch.setattr(torch._C, "_cuda_endAllocateToPool", end)
+    monkeypatch.setattr(torch._C, "_cuda_releasePool", lambda device, pool: given_up.append(pool))
+    before = torch.cuda.current_stream()
+    for _ in range(2):
+        calls.clear()
+        with pytest.raises(
+            ShadeFastError, match=r"the step cannot be recorded \(RuntimeError: operation not permitted"
+        ):
+            captured(run, cuda)
+    assert torch.cuda.current_stream() is before
+    assert given_up == ([] if ended else ["pool"] * 4)
+    # The second had the stream of the first, which is in nobody's hands.
+    assert len({stream for name, stream in events if name == "record"}) == 1
 
 
 @pytest.mark.parametrize(
@@ -204,6 +229,7 @@ def test_what_goes_wrong_while_recording_is_told(cuda: torch.device) -> None:
         (RuntimeError("CUDA error: out of memory"), True),
         (RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"), True),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 2 bytes"), True),
+        (RuntimeError("GET was unable to find an engine to execute this computation"), True),
         (RuntimeError("CUDA error: an illegal memory access was encountered"), False),
         (ValueError("out of memory"), False),
     ],
@@ -217,6 +243,14 @@ def test_which_errors_say_that_there_is_no_memory(error: Exception, is_one: bool
             raise RuntimeError("the recording was given up")
     except RuntimeError as other:
         assert is_out_of_memory(other) is is_one
+        assert not is_out_of_memory(other, handled=error)
+    try:
+        try:
+            raise error
+        except type(error):
+            raise ValueError("something else, once that was dealt with") from None
+    except ValueError as other:
+        assert not is_out_of_memory(other)
 
 
 def test_on_the_cpu_a_step_is_called(encoder: Encoder) -> None:

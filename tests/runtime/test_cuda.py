@@ -340,33 +340,64 @@ def test_switches_of_the_products_are_as_the_precision_says_and_then_as_they_wer
             return function(*args, **(kwargs or {}))
 
     before = switches()
-    for precision in ("tf32", "fp32"):
+    for precision in ("tf32", "fp32", "bf16"):
         network = freeze(made("one convolution"), "cuda", accuracy=precision)
         network(photograph(16, 16))
         with Watch():
             gradients(network, photograph(16, 16))
-    assert seen == [(True, True, True)] * 2 + [(False, False, True)] * 2
+    # Half precision has no float32 factors to round.
+    assert seen == [(True, True, True)] * 2 + [(False, False, True)] * 2 + [(*before[:2], True)] * 2
     assert switches() == before
 
 
-@pytest.mark.skipif(not hasattr(torch.backends.cudnn, "conv"), reason="this torch has the older switches alone")
-@pytest.mark.parametrize(
-    ("where", "value"), [("torch.backends", "tf32"), ("torch.backends.cuda.matmul", "ieee"), ("cudnn.conv", "ieee")]
-)
-def test_a_caller_may_use_torchs_newer_switches(where: str, value: str) -> None:
-    """After which torch refuses to tell how the older ones stand. In a process of its own: they cannot be put back."""
-    holder = where if where.startswith("torch") else f"torch.backends.{where}"
-    code = f"""
+SWITCHED = """
 import torch
-from shade_fast.runtime import freeze
-{holder}.fp32_precision = {value!r}
-stands = torch.backends.cudnn.conv.fp32_precision, torch.backends.cuda.matmul.fp32_precision
-network = freeze(torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.Conv2d(4, 4, 1)), "cuda", accuracy="tf32")
+from shade_fast.runtime import freeze, products
+from shade_fast.runtime.switches import _older
+
+{}
+convolutions, matrices = torch.backends.cudnn, torch.backends.cuda.matmul
+newer = [one for one in (getattr(convolutions, "conv", None), getattr(convolutions, "rnn", None), matrices) if one]
+
+
+def stand():
+    return [_older(convolutions), _older(matrices), *(getattr(one, "fp32_precision", None) for one in newer)]
+
+
+before = stand()
+module = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.Conv2d(4, 4, 1))
 images = torch.rand(1, 3, 8, 8).requires_grad_()
-network(images).sum().backward()
-assert stands == (torch.backends.cudnn.conv.fp32_precision, torch.backends.cuda.matmul.fp32_precision)
+for rounded in (None, False, True):
+    with products(rounded):
+        inside = stand()
+        assert rounded is None or [one == "tf32" for one in inside[2::2] if one] in ([rounded] * 2, []), inside
+        network = freeze(module, "cuda", accuracy="tf32")
+        network(images).sum().backward()
+        assert not network.reasons, network.reasons
+    assert stand() == before, (before, stand())
 """
-    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize(
+    "caller",
+    [
+        "pass",
+        "torch.backends.cudnn.allow_tf32 = False",
+        "torch.backends.cuda.matmul.allow_tf32 = True",
+        "torch.set_float32_matmul_precision('high')",
+        *(
+            f"{where}.fp32_precision = {value!r}"
+            for where in ("torch.backends", "torch.backends.cudnn.conv", "torch.backends.cuda.matmul")
+            for value in ("ieee", "tf32")
+        ),
+    ],
+)
+def test_networks_are_traced_and_switches_put_back_however_they_stand(caller: str) -> None:
+    """Torch may refuse to tell how the older switches stand, and asks that itself where it traces. In a process of its
+    own: what a caller has set cannot always be taken back."""
+    if "fp32_precision" in caller and not hasattr(torch.backends.cudnn, "conv"):
+        pytest.skip("this torch has the older switches alone")
+    subprocess.run([sys.executable, "-c", SWITCHED.format(caller)], check=True)
 
 
 @pytest.mark.parametrize(
@@ -389,7 +420,9 @@ def test_a_convolutions_gradient_of_every_geometry(
     torch.manual_seed(0)
     module = nn.Conv2d(8, 16, kernel, stride, padding, dilation, groups)
     images = torch.randn(2, 8, *size)
-    _, gradient = gradients(freeze(module, "cuda", accuracy="fp32"), images)
+    network = freeze(module, "cuda", accuracy="fp32")
+    _, gradient = gradients(network, images)
+    assert not network.reasons
     assert gradient.shape == images.shape
     assert relative(gradient, gradients(module.double(), images.double())[1]) < TOLERANCE["fp32"]
 

@@ -3,6 +3,5 @@
 from __future__ import annotations
 
 from shade_fast.runtime.cuda.network import PRECISIONS, CudaNetwork, Precision
-from shade_fast.runtime.cuda.products import products
 
-__all__ = ["PRECISIONS", "CudaNetwork", "Precision", "products"]
+__all__ = ["PRECISIONS", "CudaNetwork", "Precision"]

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from shade_fast.runtime.cuda.products import products
+from shade_fast.runtime.switches import products
 
 #: Scores of an image's heads that are there at one time; what is more is done in turns.
 MOST_SCORES = 2**25
@@ -25,7 +25,7 @@ def attention(
     key: Tensor,
     value: Tensor,
     dtype: torch.dtype,
-    tf32: bool,
+    tf32: bool | None,
     mask: Tensor | None = None,
     dropout: float = 0.0,
     causal: bool = False,
@@ -49,7 +49,9 @@ class _Attention(torch.autograd.Function):
     """Of [batch · heads, tokens, channels]; keeps what it is given."""
 
     @staticmethod
-    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, heads: int, scale: float, tf32: bool) -> Tensor:
+    def forward(
+        ctx: Any, query: Tensor, key: Tensor, value: Tensor, heads: int, scale: float, tf32: bool | None
+    ) -> Tensor:
         ctx.save_for_backward(query, key, value)
         ctx.options = heads, scale, tf32
         with products(tf32):

@@ -20,7 +20,7 @@ from shade_fast.ops.max_pool import max_pool
 from shade_fast.ops.relu_lpips_layer import relu_lpips_layer as relu_layer_distance
 from shade_fast.ops.residual_group_norm import residual_group_norm
 from shade_fast.runtime.cuda.attention import attention
-from shade_fast.runtime.cuda.products import products
+from shade_fast.runtime.switches import products
 
 aten = torch.ops.aten
 
@@ -46,7 +46,7 @@ def convolution(
     padding: Sequence[int],
     dilation: Sequence[int],
     groups: int,
-    tf32: bool,
+    tf32: bool | None,
     crop: Sequence[int] | None = None,
 ) -> Tensor:
     """torch's convolution of [B, C, h, w], with algorithms that give the same bits each time.
@@ -60,12 +60,12 @@ def convolution(
     return made
 
 
-def pointwise(x: Tensor, weight: Tensor, bias: Tensor | None, tf32: bool) -> Tensor:
+def pointwise(x: Tensor, weight: Tensor, bias: Tensor | None, tf32: bool | None) -> Tensor:
     """A convolution of 1x1 pixels as a product of matrices: weight [K, C]."""
     return linear(channels_last(x).permute(0, 2, 3, 1), weight, bias, tf32).permute(0, 3, 1, 2)
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None, tf32: bool) -> Tensor:
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None, tf32: bool | None) -> Tensor:
     """x · weightᵀ + bias, over the last axis."""
     made: Tensor = _Linear.apply(x.to(weight.dtype), weight, bias, tf32)  # type: ignore[no-untyped-call]
     return made
@@ -125,7 +125,7 @@ class _Convolution(torch.autograd.Function):
         padding: list[int],
         dilation: list[int],
         groups: int,
-        tf32: bool,
+        tf32: bool | None,
         crop: Sequence[int] | None,
     ) -> Tensor:
         ctx.save_for_backward(weight)
@@ -158,7 +158,7 @@ class _Convolution(torch.autograd.Function):
 
 class _Linear(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, tf32: bool) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, tf32: bool | None) -> Tensor:
         ctx.save_for_backward(weight)
         ctx.tf32 = tf32
         with products(tf32):

@@ -15,9 +15,9 @@ from torch import Tensor, fx, nn
 
 from shade_fast.errors import ShadeFastError, reason
 from shade_fast.runtime.cuda import layers
-from shade_fast.runtime.cuda.products import products
 from shade_fast.runtime.cuda.rewrite import Constants, rewrite
 from shade_fast.runtime.graph import Graph
+from shade_fast.runtime.switches import products
 
 log = logging.getLogger(__name__)
 

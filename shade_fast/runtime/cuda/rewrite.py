@@ -56,7 +56,7 @@ class _Rewriting:
     def __init__(self, graph: Graph, dtype: torch.dtype, tf32: bool, constants: Constants) -> None:
         self.traced = graph
         self.dtype = dtype
-        self.tf32 = tf32
+        self.tf32 = tf32 if dtype == torch.float32 else None
         self.constants = constants
         self.graph = fx.Graph()
         self.root = nn.Module()
