@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
@@ -11,15 +11,28 @@ from torch import nn
 
 from shade_fast import Budget, View, poison_batch
 from shade_fast.engine import Problem, project
-from shade_fast.runtime import CudaNetwork
+from shade_fast.runtime import CudaNetwork, products
 
 OPTIONS = {"view": View(size=None), "perceptual": "st-alex", "steps": 6, "target_ratio": 1.0}
 
 
 @pytest.fixture
-def on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A machine whose CPU stands for a GPU: the same path, in batches, with slots."""
+def on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A machine whose CPU stands for a GPU: the same path, in batches, with slots. Every network has to be traced."""
+    networks: list[CudaNetwork] = []
+
+    make = CudaNetwork.__init__
+
+    def watched(self: CudaNetwork, module: nn.Module, precision: str) -> None:
+        make(self, module, precision)
+        networks.append(self)
+
+    monkeypatch.setattr(CudaNetwork, "__init__", watched)
     monkeypatch.setattr("shade_fast.poisoner.resolve_backend", lambda backend, device: backend)
+    monkeypatch.setattr(Problem, "_exact_products", lambda problem: products(tf32=False))
+    yield
+    assert networks
+    assert [network.reasons for network in networks] == [{}] * len(networks)
 
 
 def test_images_in_batches_and_alone(on_the_cpu: None, tiny_module: nn.Module, draw: Callable[..., np.ndarray]) -> None:
