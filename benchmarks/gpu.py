@@ -152,9 +152,12 @@ def step_checks(sizes: Sizes, encoder: Encoder, device: torch.device) -> Iterato
     """
     for lpips, batch in itertools.product((False, True), sizes.batches):
         case = f"kl.{sizes.image}" + (".lpips" if lpips else "")
-        name = f"{case}, batch {batch}"
+        network = load_perceptual(sizes.perceptual).name if lpips else ""
+        name = f"{case}{network and f' {network}'}, batch {batch}"
+        # The model knows LPIPS' VGG alone.
+        known = case if network in ("", "vgg") else ""
 
-        def measure(lpips: bool = lpips, batch: int = batch, case: str = case, name: str = name) -> Row:
+        def measure(lpips: bool = lpips, batch: int = batch, case: str = known, name: str = name) -> Row:
             recipe = Recipe(Budget(16 / 255, 0.07 if lpips else None), sizes.steps)
             slots, networks = Slots(batch), list[nn.Module]()
             problem = step_problem(sizes, encoder, device, batch, lpips, "cuda", networks)

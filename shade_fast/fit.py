@@ -63,6 +63,7 @@ def fit_start(
             progress(done, total)
 
     perturbations = {}
+    encoders, perceptual = poisoner.moving
     for size, clean in views.items():
         candidates = [anchor.latents(encoder, size) for encoder in poisoner.encoders]
         fitted = []
@@ -71,9 +72,9 @@ def fit_start(
                 Problem(
                     one,
                     View(None).plan(*size, poisoner.factor),
-                    poisoner.encoders,
+                    encoders,
                     [latents[pick : pick + 1] for latents in candidates],
-                    poisoner.perceptual,
+                    perceptual,
                     poisoner.backend,
                     weights=poisoner.weights,
                 )

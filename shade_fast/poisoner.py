@@ -407,14 +407,15 @@ class Poisoner:
     @torch.no_grad()
     def _nearest(self, anchor: Anchor, view: torch.Tensor, size: tuple[int, int]) -> tuple[int, list[torch.Tensor]]:
         """Which of an anchor's candidates is nearest to one image's view, and its latent [1, C, h, w] per encoder."""
-        candidates = [anchor.latents(encoder, size) for encoder in self.encoders]
         pick = 0
-        if len(candidates[0]) > 1:
-            total = torch.zeros(len(candidates[0]), device=view.device)
-            for encoder, latents in zip(self.encoders, candidates, strict=True):
-                distances = (latents - encoder.encode(view)).flatten(1).norm(dim=1)
-                total += distances / distances.mean()
-            pick = int(total.argmin())
+        with runtime.exact_products(self.device):
+            candidates = [anchor.latents(encoder, size) for encoder in self.encoders]
+            if len(candidates[0]) > 1:
+                total = torch.zeros(len(candidates[0]), device=view.device)
+                for encoder, latents in zip(self.encoders, candidates, strict=True):
+                    distances = (latents - encoder.encode(view)).flatten(1).norm(dim=1)
+                    total += distances / distances.mean()
+                pick = int(total.argmin())
         return pick, [latents[pick : pick + 1] for latents in candidates]
 
     def _judge(

@@ -21,6 +21,7 @@ from shade_fast.engine import kernels, resolve_backend, run_by
 from shade_fast.errors import ShadeFastError
 from shade_fast.images import DecodedImage, UInt8Array, decode
 from shade_fast.results import mean_share
+from shade_fast.runtime import exact_products
 from shade_fast.transforms import Map, crop_map
 from shade_fast.view import View
 from shade_fast.work import listed
@@ -162,7 +163,8 @@ def shares(
     def latent(encoder: Encoder, pixels: UInt8Array) -> Tensor:
         images = torch.tensor(pixels).permute(2, 0, 1)[None].to(encoder.device) / 255
         plan = view.plan(pixels.shape[0], pixels.shape[1], encoder.factor)
-        return encoder.encode(plan.apply(images, backend=kernels(backend)))
+        with exact_products(encoder.device):
+            return encoder.encode(plan.apply(images, backend=kernels(backend)))
 
     shifts = [latent(encoder, perturbed) - latent(encoder, clean) for encoder in encoders]
     left = {}

@@ -46,7 +46,8 @@ class Uploader:
             if self._pinned[turn].numel() < size:
                 self._pinned[turn] = torch.empty(size, dtype=torch.uint8, pin_memory=True)
             pinned = _filled(self._pinned[turn][:size].view(shape), images)
-            with torch.cuda.stream(self._stream):
+            # With its device selected first: leaving a stream would make a context on the device that was.
+            with torch.cuda.device(self._device), torch.cuda.stream(self._stream):
                 copied = pinned.to(self._device, non_blocking=True)
                 event = self._copied[turn] = self._stream.record_event()
 

@@ -42,6 +42,17 @@ def test_a_wrong_result_gets_no_time(monkeypatch: pytest.MonkeyPatch) -> None:
             bench.bench_step(budget=Budget(lpips=None), size=32, backend="native", devices="cpu", repeats=1)
 
 
+@pytest.mark.parametrize(("accuracy", "half"), [("fast", True), ("fp16", True), ("exact", False)])
+def test_half_precision_on_a_gpu_is_no_wrong_result(accuracy: str, half: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine whose CPU stands for a GPU."""
+    for module in ("bench", "poisoner"):
+        monkeypatch.setattr(f"shade_fast.{module}.resolve_backend", lambda backend, device: backend)
+    budget = Budget(lpips=None)
+    measured = bench.bench_step(budget=budget, size=64, backend="cuda", accuracy=accuracy, devices="cpu", repeats=1)
+    (error,) = (row["error"] for row in measured["backends"] if row["name"] == "cuda")
+    assert (error > 1e-3) is half
+
+
 def test_any_encoder_of_the_callers() -> None:
     encoder = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.SiLU(), nn.Conv2d(8, 4, 4, 4))
     measured = bench.bench_step(encoder, budget=Budget(lpips=None), size=30, devices="cpu", repeats=1)

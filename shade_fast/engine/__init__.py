@@ -5,7 +5,7 @@ from shade_fast.engine.devices import BACKENDS, kernels, resolve_backend, resolv
 from shade_fast.engine.optimizers import OPTIMIZERS, check_optimizer, optimize
 from shade_fast.engine.problem import Problem
 from shade_fast.engine.projection import Codec, Projected, project, project_to_files
-from shade_fast.engine.slots import Optimized, Slots
+from shade_fast.engine.slots import Optimized, Slots, played
 from shade_fast.engine.stopping import NEVER, Stopping
 from shade_fast.engine.together import optimize_together
 
@@ -24,6 +24,7 @@ __all__ = [
     "optimize",
     "optimize_together",
     "check_optimizer",
+    "played",
     "project",
     "project_to_files",
     "resolve_backend",

@@ -169,8 +169,7 @@ class Problem:
             return self.distances(view), self.lpips(view)
 
     def _exact_products(self) -> contextlib.AbstractContextManager[None]:
-        """Of networks that run in plain torch: on a GPU it rounds the factors of float32's by itself."""
-        return runtime.products(tf32=False) if self.clean.device.type == "cuda" else contextlib.nullcontext()
+        return runtime.exact_products(self.clean.device)
 
     def gradient(
         self, delta: torch.Tensor, weigh: Callable[[torch.Tensor], torch.Tensor] | None = None

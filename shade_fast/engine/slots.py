@@ -102,12 +102,12 @@ class Slots:
             while len(self._recorded) >= MOST_RECORDED:
                 self._recorded.popitem(last=False)
             step = Step(problem.room(count), recipe)
-            self._recorded[key] = (step, _captured(step, problem.clean.device))
+            self._recorded[key] = (step, played(step, problem.clean.device))
         self._recorded.move_to_end(key)
         return self._recorded[key]
 
 
-def _captured(step: Step, device: torch.device) -> Callable[[], None]:
+def played(step: Callable[[], None], device: torch.device) -> Callable[[], None]:
     """A step as it is played; one that cannot be recorded runs as it is written, and the log says why."""
     try:
         return captured(step, device)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import importlib
 import importlib.util
+import os
 import re
+import shutil
 from collections.abc import Callable, Iterator
 from types import ModuleType
 from typing import Any
@@ -77,6 +79,8 @@ def refusal(index: int = 0) -> str | None:
             return str(error)
     if importlib.util.find_spec("triton") is None:
         return "triton is not installed, which half of the kernels need: pip install triton"
+    if not (os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")):
+        return "Triton needs a C compiler for what launches its kernels: install gcc or clang, or set CC to one"
     module = native.cuda()
     return _of_driver(module.runtime_version, module.driver_version()) or _of_architecture(
         torch.cuda.get_device_name(index), torch.cuda.get_device_capability(index), module.architectures

@@ -11,13 +11,14 @@ from shade_fast.runtime.freeze import (
     Report,
     check_accuracy,
     freeze,
+    gradient_error,
     latent_distance,
     latent_gradient,
     onnx_provider,
 )
 from shade_fast.runtime.onnx import PRECISIONS, OnnxNetwork, check_onnxruntime, check_precision
 from shade_fast.runtime.plan import ACCURACIES
-from shade_fast.runtime.switches import products
+from shade_fast.runtime.switches import exact_products, products
 
 __all__ = [
     "ACCURACIES",
@@ -32,7 +33,9 @@ __all__ = [
     "check_accuracy",
     "check_onnxruntime",
     "check_precision",
+    "exact_products",
     "freeze",
+    "gradient_error",
     "latent_distance",
     "latent_gradient",
     "onnx_provider",

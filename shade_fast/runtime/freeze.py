@@ -36,6 +36,8 @@ PRECISION_OF = {"fast": "bf16", "exact": "fp32"}
 ONNXRUNTIME = {f"onnxruntime:{provider}": (provider, FLOAT32) for provider in PROVIDERS} | {
     f"onnxruntime:{CUDA}:{precision}": (CUDA, precision) for precision in PRECISIONS if precision != FLOAT32
 }
+#: ONNX's half precisions, by the names of backend `cuda`.
+_HALVES = {"float16": "fp16", "bfloat16": "bf16"}
 
 
 def freeze(module: nn.Module, backend: str = "native", *, accuracy: str = "fast") -> nn.Module:
@@ -73,6 +75,16 @@ def check_accuracy(backend: str, accuracy: str) -> None:
     known = plan.ACCURACIES if backend == "native" else (*CUDA_PRECISIONS, *PRECISION_OF)
     if accuracy not in known:
         raise ShadeFastError(f"accuracy {accuracy!r} of backend {backend!r}: give one of {', '.join(known)}")
+
+
+def gradient_error(backend: str, accuracy: str) -> float:
+    """The relative root-mean-square error of the input gradient that a backend's half precision says of itself, in
+    smooth networks; 0 where it computes in float32."""
+    if backend == "cuda":
+        precision = PRECISION_OF.get(accuracy, accuracy)
+    else:
+        precision = _HALVES.get(ONNXRUNTIME.get(backend, ("", ""))[1], "fp32")
+    return CUDA_PRECISIONS[precision].error if precision != "fp32" else 0.0
 
 
 def onnx_provider(backend: str) -> str | None:

@@ -28,6 +28,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Any:
         built: str | None = "sm_80 sm_90 sm_100",
         triton: bool = True,
         driver: int = 13000,
+        compiler: bool = True,
     ) -> None:
         monkeypatch.setattr(torch.backends.cuda, "is_built", lambda: torch_has_cuda)
         monkeypatch.setattr(torch.cuda, "is_available", lambda: torch_has_cuda and gpus > 0)
@@ -43,6 +44,8 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Any:
         else:
             load = native._load
             monkeypatch.setattr(native, "_load", lambda name: ImportError("gone") if name == "_cuda" else load(name))
+        monkeypatch.delenv("CC", raising=False)
+        monkeypatch.setattr(gpu.shutil, "which", lambda name: f"/usr/bin/{name}" if compiler else None)
         found = importlib.util.find_spec
         monkeypatch.setattr(
             importlib.util,
@@ -58,6 +61,7 @@ REASONS = [
     ({"gpus": 0}, r"finds no GPU: see that `nvidia-smi`"),
     ({"built": None}, r"shade_fast\._cuda cannot be loaded \(gone\).*SHADE_FAST_CUDA=1 pip install"),
     ({"triton": False}, r"triton is not installed.*pip install triton"),
+    ({"compiler": False}, r"Triton needs a C compiler .*install gcc or clang"),
     ({"capability": (7, 5)}, r"GPU of a test has compute capability 7\.5, and bfloat16 needs 8\.0"),
     (
         {"capability": (8, 0), "built": "sm_86 sm_90"},

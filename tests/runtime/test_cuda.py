@@ -353,15 +353,15 @@ def test_switches_of_the_products_are_as_the_precision_says_and_then_as_they_wer
 SWITCHED = """
 import torch
 from shade_fast.runtime import freeze, products
-from shade_fast.runtime.switches import _older
+from shade_fast.runtime.switches import _newer, _older, _precision
 
 {}
 convolutions, matrices = torch.backends.cudnn, torch.backends.cuda.matmul
-newer = [one for one in (getattr(convolutions, "conv", None), getattr(convolutions, "rnn", None), matrices) if one]
 
 
 def stand():
-    return [_older(convolutions), _older(matrices), *(getattr(one, "fp32_precision", None) for one in newer)]
+    newer = [one.fp32_precision for one in _newer()]
+    return [_older(convolutions), _older(matrices), _precision(), newer]
 
 
 before = stand()
@@ -370,7 +370,8 @@ images = torch.rand(1, 3, 8, 8).requires_grad_()
 for rounded in (None, False, True):
     with products(rounded):
         inside = stand()
-        assert rounded is None or [one == "tf32" for one in inside[2::2] if one] in ([rounded] * 2, []), inside
+        assert rounded is None or set(inside[3]) <= {{"tf32" if rounded else "ieee"}}, inside
+        assert rounded is None or inside[3] or inside[:2] == [rounded] * 2, inside
         network = freeze(module, "cuda", accuracy="tf32")
         network(images).sum().backward()
         assert not network.reasons, network.reasons
@@ -385,6 +386,8 @@ for rounded in (None, False, True):
         "torch.backends.cudnn.allow_tf32 = False",
         "torch.backends.cuda.matmul.allow_tf32 = True",
         "torch.set_float32_matmul_precision('high')",
+        "torch.set_float32_matmul_precision('medium')",
+        "torch.backends.fp32_precision = 'tf32'; torch.set_float32_matmul_precision('high')",
         *(
             f"{where}.fp32_precision = {value!r}"
             for where in ("torch.backends", "torch.backends.cudnn.conv", "torch.backends.cuda.matmul")
@@ -425,6 +428,19 @@ def test_a_convolutions_gradient_of_every_geometry(
     assert not network.reasons
     assert gradient.shape == images.shape
     assert relative(gradient, gradients(module.double(), images.double())[1]) < TOLERANCE["fp32"]
+
+
+@pytest.mark.parametrize("size", [(3, 3), (4, 5), (9, 8), (17, 16)])
+@pytest.mark.parametrize("sides", [(2, 2, 2, 2), (1, 0, 2, 1), (0, 0, 0, 0)])
+def test_mirrored_pixels(size: tuple[int, int], sides: tuple[int, int, int, int]) -> None:
+    images = torch.rand(2, 3, *size)
+    network = freeze(nn.ReflectionPad2d(sides), "cuda", accuracy="fp32")
+    (output,), gradient = gradients(network, images)
+    (right,), right_gradient = gradients(nn.ReflectionPad2d(sides), images.double())
+    assert network.kinds(images)["reflection_pad"] == 1
+    assert torch.equal(output, right.float())
+    assert relative(gradient, right_gradient) < 1e-6
+    assert output.is_contiguous(memory_format=torch.channels_last)
 
 
 def test_images_of_another_shape() -> None:

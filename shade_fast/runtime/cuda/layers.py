@@ -6,7 +6,7 @@ a ReLU a bit a value, pooling a byte a window. Features are channels-last, in th
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -33,6 +33,7 @@ __all__ = [
     "max_pool",
     "norm",
     "pointwise",
+    "reflection_pad",
     "relu_lpips_layer",
     "scaled",
 ]
@@ -108,6 +109,12 @@ def relu_lpips_layer(x: Tensor, bias: Tensor | None, clean: Tensor, head: Tensor
     return relu_layer_distance(x, bias, clean.to(x.dtype), head)
 
 
+def reflection_pad(x: Tensor, sides: Sequence[int]) -> Tensor:
+    """Mirrored pixels around [B, C, h, w], left, right, above and below: torch's adds up its gradient atomically."""
+    made: Tensor = _Reflected.apply(x, list(sides))  # type: ignore[no-untyped-call]
+    return made
+
+
 def scaled(x: Tensor, scale: float) -> Tensor:
     """x, whose gradient is multiplied by a constant."""
     made: Tensor = x if scale == 1 else _Scaled.apply(x, scale)  # type: ignore[no-untyped-call]
@@ -170,6 +177,43 @@ class _Linear(torch.autograd.Function):
         (weight,) = ctx.saved_tensors
         with products(ctx.tf32):
             return gradient.to(weight.dtype) @ weight, None, None, None
+
+
+class _Reflected(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, sides: list[int]) -> Tensor:
+        batch, channels, height, width = x.shape
+        left, right, top, bottom = ctx.sides = sides
+        size = (batch, channels, top + height + bottom, left + width + right)
+        made = torch.empty(size, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
+        inside = made[:, :, top : top + height]
+        inside[..., left : left + width] = x
+        for outer, inner in _mirrored(left, width, right):
+            inside[..., outer] = inside[..., inner]
+        for outer, inner in _mirrored(top, height, bottom):
+            made[:, :, outer] = made[:, :, inner]
+        return made
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        left, right, top, bottom = ctx.sides
+        height, width = gradient.shape[2] - top - bottom, gradient.shape[3] - left - right
+        gradient = gradient.clone(memory_format=torch.channels_last)
+        for outer, inner in _mirrored(top, height, bottom):
+            gradient[:, :, inner] += gradient[:, :, outer]
+        inside = gradient[:, :, top : top + height]
+        for outer, inner in _mirrored(left, width, right):
+            inside[..., inner] += inside[..., outer]
+        return channels_last(inside[..., left : left + width]), None
+
+
+def _mirrored(before: int, size: int, after: int) -> Iterator[tuple[int, int]]:
+    """Places outside of an axis' values and the ones inside that they mirror."""
+    for step in range(1, before + 1):
+        yield before - step, before + step
+    for step in range(1, after + 1):
+        yield before + size - 1 + step, before + size - 1 - step
 
 
 class _Scaled(torch.autograd.Function):

@@ -229,6 +229,11 @@ class _Rewriting:
             return NotImplemented
         return self._emit(layers.max_pool, self._node(x), *window, _shape(node)[2:])
 
+    def pad(self, node: fx.Node, x: Any, sides: Sequence[int], mode: str = "constant", value: Any = None) -> Any:
+        if mode != "reflect" or len(_shape(node)) != 4 or len(sides) != 4 or min(sides) < 0:
+            return NotImplemented
+        return self._emit(layers.reflection_pad, self._node(x), list(sides))
+
     def attention(self, node: fx.Node, query: Any, key: Any, value: Any, *rest: Any, **named: Any) -> Any:
         parts = [self._node(part) for part in (query, key, value)]
         return self._emit(layers.attention, *parts, self.dtype, self.tf32, *self._nodes(rest), **self._nodes(named))
@@ -339,6 +344,7 @@ _HANDLERS: dict[str, Callable[..., Any]] = {
     "aten.relu.default": _Rewriting.relu,
     "aten.add.Tensor": _Rewriting.add,
     "aten.max_pool2d.default": _Rewriting.max_pool,
+    "aten.pad.default": _Rewriting.pad,
     "aten.scaled_dot_product_attention.default": _Rewriting.attention,
     "aten.view.default": _Rewriting.view,
     "aten.reshape.default": _Rewriting.view,
