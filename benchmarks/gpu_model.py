@@ -113,7 +113,7 @@ def table(found: Sequence[dict[str, str]]) -> str:
         **{"kept, MB an image": "kept_megabytes", "held, MB an image": "held_megabytes"},
         **{"largest batch": "largest_batch"},
     }
-    found = [row | {name: _of_image(row, name) for name in ("other_megabytes", "transpose_megabytes")} for row in found]
+    found = [row | _of_image(row) for row in found]
     shown = markdown(list(columns), [[_short(row[name]) for name in columns.values()] for row in found])
     published_rows = {(row["case"], row["batch"], row["gpu"]): row for row in found if row["path"] == "published"}
     lines = []
@@ -122,11 +122,11 @@ def table(found: Sequence[dict[str, str]]) -> str:
             continue
         other = published_rows[row["case"], row["batch"], row["gpu"]]
         shares = [
-            _sum(row, terms) / _sum(other, terms)
-            for terms in (
+            sum(float(row[name]) for name in names) / sum(float(other[name]) for name in names)
+            for names in (
                 ("step_ms",),
                 ("other_megabytes",),
-                ("other_megabytes", "-transpose_megabytes"),
+                ("untransposed_megabytes",),
                 ("kept_megabytes",),
                 ("kept_megabytes", "held_megabytes"),
             )
@@ -136,13 +136,11 @@ def table(found: Sequence[dict[str, str]]) -> str:
     return f"{shown}\n\nFused over published:\n\n{markdown(heads, lines)}"
 
 
-def _of_image(row: dict[str, str], name: str) -> str:
-    return str(float(row[name]) / int(row["batch"]))
-
-
-def _sum(row: dict[str, str], terms: Sequence[str]) -> float:
-    """Of columns; those with a minus are subtracted."""
-    return sum(float(row[term.removeprefix("-")]) * (-1 if term.startswith("-") else 1) for term in terms)
+def _of_image(row: dict[str, str]) -> dict[str, str]:
+    """Bytes outside products of one image: all, the transposes, and all but these."""
+    other, transposes = (float(row[name]) / int(row["batch"]) for name in ("other_megabytes", "transpose_megabytes"))
+    found = {"other": other, "transpose": transposes, "untransposed": other - transposes}
+    return {f"{name}_megabytes": str(value) for name, value in found.items()}
 
 
 def _short(text: str) -> str:

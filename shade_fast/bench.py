@@ -39,9 +39,9 @@ def bench_step(
     """Time one optimiser step of one image, size x size, in plain torch and through a backend, taking turns.
 
     A step is the encoders' forward and input gradient, with LPIPS' where the budget bounds it; backend `cuda` plays it
-    as it is recorded. encoder, budget,
-    backend, accuracy, devices: as for `poison_batch`, but one device, of `auto` the first; steps: those that images an
-    hour are reckoned with, by the median. The image and its perturbation are noise from a fixed seed.
+    as it is recorded. encoder, budget, backend, accuracy, devices: as for `poison_batch`, but one device, of `auto` the
+    first; steps: those that images an hour are reckoned with, by the median. The image and its perturbation are noise
+    from a fixed seed.
 
     Returns JSON types: `version`, `torch`, `device`, `threads`, `size`, `encoder`, `perceptual`, and `backends`: for
     each its `name`, `p20_ms`, `p50_ms`, `p80_ms`, `images_per_hour`, and `error` of its result against plain torch.

@@ -29,7 +29,7 @@ def on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
     monkeypatch.setattr(CudaNetwork, "__init__", watched)
     monkeypatch.setattr("shade_fast.poisoner.resolve_backend", lambda backend, device: backend)
-    monkeypatch.setattr(Problem, "_exact_products", lambda problem: products(tf32=False))
+    monkeypatch.setattr("shade_fast.runtime.exact_products", lambda device: products(tf32=False))
     yield
     assert networks
     assert [network.reasons for network in networks] == [{}] * len(networks)

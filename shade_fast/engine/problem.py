@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import functools
 from collections.abc import Callable, Sequence
@@ -62,7 +61,7 @@ class Problem:
         self.through = through
         #: by the encoder's place, the tensors that its last distance and gradient were written to
         self._made: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
-        with torch.no_grad(), self._exact_products():
+        with torch.no_grad(), runtime.exact_products(clean.device):
             self._clean_view = view = self.see(clean / 255)
             #: each encoder's distance at the clean images, [B]
             self.starts = tuple(self.distances(view))
@@ -164,12 +163,9 @@ class Problem:
     @torch.no_grad()
     def measure(self, pixels: torch.Tensor) -> tuple[list[torch.Tensor], torch.Tensor | None]:
         """Each encoder's distance [B], and LPIPS [B], of uint8 images [B, 3, H, W]."""
-        with self._exact_products():
+        with runtime.exact_products(self.clean.device):
             view = self.see(pixels / 255)
             return self.distances(view), self.lpips(view)
-
-    def _exact_products(self) -> contextlib.AbstractContextManager[None]:
-        return runtime.exact_products(self.clean.device)
 
     def gradient(
         self, delta: torch.Tensor, weigh: Callable[[torch.Tensor], torch.Tensor] | None = None

@@ -21,13 +21,15 @@ def products(tf32: bool | None) -> Iterator[None]:
     10 bits of mantissa or are not; afterwards all is as it was. tf32: None where no factors are float32."""
     before, _convolutions.deterministic = _convolutions.deterministic, True
     try:
-        with contextlib.nullcontext() if tf32 is None else _kept():
-            if tf32 is not None:
-                if _older(_convolutions) is not None and _older(_matrices) is not None:
-                    _convolutions.allow_tf32 = _matrices.allow_tf32 = tf32
-                # An older switch that is off leaves some of the newer ones to what they inherit from.
-                for where in _newer():
-                    where.fp32_precision = "tf32" if tf32 else "ieee"
+        if tf32 is None:
+            yield
+            return
+        with _kept():
+            if _older(_convolutions) is not None and _older(_matrices) is not None:
+                _convolutions.allow_tf32 = _matrices.allow_tf32 = tf32
+            # An older switch that is off leaves some of the newer ones to what they inherit from.
+            for where in _newer():
+                where.fp32_precision = "tf32" if tf32 else "ieee"
             yield
     finally:
         _convolutions.deterministic = before
@@ -72,8 +74,8 @@ def _kept() -> Iterator[None]:
 
 def _newer() -> list[Any]:
     """Where the newer switches are; nowhere before torch 2.9."""
-    found = [getattr(_convolutions, name, None) for name in ("conv", "rnn")]
-    return [where for where in (*found, _matrices) if where is not None] if all(found) else []
+    cudnn: Any = _convolutions
+    return [cudnn.conv, cudnn.rnn, _matrices] if hasattr(cudnn, "conv") else []
 
 
 def _older(where: Any) -> bool | None:
