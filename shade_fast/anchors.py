@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import functools
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,9 @@ from torch.nn import functional
 from shade_fast.checks import at_least
 from shade_fast.encoders import Encoder, load_encoder
 from shade_fast.errors import ShadeFastError, reason
+from shade_fast.hub import load_pipeline
 from shade_fast.images import INPUT_SUFFIXES, UInt8Array, decode
+from shade_fast.pulse import pulse
 
 ImageLike = str | Path | Image.Image | UInt8Array
 Target = ImageLike | torch.Tensor
@@ -33,17 +35,25 @@ class Anchor:
 
     name: shown in results. images: one or more paths, PIL images or uint8 arrays [H, W, C], decoded when first used.
     latent: [C, h, w] or [1, C, h, w], instead of images; resampled where a view's latent has another size.
+    paths: where images that are given as pixels came from.
     Raises ShadeFastError for neither or both, and for a latent that has another shape or is not finite.
     """
 
     def __init__(
-        self, name: str, images: Iterable[ImageLike] | ImageLike = (), latent: torch.Tensor | None = None
+        self,
+        name: str,
+        images: Iterable[ImageLike] | ImageLike = (),
+        latent: torch.Tensor | None = None,
+        *,
+        paths: Sequence[str] | None = None,
     ) -> None:
         images = (images,) if isinstance(images, _ONE_IMAGE) else tuple(images)
         if bool(images) == (latent is not None):
             raise ShadeFastError(f"anchor {name!r}: give one or more images, or a latent")
         self.name = name
-        self.paths = tuple(str(image) if isinstance(image, str | Path) else None for image in images)
+        self.paths: tuple[str | None, ...] = tuple(
+            paths or (str(image) if isinstance(image, str | Path) else None for image in images)
+        )
         self._images = images
         self._latent = None if latent is None else _checked_latent(latent, name)
         self._cache: dict[tuple[Any, ...], torch.Tensor] = {}
@@ -111,6 +121,7 @@ class Anchor:
             )
         latents = []
         for image in self._images:
+            pulse()
             picture = Image.fromarray(decode(image).pixels)
             covering = ImageOps.fit(picture, (width, height), method=Image.Resampling.BILINEAR)
             pixels = torch.frombuffer(bytearray(covering.tobytes()), dtype=torch.uint8).view(height, width, 3)
@@ -207,26 +218,25 @@ def generate_anchors(
 ) -> list[Path]:
     """Draw `count` anchor images of a concept with a diffusers text-to-image pipeline, as PNG files in out/concept.
 
-    model: a pipeline's local folder or hub id. size: pixels of the square drawn, None for the model's own.
+    model: a pipeline's local folder, hub:owner/name, or owner/name of one in the hub's cache.
+    size: pixels of the square drawn, None for the model's own.
     draws: draw so many and keep the `count` most typical, whose latents under the pipeline's own autoencoder are
         nearest to the mean of all; None: as many as are kept.
     The image of index i has seed + i. `out` is then a folder for `AnchorLibrary.from_folder`.
     Raises ShadeFastError where the pipeline cannot be loaded or does not draw, naming the model and the mend, and where
     an image cannot be written.
     """
-    from diffusers import DiffusionPipeline
-
     count, steps = at_least("count", count), at_least("steps", steps)
     if draws is not None and at_least("draws", draws) < count:
         raise ShadeFastError(f"draws={draws}: {count} of them are to be kept; draw at least as many")
     if concept in ("", ".", "..") or Path(concept).name != concept:
         raise ShadeFastError(f"concept {concept!r}: it names a folder below {out}; give a word without slashes")
     try:
-        pipeline = DiffusionPipeline.from_pretrained(str(model)).to(device)
+        pipeline = load_pipeline(model, device)
     except Exception as error:  # diffusers raises many kinds, from its own and from its libraries.
         raise ShadeFastError(
             f"model {str(model)!r}: not a text-to-image pipeline that loads ({reason(error)}); give a pipeline's "
-            "folder or hub id, and install what it needs (pip install 'shade-fast[anchors]')"
+            "folder or hub:owner/name, and install what it needs (pip install 'shade-fast[anchors]')"
         ) from error
     pipeline.set_progress_bar_config(disable=True)
     vae: Any = getattr(pipeline, "vae", None)

@@ -4,14 +4,16 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import io
 import json
 import os
 import select
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from fractions import Fraction
-from typing import Any, TypeVar
+from typing import IO, Any, TypeVar, cast
 
 from tqdm import tqdm
 
@@ -25,17 +27,21 @@ from shade_fast.checks import at_least
 from shade_fast.cli_archive import EXIT_NOTHING, EXIT_OK, run_archive, run_status, run_verify
 from shade_fast.cli_study import add_study
 from shade_fast.engine import BACKENDS, OPTIMIZERS
-from shade_fast.errors import ShadeFastError
+from shade_fast.errors import ShadeFastError, reason
 from shade_fast.export import card_lines, export_onnx
 from shade_fast.fit import fit_start
 from shade_fast.info import describe_machine, info_lines
+from shade_fast.limits import ROW_PROTOCOLS, Access, Limits, limit_names
 from shade_fast.poisoner import PRESETS, Poisoner
 from shade_fast.report import write_report
 from shade_fast.runtime import ACCURACIES, CUDA_PRECISIONS, PRECISIONS
 from shade_fast.survival import survival_of_pairs
+from shade_fast.text import Terminal, print_json
 from shade_fast.version import __version__
 from shade_fast.view import View
 
+#: a fault of the program, which is none of an image's: BSD's EX_SOFTWARE
+EXIT_FAULT = 70
 EXIT_INTERRUPTED = 130
 #: what shells call the end of a program whose output is no longer read
 EXIT_PIPE = 141
@@ -43,20 +49,26 @@ T = TypeVar("T")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command. Exit codes: 0 all ok, 1 some below target or failed, 2 nothing could run, 130 interrupted,
-    141 nobody reads the output any more."""
+    """Run a command. Exit codes: 0 all ok, 1 some below target or failed, 2 nothing could run, 70 an error that nobody
+    expected, 130 and 143 interrupted, 141 nobody reads the output any more."""
     options = _parser().parse_args(arguments)
     if isinstance(sys.stdout, io.TextIOWrapper):
         # A file's name may hold bytes that are no text, or text that the terminal's encoding lacks.
         sys.stdout.reconfigure(errors="backslashreplace")
+    streams = [stream and cast("IO[str]", Terminal(stream)) for stream in (sys.stdout, sys.stderr)]
+    with contextlib.redirect_stdout(streams[0]), contextlib.redirect_stderr(streams[1]):
+        return _run(options)
+
+
+def _run(options: argparse.Namespace) -> int:
     try:
         code = int(options.run(options))
         if sys.stdout is not None:
             sys.stdout.flush()
         return code
-    except BrokenPipeError:
+    except BrokenPipeError as error:
         if not _unread():
-            raise
+            return _fault(error)
         # Whoever read the output has seen enough; what is still to be flushed as Python ends goes nowhere.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_PIPE
@@ -66,6 +78,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("shade-fast: interrupted", file=sys.stderr)
         return EXIT_INTERRUPTED
+    except Exception as error:
+        return _fault(error)
+
+
+def _fault(error: Exception) -> int:
+    """Tell of an error that nobody expected, and what it was about; a traceback where SHADE_FAST_TRACEBACK is set."""
+    about = "".join(f"{note}: " for note in getattr(error, "__notes__", ())[:2])
+    hint = "what is recorded stays, and SHADE_FAST_TRACEBACK=1 shows where it came from: please report it"
+    print(f"shade-fast: {about}unexpected error: {reason(error)}; {hint}", file=sys.stderr)
+    if os.environ.get("SHADE_FAST_TRACEBACK"):
+        traceback.print_exception(error)
+    return EXIT_FAULT
 
 
 def _unread() -> bool:
@@ -92,6 +116,7 @@ def _archive(options: argparse.Namespace) -> int:
         "start",
     ):
         keywords[name] = getattr(options, name)
+    keywords |= {"access": access_of(options), "limits": Limits.of_texts(options.max or ())}
     return run_archive(options, keywords)
 
 
@@ -132,16 +157,17 @@ def _engine(options: argparse.Namespace, view: View) -> dict[str, Any]:
 
 
 def _report(options: argparse.Namespace) -> int:
-    print(write_report(options.directory, options.out))
+    print(write_report(options.directory, options.out, trust=options.trust_record))
     return EXIT_OK
 
 
 def _survive(options: argparse.Namespace) -> int:
-    pairs = ((clean, perturbed) for _, clean, perturbed in read_pairs(options.directory))
+    pairs_read = read_pairs(options.directory, trust=options.trust_record, source=options.source)
+    pairs = ((clean, perturbed) for _, clean, perturbed in pairs_read)
     measured = survival_of_pairs(pairs, options.encoder, view=View(options.view))
     if options.json:
         shares = {name: [finite(share) for share in shares] for name, shares in measured.shares.items()}
-        print(json.dumps({"encoder": measured.encoder, "names": measured.names, "shares": shares}, indent=1))
+        print_json({"encoder": measured.encoder, "names": measured.names, "shares": shares})
     else:
         print(measured.table())
     if options.plot:
@@ -242,6 +268,17 @@ def _parser() -> argparse.ArgumentParser:
     add("--dry-run", action="store_true", help="say what would be done with each image, and do nothing")
     add("--json", action="store_true", help="print the totals as JSON")
     add("--quiet", action="store_true", help="no progress bar")
+    add("--retry-failed", action="store_true", help="try again what failed for reasons that may have passed")
+    add("--keep-times", action="store_true", help="give files the modification times of their sources")
+    add(
+        "--grace",
+        type=float,
+        default=10.0,
+        metavar="SECONDS",
+        help="from SIGINT or SIGTERM until the process ends, whatever hangs",
+    )
+    _add_access(add)
+    _add_limits(add)
 
     status = commands.add_parser("status", help="what an archive's output holds, by its record")
     status.set_defaults(run=run_status)
@@ -257,11 +294,15 @@ def _parser() -> argparse.ArgumentParser:
     verify.add_argument("out", metavar="OUT", help="an archive's output")
     verify.add_argument("--backend", choices=BACKENDS, help="what executes the networks (default: as the run had it)")
     verify.add_argument("--quiet", action="store_true", help="no progress bar")
+    _add_trust(verify.add_argument)
+    _add_source(verify.add_argument)
+    _add_limits(verify.add_argument)
 
     report = commands.add_parser("report", help="draw a run's record as one HTML page")
     report.set_defaults(run=_report)
     report.add_argument("directory", metavar="DIR", help="a run's folder")
     report.add_argument("--out", metavar="FILE", help="the page (default: DIR/report.html)")
+    _add_trust(report.add_argument)
 
     fit = commands.add_parser(
         "fit",
@@ -292,6 +333,8 @@ def _parser() -> argparse.ArgumentParser:
     survive.add_argument("--view", type=_size, default="512", metavar="SIZE", help="shorter side, or 'none'")
     survive.add_argument("--plot", metavar="FILE", help="draw it too: .svg, .png or .pdf (needs matplotlib)")
     survive.add_argument("--json", action="store_true", help="print every image's shares as JSON")
+    _add_trust(survive.add_argument)
+    _add_source(survive.add_argument)
 
     export = commands.add_parser(
         "export",
@@ -302,7 +345,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     export.set_defaults(run=_export)
     add = export.add_argument
-    add("encoder", metavar="ENCODER", help="name, path or hub id")
+    add("encoder", metavar="ENCODER", help="name, path or hub:owner/name")
     add("--out", required=True, metavar="DIR", help="folder for the graphs")
     add("--size", type=_sides, default="512", metavar="SIZE", help="pixels that the encoder sees: side, or HxW")
     add("--batch", type=int, default=1, help="images of one run")
@@ -341,6 +384,65 @@ def _add_networks(add: Callable[..., Any]) -> None:
     add("--perceptual", default="auto", help="LPIPS network: auto, vgg, st-vgg, alex, st-alex, squeeze, or 'none'")
     add("--seed", type=int, default=0, help="what the draws of --robust follow from, with each image's pixels")
     add("--anchors", metavar="DIR", help="library of anchors: a folder with a subfolder of images for each concept")
+
+
+def _add_access(add: Callable[..., Any]) -> None:
+    """What a table's rows may name, and how remote files are read."""
+    add(
+        "--allow-paths",
+        action="append",
+        metavar="DIR",
+        help="let a table's rows name files below DIR, by absolute or ../ paths; again for more",
+    )
+    add(
+        "--allow-protocols",
+        type=_names,
+        action="extend",
+        metavar="P,P",
+        help=f"let a table's rows name URLs of these: {', '.join(ROW_PROTOCOLS)}",
+    )
+    add("--allow-private", action="store_true", help="let rows' URLs lead to loopback and private addresses")
+    add(
+        "--retries",
+        type=int,
+        default=3,
+        metavar="N",
+        help="times that an image is read again after a time-out or an answer such as 503, with growing pauses",
+    )
+    add("--timeout", type=float, default=30.0, metavar="SECONDS", help="that a server of rows' URLs may be silent")
+
+
+def access_of(options: argparse.Namespace) -> Access:
+    """What `_add_access` reads."""
+    return Access(
+        tuple(options.allow_paths or ()),
+        tuple(options.allow_protocols or ()),
+        options.allow_private,
+        options.retries,
+        options.timeout,
+    )
+
+
+def _add_limits(add: Callable[..., Any]) -> None:
+    add(
+        "--max",
+        action="append",
+        metavar="NAME=VALUE",
+        help=f"change a limit (docs/security.md), such as image-bytes=1G; names: {', '.join(limit_names())}",
+    )
+
+
+def _add_trust(add: Callable[..., Any]) -> None:
+    add(
+        "--trust-record",
+        action="store_true",
+        default=None,
+        help="open the files and networks that the record names, also where no run of yours wrote it",
+    )
+
+
+def _add_source(add: Callable[..., Any]) -> None:
+    add("--source", action="append", metavar="SRC", help="the source, where it is another than the record says")
 
 
 def _add_engine(add: Callable[..., Any]) -> None:
@@ -396,6 +498,10 @@ def _sides(text: str) -> tuple[int, int]:
         return height, width
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r}: give a whole number of pixels, or HxW such as 512x768") from None
+
+
+def _names(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]
 
 
 def _weights(text: str) -> list[float]:

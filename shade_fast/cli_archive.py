@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import itertools
-import json
 import signal
 import sys
 import threading
@@ -17,6 +16,8 @@ from typing import Any
 from tqdm import tqdm
 
 from shade_fast.archive import ArchiveReport, Row, archive_status, plan_archive, poison_archive, verify_archive
+from shade_fast.limits import Limits
+from shade_fast.text import print_json, printable
 
 EXIT_OK, EXIT_SOME, EXIT_NOTHING = 0, 1, 2
 #: Rows that the closing table shows before it keeps to those that are not ok.
@@ -43,10 +44,13 @@ def run_archive(options: argparse.Namespace, keywords: dict[str, Any]) -> int:
             progress=not options.quiet and sys.stderr.isatty(),
             events=options.events,
             stop=stop,
+            grace=options.grace,
+            retry_failed=options.retry_failed,
+            keep_times=options.keep_times,
             **keywords,
         )
     if options.json:
-        print(json.dumps(report.stats, indent=1))
+        print_json(report.stats)
     else:
         print(_table(report))
         print(report.summary())
@@ -62,11 +66,12 @@ def run_status(options: argparse.Namespace) -> int:
     """`shade-fast status`."""
     status = archive_status(options.out)
     if options.json:
-        print(json.dumps(status, indent=1))
+        print_json(status)
     else:
         counts = ", ".join(f"{status[name]} {name.replace('_', ' ')}" for name in ("ok", "below_target", "failed"))
         print(f"{status['images']} images: {counts} ({status['duplicates']} duplicates)")
-        print(f"{status['finished_shards']} shards finished, open: {', '.join(status['open_shards']) or 'none'}")
+        still_open = printable(", ".join(status["open_shards"])) or "none"
+        print(f"{status['finished_shards']} shards finished, open: {still_open}")
     return _exit_code(status)
 
 
@@ -80,9 +85,16 @@ def run_verify(options: argparse.Namespace) -> int:
             checked += row.output is not None
             bar.update()
 
-        mismatches = verify_archive(options.out, on_row=on_row, backend=options.backend)
+        mismatches = verify_archive(
+            options.out,
+            on_row=on_row,
+            backend=options.backend,
+            trust=options.trust_record,
+            source=options.source,
+            limits=Limits.of_texts(options.max or ()),
+        )
     for mismatch in mismatches:
-        print(": ".join(part for part in (mismatch.shard, mismatch.key, mismatch.reason) if part))
+        print(printable(": ".join(part for part in (mismatch.shard, mismatch.key, mismatch.reason) if part)))
     print(f"{checked} images measured again, {len(mismatches)} mismatches")
     return EXIT_SOME if mismatches else EXIT_OK
 
@@ -116,20 +128,23 @@ def stopping() -> Iterator[Stop]:
 
 
 def _dry_run(options: argparse.Namespace, keywords: dict[str, Any]) -> int:
+    engine = {name: value for name, value in keywords.items() if name not in ("access", "limits")}
     rows = plan_archive(
-        options.sources, options.out, options.target, options.output, options.quality, keywords,
-        mode=options.mode, shard=options.shard, limit=options.limit,
+        options.sources, options.out, options.target, options.output, options.quality, engine,
+        mode=options.mode, shard=options.shard, limit=options.limit, access=keywords["access"],
+        limits=keywords["limits"],
     )  # fmt: skip
     counts: Counter[str] = Counter()
     for row in rows:
         counts["failed" if row["error"] else "ok"] += 1
         if options.json:
-            print(json.dumps(row))
+            print_json(row, None)
         elif row["error"]:
-            print(f"would fail: {row['error']}")
+            print(printable(f"would fail: {row['error']}"))
         else:
             height, width = row["view"]
-            print(f"{row['key']} ({row['width']}x{row['height']}, seen at {width}x{height}) -> {row['output']}")
+            sizes = f"({row['width']}x{row['height']}, seen at {width}x{height})"
+            print(printable(f"{row['key']} {sizes} -> {row['output']}"))
     if not counts and not options.json:
         print("nothing: all images are done")
     return _exit_code(counts) if counts else EXIT_OK
@@ -148,10 +163,11 @@ def _table(report: ArchiveReport) -> str:
     shown = list(itertools.islice((row for row in report.rows() if few or row.status != "ok"), LARGEST_TABLE))
     if not shown:
         return f"{report.images} images, all ok"
-    width = max(len(Path(row.key).name) for row in shown)
+    names = [printable(Path(row.key).name) for row in shown]
+    width = max(map(len, names))
     lines = [f"{'image':<{width}}  {'size':>11}  {'status':<12}  {'linf':>6}  {'lpips':>6}  latent distance"]
-    for row in shown:
-        line = f"{Path(row.key).name:<{width}}  {row.width:>5}x{row.height:<5}  {row.status:<12}"
+    for name, row in zip(names, shown, strict=True):
+        line = f"{name:<{width}}  {row.width:>5}x{row.height:<5}  {row.status:<12}"
         if row.linf is not None and row.distance_before is not None and row.distance_after is not None:
             lpips = "-" if row.lpips is None else f"{row.lpips:.4f}"
             left = f" ({row.distance_after / row.distance_before:.0%} left)" if row.distance_before > 0 else ""
@@ -160,4 +176,4 @@ def _table(report: ArchiveReport) -> str:
         lines.append(line.rstrip())
     if len(shown) < report.images:
         lines.append(f"and {report.images - len(shown)} more")
-    return "\n".join(lines + [f"failed: {row.error}" for row in shown if row.error])
+    return "\n".join(lines + [printable(f"failed: {row.error}") for row in shown if row.error])

@@ -107,7 +107,7 @@ def add_study(commands: Any) -> None:
     _add_sentences(add)
 
     add = _command(inner, "sample", _sample, "draw images for prompts")
-    add("model", metavar="MODEL", help="a checkpoint by `train`, or a diffusers pipeline's folder or hub id")
+    add("model", metavar="MODEL", help="a checkpoint by `train`, or a diffusers pipeline's folder or hub:owner/name")
     add("--prompt", required=True, action="append", dest="prompts", help="what to draw; again for more")
     add("--out", required=True, type=Path, metavar="DIR", help="new; gets a subfolder for each prompt, and sheet.png")
     add("--count", type=int, default=16, help="images of each prompt")
@@ -229,7 +229,10 @@ def _compose(options: argparse.Namespace) -> int:
         print(f"{source}: {count} {kind}")
     if made.recipe is not None:
         library = made.anchors if options.anchors else "DIR"
-        print(f"shade-fast archive {made.recipe} --anchors {library} --out PROTECTED   perturbs them")
+        # A recipe of paths names files of the pool, which lie outside the recipe's folder.
+        folder = options.pool if Path(options.pool).is_dir() else Path(options.pool).parent
+        allow = f" --allow-paths {folder}" if made.names_files else ""
+        print(f"shade-fast archive {made.recipe} --anchors {library}{allow} --out PROTECTED   perturbs them")
     if made.dirty_label is not None:
         print(f"{made.dirty_label} holds the dirty labels, which are not perturbed")
     return EXIT_OK

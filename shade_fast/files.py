@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import fcntl
+import functools
 import os
+import shutil
+import stat
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
@@ -13,6 +19,10 @@ from typing import IO
 #: are others.
 _UMASK = os.umask(0o077)
 os.umask(_UMASK)
+
+
+#: How the folders of `scratch_folder` begin, and seconds in which a new one may not be held yet.
+_SCRATCH, _FRESH = "shade_fast-scratch-", 5.0
 
 
 def cache_folder() -> Path | None:
@@ -27,11 +37,13 @@ def cache_folder() -> Path | None:
 
 
 @contextlib.contextmanager
-def whole_file(path: str | os.PathLike[str], temporary_folder: str | None = None) -> Iterator[IO[bytes]]:
+def whole_file(
+    path: str | os.PathLike[str], temporary_folder: str | None = None, mode: int | None = None
+) -> Iterator[IO[bytes]]:
     """A file to write in pieces, which is there under its name once the block has ended without an error.
 
     Its folder is made where it is not there. temporary_folder: of the same disk, where it is until then; None for its
-    own. Raises OSError.
+    own. mode: permissions, by default those that new files get. Raises OSError.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -42,7 +54,7 @@ def whole_file(path: str | os.PathLike[str], temporary_folder: str | None = None
             yield file
             file.flush()
             os.fsync(file.fileno())
-        temporary.chmod(0o666 & ~_UMASK)
+        temporary.chmod(0o666 & ~_UMASK if mode is None else mode)
         temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)
@@ -52,6 +64,38 @@ def whole_file(path: str | os.PathLike[str], temporary_folder: str | None = None
         os.fsync(entry)
     finally:
         os.close(entry)
+
+
+@functools.cache
+def scratch_folder() -> str:
+    """This process's folder for what it keeps on disk while it runs; gone when it ends, or, where it is killed, when
+    the next one starts."""
+    folder = tempfile.mkdtemp(prefix=_SCRATCH)
+    held = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+    fcntl.flock(held, fcntl.LOCK_EX)  # for as long as the process lives
+    atexit.register(_end_scratch, folder, os.getpid())
+    for left in Path(folder).parent.glob(f"{_SCRATCH}*"):
+        with contextlib.suppress(OSError):
+            _remove_left(left)
+    return folder
+
+
+def _end_scratch(folder: str, process: int) -> None:
+    if os.getpid() == process:  # not in a child that was forked
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _remove_left(folder: Path) -> None:
+    """Remove what a killed process has left: nobody holds it, and it was not made just now. Raises OSError."""
+    facts = folder.lstat()
+    if not stat.S_ISDIR(facts.st_mode) or facts.st_uid != os.getuid() or time.time() - facts.st_ctime < _FRESH:
+        return
+    descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        shutil.rmtree(folder)
+    finally:
+        os.close(descriptor)
 
 
 def write_whole(path: str | os.PathLike[str], data: bytes) -> None:

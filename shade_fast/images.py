@@ -1,11 +1,13 @@
 """Image files to arrays and back: decoding that refuses by name what it would have to flatten, encoding that keeps
-EXIF, an RGB ICC profile, orientation, resolution and alpha."""
+EXIF and XMP (without the pictures in them), an RGB ICC profile, orientation, resolution and alpha."""
 
 from __future__ import annotations
 
+import errno
 import io
 import math
 import os
+import stat
 import warnings
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -18,11 +20,14 @@ from PIL import ExifTags, Image, PngImagePlugin, UnidentifiedImageError
 from shade_fast.checks import whole
 from shade_fast.errors import ShadeFastError
 from shade_fast.jpeg import JpegSettings
+from shade_fast.previews import without_previews_exif, without_previews_xmp
 
 UInt8Array = npt.NDArray[np.uint8]
 
 #: More pixels than this are refused as a decompression bomb; the engine holds about 60 bytes a pixel.
 MAX_PIXELS = 100_000_000
+#: Bytes of a file that is refused unread: none of the pixels that are handled is as large.
+LARGEST_FILE = 2 << 30
 #: What is read, in Pillow's names of formats.
 INPUT_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 #: What is written, with the ending of the file's name.
@@ -69,6 +74,7 @@ class DecodedImage:
 
     pixels: uint8 [H, W, 3], upright. alpha: uint8 [H, W], upright, or None. orientation: the EXIF tag, 1 to 8.
     format: Pillow's name of the file's format, None for an image that came from memory. jpeg: how a JPEG was made.
+    previews: pictures inside the metadata that were removed: thumbnails and previews of what the file showed before.
     """
 
     name: str
@@ -81,6 +87,7 @@ class DecodedImage:
     xmp: bytes | None = None
     dpi: tuple[float, float] | None = None
     jpeg: JpegSettings | None = None
+    previews: int = 0
 
     def with_alpha(self, pixels: UInt8Array) -> UInt8Array:
         """`pixels` [H, W, 3] with this image's alpha as a fourth channel, where it has one."""
@@ -104,26 +111,52 @@ def name_of(image: object) -> str:
     return "array" if isinstance(image, np.ndarray) else type(image).__name__
 
 
-def decode(source: str | Path | bytes | Image.Image | UInt8Array, name: str | None = None) -> DecodedImage:
+def decode(
+    source: str | Path | bytes | Image.Image | UInt8Array, name: str | None = None, *, max_pixels: int = MAX_PIXELS
+) -> DecodedImage:
     """Decode a path, an encoded file's bytes, a PIL image or a uint8 array [H, W], [H, W, 1], [H, W, 3] or [H, W, 4].
 
     Grey and palette images become RGB. Refused with a ShadeFastError that names the image, what it is and the mend:
-    what cannot be read, animations, 16-bit and float images, CMYK and other colour spaces, and more than MAX_PIXELS.
+    what cannot be read, animations, 16-bit and float images, CMYK and other colour spaces, and more than max_pixels.
     """
     if isinstance(source, np.ndarray):
-        return _from_array(source, name or "array")
+        return _from_array(source, name or "array", max_pixels)
     if isinstance(source, Image.Image):
-        return _from_pil(source, name or name_of(source))
+        return _from_pil(source, name or name_of(source), max_pixels)
     if isinstance(source, bytes):
-        return _from_bytes(source, name or "bytes")
+        return _from_bytes(source, name or "bytes", max_pixels)
     if isinstance(source, str | Path):
         path = Path(source)
         try:
-            data = path.read_bytes()
+            data = read_file(path)
         except (OSError, ValueError) as error:  # ValueError: a path that cannot be one
             raise ShadeFastError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
-        return _from_bytes(data, name or str(path))
+        return _from_bytes(data, name or str(path), max_pixels)
     raise ShadeFastError(f"an image is a path, bytes, a PIL image or a uint8 array; got {type(source).__name__}")
+
+
+def read_file(path: str | os.PathLike[str], limit: int = LARGEST_FILE) -> bytes:
+    """The bytes of a regular file.
+
+    Raises OSError, also for what is no file (a pipe is not waited for) and for more than `limit` bytes; ValueError for
+    a name that no file can have.
+    """
+    # The flag is for pipes, whose opening would wait for somebody who writes.
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    status = os.fstat(descriptor)
+    if not stat.S_ISREG(status.st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "not a file")
+    with open(descriptor, "rb") as file:  # noqa: PTH123
+        size = status.st_size
+        if size <= limit:
+            data = file.read(size + 1)
+            if len(data) > size:  # it grows, or its size is not told
+                data += file.read(limit + 1 - len(data))
+            size = len(data)
+    if size > limit:
+        raise OSError(errno.EFBIG, f"{size} bytes; at most {limit} are read: --max image-bytes={size}")
+    return data
 
 
 @dataclass(frozen=True)
@@ -231,7 +264,7 @@ class Output:
         return buffer.getvalue()
 
 
-def _from_bytes(data: bytes, name: str) -> DecodedImage:
+def _from_bytes(data: bytes, name: str, max_pixels: int) -> DecodedImage:
     if not data:
         raise ShadeFastError(f"{name}: the file is empty; fetch it again")
     try:
@@ -246,20 +279,26 @@ def _from_bytes(data: bytes, name: str) -> DecodedImage:
         raise ShadeFastError(
             f"{name}: damaged, or not an image that can be read{found}; give one of {', '.join(INPUT_FORMATS)}"
         ) from error
-    _refuse(picture, name)
+    _refuse(picture, name, max_pixels)
     if _bits_per_sample(picture, data) > 8:
         raise ShadeFastError(f"{name}: a 16-bit image; convert it to 8 bits a channel first")
-    return _from_pil(picture, name)
+    return _from_pil(picture, name, max_pixels)
 
 
-def _from_pil(picture: Image.Image, name: str) -> DecodedImage:
-    _refuse(picture, name)
+def _from_pil(picture: Image.Image, name: str, max_pixels: int) -> DecodedImage:
+    _refuse(picture, name, max_pixels)
     try:
         # Before the orientation is read: Pillow turns a TIFF upright as it loads it, and takes the tag away.
         picture.load()
+    except MemoryError:
+        raise
     except Exception as error:  # Pillow's decoders raise whatever their parser stumbles over.
         raise ShadeFastError(f"{name}: the image is truncated or damaged ({error}); fetch it again") from error
     orientation, exif = _exif(picture)
+    exif, in_exif = (None, 0) if exif is None else without_previews_exif(exif)
+    xmp = picture.info.get("xmp")
+    # A TIFF file's tag may be of any type.
+    xmp, in_xmp = without_previews_xmp(xmp) if isinstance(xmp, bytes) else (None, 0)
     has_alpha = picture.mode in _ALPHA_MODES or "transparency" in picture.info
     upright = picture.convert("RGBA" if has_alpha else "RGB")
     if orientation in _UPRIGHT:
@@ -270,13 +309,14 @@ def _from_pil(picture: Image.Image, name: str) -> DecodedImage:
         name=name,
         pixels=np.ascontiguousarray(pixels[..., :3]),
         alpha=np.ascontiguousarray(pixels[..., 3]) if has_alpha else None,
-        orientation=orientation if orientation in _UPRIGHT else 1,
+        orientation=int(orientation) if orientation in _UPRIGHT else 1,
         format="JPEG" if picture.format == "MPO" else picture.format,
         exif=exif,
-        icc_profile=icc_profile if icc_profile and icc_profile[16:20] == b"RGB " else None,
-        xmp=picture.info.get("xmp"),
+        icc_profile=icc_profile if isinstance(icc_profile, bytes) and icc_profile[16:20] == b"RGB " else None,
+        xmp=xmp,
         dpi=_dpi(picture),
         jpeg=JpegSettings.of_file(picture),
+        previews=in_exif + in_xmp,
     )
 
 
@@ -295,6 +335,8 @@ def _exif(picture: Image.Image) -> tuple[int, bytes | None]:
             if tag in exif and not (from_xmp and tag == ExifTags.Base.Orientation):
                 kept[tag] = exif[tag]
         return orientation, kept.tobytes() if len(kept) else None
+    except MemoryError:
+        raise
     except Exception:  # A damaged EXIF block is no reason to leave the image unprotected; it cannot be carried over.
         return 1, None
 
@@ -308,7 +350,7 @@ def _dpi(picture: Image.Image) -> tuple[float, float] | None:
     return (horizontal, vertical) if sound else None
 
 
-def _from_array(array: UInt8Array, name: str) -> DecodedImage:
+def _from_array(array: UInt8Array, name: str, max_pixels: int) -> DecodedImage:
     if array.dtype != np.uint8:
         raise ShadeFastError(f"{name}: dtype {array.dtype}; give uint8 values (0 to 255)")
     shape = array.shape
@@ -316,18 +358,18 @@ def _from_array(array: UInt8Array, name: str) -> DecodedImage:
         array = array[..., None]
     if array.ndim != 3 or array.shape[2] not in (1, 3, 4) or array.size == 0:
         raise ShadeFastError(f"{name}: shape {shape}; give [H, W], [H, W, 1], [H, W, 3] or [H, W, 4]")
-    if array.shape[0] * array.shape[1] > MAX_PIXELS:
-        raise ShadeFastError(f"{name}: {array.shape[1]}x{array.shape[0]} pixels; at most {MAX_PIXELS:,} are handled")
+    if array.shape[0] * array.shape[1] > max_pixels:
+        raise ShadeFastError(f"{name}: {array.shape[1]}x{array.shape[0]} pixels; at most {max_pixels:,} are handled")
     alpha = np.array(array[..., 3], order="C") if array.shape[2] == 4 else None
     pixels = np.repeat(array, 3, axis=2) if array.shape[2] == 1 else array[..., :3]
     return DecodedImage(name=name, pixels=np.array(pixels, order="C"), alpha=alpha)
 
 
-def _refuse(picture: Image.Image, name: str) -> None:
-    if picture.width * picture.height > MAX_PIXELS:
+def _refuse(picture: Image.Image, name: str, max_pixels: int) -> None:
+    if picture.width * picture.height > max_pixels:
         raise ShadeFastError(
             f"{name}: {picture.width}x{picture.height} pixels, refused as a decompression bomb; "
-            f"at most {MAX_PIXELS:,} pixels are handled"
+            f"at most {max_pixels:,} pixels are handled"
         )
     if picture.width * picture.height == 0:
         raise ShadeFastError(f"{name}: {picture.width}x{picture.height} pixels; leave this image out")

@@ -10,6 +10,7 @@ import torch
 
 from shade_fast.anchors import Anchor, AnchorLibrary, ImageLike, Target
 from shade_fast.budget import Budget
+from shade_fast.limits import Limits
 from shade_fast.perceptual import Perceptual
 from shade_fast.poisoner import Poisoner, Progress
 from shade_fast.results import PoisonResult
@@ -40,6 +41,7 @@ def poison_batch(
     stop_ratio: float | None = None,
     patience: int | None = None,
     start: WarmStart | str | PathLike[str] | None = None,
+    limits: Limits = Limits(),
     progress: Progress = None,
 ) -> PoisonResult:
     """Protect images: move each one's latent towards an anchor's with a perturbation that stays inside the budget.
@@ -49,7 +51,7 @@ def poison_batch(
     target: one anchor, or a list of one per image. An anchor is a name from `anchors`, a path (an image, or a folder of
         images), a PIL image, a uint8 array [H, W, C] or a latent tensor [C, h, w] or [1, C, h, w]; of several images
         each protected image is given the nearest in latent distance.
-    encoder: what `load_encoder` takes (a name, path, hub id, module or callable), or a list of these: an ensemble.
+    encoder: what `load_encoder` takes (name, path, hub:owner/name, module, callable), or a list of these: an ensemble.
     weights: of an ensemble's encoders, as many numbers above 0; None for equal ones.
     budget: how far a file may be changed. view: what a trainer's loader does to it before the encoder sees it.
     perceptual: the LPIPS network, by name; `auto` takes the strongest whose weights are on this machine.
@@ -73,6 +75,9 @@ def poison_batch(
         many steps without progress. None for either: every image takes all its steps.
     start: a warm start for this anchor and these encoders (`fit_start`), or its file: fewer steps do on some
         encoders (docs/strength.md).
+    limits: what one image may cost, `Limits(view_side=9600)`: an image whose view is larger, or that needs more memory
+        than is free, fails; of several devices, a process that takes no step for `stall_seconds` counts as hung, and
+        is replaced as one that died.
     progress: True for a bar, or a function called with (done, total) after each image.
 
     The networks are loaded for this one batch; `Poisoner(...).poison_batch(images, target)` keeps them for the next.
@@ -101,5 +106,6 @@ def poison_batch(
         anchors=anchors,
         survival=survival,
         start=start,
+        limits=limits,
     ) as poisoner:
         return poisoner.poison_batch(images, target, progress)

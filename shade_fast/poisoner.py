@@ -25,6 +25,7 @@ from shade_fast.checks import at_least, number, share
 from shade_fast.encoders import Encoder, load_encoder
 from shade_fast.engine import (
     NEVER,
+    Footprint,
     Problem,
     Slots,
     Stopping,
@@ -36,14 +37,16 @@ from shade_fast.engine import (
     resolve_backend,
     resolve_devices,
 )
-from shade_fast.errors import ShadeFastError, reason
+from shade_fast.errors import ShadeFastError, TransientError, reason
 from shade_fast.images import DecodedImage, Output, UInt8Array
+from shade_fast.limits import Limits
+from shade_fast.memory import free_bytes
 from shade_fast.order import in_order
 from shade_fast.perceptual import Perceptual, available, load_perceptual
 from shade_fast.results import PoisonedImage, PoisonResult, Status
 from shade_fast.survival import TREATMENTS, shares
 from shade_fast.upload import Uploader
-from shade_fast.view import View
+from shade_fast.view import View, ViewPlan
 from shade_fast.warm_start import WarmStart
 from shade_fast.work import Protected, Work, codec, failed, listed, through_files, to_array, visible_pixels
 from shade_fast.workers import Pool, Worker, packed
@@ -53,6 +56,8 @@ Progress = Callable[[int, int], None] | bool | None
 
 #: Preset -> steps of momentum.
 PRESETS = {"fast": 20, "balanced": 60, "strong": 240}
+#: Views of up to so many pixels are not asked what memory they need: any machine that has the networks has that.
+ORDINARY_PIXELS = 1 << 20
 #: Images that wait for others of their shape, in units of the batch; then the one that waited longest goes.
 WAITING_BATCHES = 4
 
@@ -86,13 +91,15 @@ class Poisoner:
         stop_ratio: float | None = None,
         patience: int | None = None,
         start: WarmStart | str | PathLike[str] | None = None,
+        limits: Limits = Limits(),
     ) -> None:
         options = {name: value for name, value in locals().items() if name != "self"}
-        for name, value, kind in (("budget", budget, Budget), ("view", view, View)):
+        for name, value, kind in (("budget", budget, Budget), ("view", view, View), ("limits", limits, Limits)):
             if not isinstance(value, kind):
                 raise ShadeFastError(f"{name}={value!r}: give a {kind.__name__}, such as {kind()!r}")
         self.budget = budget
         self.view = view
+        self.limits = limits
         self.optimizer = optimizer
         if preset not in PRESETS:
             raise ShadeFastError(f"preset {preset!r}: give one of {', '.join(PRESETS)}")
@@ -128,12 +135,14 @@ class Poisoner:
             raise ShadeFastError(f"optimizer {optimizer!r}: the published loops have no warm start; leave it out")
         self.start = WarmStart.load(start) if isinstance(start, str | PathLike) else start
         self.anchors = AnchorLibrary.embedded() if anchors is None else anchors
+        self._footprint = Footprint(*self.moving, paper=optimizer == "paper")
         #: shape of images -> how many of them the device has memory for
         self._fitting: dict[tuple[int, ...], int] = {}
         self._pool: Pool | None = None
         self._end_pool: Callable[[], object] = lambda: None
+        self._sent = options | {"backend": self.backend, "anchors": None, "weights": self.weights}
         if len(found) > 1:
-            self._packed = packed(options | {"backend": self.backend, "anchors": None, "weights": self.weights})
+            self._packed = packed(self._sent)
 
     def __enter__(self) -> Poisoner:
         return self
@@ -235,9 +244,28 @@ class Poisoner:
             return done
         if self._pool is None:
             threads = max(1, torch.get_num_threads() // len(self.devices))
-            self._pool = Pool(self.devices, functools.partial(Worker, options=self._packed, threads=threads))
+            stall = self.limits.stall_seconds
+            start = functools.partial(Worker, options=self._packed, threads=threads, stall_seconds=stall)
+            self._pool = Pool(self.devices, start)
             self._end_pool = weakref.finalize(self, self._pool.close)
         return self._pool.submit(batch, output)
+
+    def submit_apart(self, batch: Sequence[Work], output: Output | None) -> Future[list[Protected]]:
+        """Protect images in a process of its own, and wait for it: one over which it dies is failed, and says so.
+
+        Raises ShadeFastError where there can be no such process.
+        """
+        if len(self.devices) > 1:
+            return self.submit(batch, output)
+        threads, stall = torch.get_num_threads(), self.limits.stall_seconds
+        start = functools.partial(Worker, options=packed(self._sent), threads=threads, stall_seconds=stall)
+        pool = Pool(self.devices, start)
+        try:
+            done = pool.submit(batch, output)
+            done.exception()
+            return done
+        finally:
+            pool.close()
 
     def protect_batch(
         self, batch: Sequence[Work], output: Output | None, pixels: torch.Tensor | None = None
@@ -297,7 +325,7 @@ class Poisoner:
                     return len(batch)
             if len(batch) == 1:
                 if out_of_memory:
-                    error = ShadeFastError(
+                    error = TransientError(
                         f"{reason(error)}; not even this image alone fits into the memory of {self.device}: give a "
                         "smaller view or another device, or end what else runs on it"
                     )
@@ -320,6 +348,8 @@ class Poisoner:
     def _optimize(self, batch: Sequence[Work], output: Output | None, clean: torch.Tensor) -> list[Protected]:
         started = time.perf_counter()
         plan = self.view.plan(clean.shape[2], clean.shape[3], self.factor)
+        self._check_size(plan)
+        self._check_memory(plan, len(batch))
         with torch.no_grad():
             view = plan.apply(clean / 255, backend=kernels(self.backend))
         picks, anchor_latents = [], []
@@ -396,6 +426,38 @@ class Poisoner:
             results.append(Protected(work.image, outcome, to_array(projected.stored[index]), jpeg))
         return results
 
+    def _check_size(self, plan: ViewPlan) -> None:
+        """Raise ShadeFastError for a view that is over the limits."""
+        side, pixels, limits = max(plan.crop), math.prod(plan.crop), self.limits
+        over = [f"--max view-side={side}"] if side > limits.view_side else []
+        over += [f"--max view-pixels={pixels}"] if pixels > limits.view_pixels else []
+        if over:
+            raise ShadeFastError(
+                f"the encoder would see {plan.crop[1]}x{plan.crop[0]} pixels; at most {limits.view_side} a side and "
+                f"{limits.view_pixels:,} in all: cut it into parts, give a smaller --view, or {' '.join(over)}"
+            )
+
+    def _check_memory(self, plan: ViewPlan, images: int) -> None:
+        """Raise ShadeFastError for images on a CPU that need more memory than there is, before they are begun."""
+        bounded = self.limits.memory < Limits.memory
+        if self.device.type != "cpu" or (math.prod(plan.crop) <= ORDINARY_PIXELS and not bounded):
+            return
+        needed = images * self._footprint.bytes(plan)
+        size = f"{plan.crop[1]}x{plan.crop[0]} pixels need about {_gigabytes(needed)}"
+        if needed > self.limits.memory:
+            raise ShadeFastError(
+                f"{size}, at most {_gigabytes(self.limits.memory)} are allowed: give a smaller --view, cut it into "
+                f"parts, or give --max memory={needed}"
+            )
+        free = free_bytes()
+        if free is not None and needed > free:
+            runtime.BLOCKS.release()
+            free = free_bytes()
+        if free is not None and needed > free:
+            raise TransientError(
+                f"{size}, {_gigabytes(free)} are free: give a smaller --view, cut it into parts, or end what else runs"
+            )
+
     def _random(self, image: DecodedImage) -> np.random.Generator:
         """An image's own random numbers: they follow from the seed and its pixels, not from its place in the run."""
         digest = hashlib.sha256(image.pixels.tobytes()).digest()
@@ -441,6 +503,10 @@ def _one_backend(backend: str, devices: Sequence[torch.device]) -> str:
         told = ", ".join(f"{name} on {device}" for device, name in found.items())
         raise ShadeFastError(f"backend {backend!r}: would be {told}; name one, or leave devices out")
     return next(iter(found.values()))
+
+
+def _gigabytes(count: int) -> str:
+    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
 
 
 def _load_perceptual(perceptual: str | Perceptual | None, budget: Budget, device: torch.device) -> Perceptual | None:

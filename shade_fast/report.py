@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,8 +13,13 @@ import numpy
 import torch
 from PIL import Image
 
+from shade_fast.archive import Storage
+from shade_fast.archive.record import is_own, named_roots
+from shade_fast.codecs import Codecs
 from shade_fast.errors import ShadeFastError
-from shade_fast.images import UInt8Array, decode
+from shade_fast.files import write_whole
+from shade_fast.images import UInt8Array, read_file
+from shade_fast.limits import Limits
 from shade_fast.report_page import Card, Panel, render_page
 from shade_fast.report_run import EncoderRecord, ImageRecord, Run, read_run
 from shade_fast.view import View
@@ -23,6 +29,7 @@ if TYPE_CHECKING:
 
 PANEL_BYTES = 48 * 1024
 LARGEST_DECODED = 768
+LIMITS = Limits()
 
 
 def write_report(
@@ -32,54 +39,50 @@ def write_report(
     encoder: Encoder | None = None,
     largest: int = 384,
     limit: int = 60,
+    trust: bool | None = None,
 ) -> Path:
     """Write the report of the run in `directory` (an output of `shade-fast archive`) and return the page's path.
 
-    out: the page to write, `directory/report.html` by default; one that is there is replaced.
+    out: the page to write, `directory/report.html` by default; one that is there, or a link, is replaced.
     encoder: decodes the latents for "what the model sees"; by default the run's own is loaded, and where it is not to
         be had or has no decoder the page says so and leaves those panels out.
-    largest: pixels of a panel's longer side. limit: how many images are shown in pictures; the table lists every one.
+    largest: pixels of a panel's longer side. limit: how many images are shown in pictures. The table lists every image
+        of a run of at most 2,000, and of a larger one as many.
+    trust: whether files outside `directory`, and encoders other than the embedded one, are opened because the record
+        names them; by default only where the record is of this user's own runs on this machine. The page says what it
+        left out.
     The page makes no request of any kind: styles, script and pictures are inside it.
 
     Raises ShadeFastError for a missing or invalid manifest, or a page that cannot be written, naming the file.
     """
     if largest < 16 or limit < 0:
         raise ShadeFastError(f"largest={largest}, limit={limit}: largest must be at least 16, limit at least 0")
-    run = read_run(directory)
+    run = read_run(directory, limit)
+    storage = Storage(directory)
+    trusted = is_own(storage, run.record) if trust is None else trust
+    # Rows may be anyone's, where the options are one's own: they lead no further than those.
+    roots = None if trust else named_roots(storage, run.record) if trusted else [os.path.realpath(run.directory)]
     path = Path(out) if out is not None else run.directory / "report.html"
-    decoder, remark = _decoder(run, encoder)
-    painter = _Painter(run, decoder, remark, largest)
-    page = render_page(run, [painter.card(index) for index in choose(run.images, limit)], painter.remark)
+    decoder, remark = _decoder(run, encoder, trusted)
+    with Codecs(LIMITS, 1) as codecs:
+        painter = _Painter(run, decoder, largest, roots, codecs)
+        page = render_page(run, [painter.card(index) for index in run.pictured], remark, trusted=trusted)
     try:
-        path.write_text(page, encoding="utf-8", errors="backslashreplace")
+        path.parent.stat()  # a folder that is not there is a mistake: it is not made
+        write_whole(path, page.encode("utf-8", "backslashreplace"))
     except OSError as problem:
         raise ShadeFastError(f"{path}: cannot be written ({problem.strerror}); give another file as out") from problem
     return path
 
 
-def choose(images: Sequence[ImageRecord], limit: int) -> list[int]:
-    """Indices of at most `limit` images to show in pictures, ascending.
-
-    Those below target come first, then failed ones, up to half of the places (more where the `ok` ones leave some
-    free); the `ok` ones are taken evenly from the weakest to the strongest, so that the page shows the whole range.
-    """
-    if len(images) <= limit:
-        return list(range(len(images)))
-    weakest_first = sorted(range(len(images)), key=lambda index: -(images[index].ratio or 0))
-    ok = [index for index in weakest_first if images[index].status == "ok"]
-    poor = [index for index in weakest_first if images[index].status == "below_target"]
-    poor += [index for index in range(len(images)) if images[index].status == "failed"]
-    poor = poor[: max(limit // 2, limit - len(ok))]
-    places = limit - len(poor)
-    spread = [ok[round(place * (len(ok) - 1) / max(places - 1, 1))] for place in range(places)]
-    return sorted(poor + spread)
-
-
 class _Painter:
     """Makes the panels of one run's images; remembers the decoded anchors."""
 
-    def __init__(self, run: Run, decoder: Encoder | None, remark: str | None, largest: int) -> None:
-        self.run, self.decoder, self.remark, self.largest = run, decoder, remark, largest
+    def __init__(
+        self, run: Run, decoder: Encoder | None, largest: int, roots: Sequence[str] | None, codecs: Codecs
+    ) -> None:
+        """roots: the folders that files are opened in; None: wherever the rows say."""
+        self.run, self.decoder, self.largest, self.roots, self.codecs = run, decoder, largest, roots, codecs
         self.anchors: dict[str, Panel] = {}
 
     def card(self, index: int) -> Card:
@@ -107,12 +110,19 @@ class _Painter:
         if file is None:
             return None, f"No {role} file was written."
         path = self.run.directory / file
-        if not path.is_file():
-            return None, f"The {role} file is not there: {path.name}"
+        name = path.name
+        if "\0" not in file and self.roots is not None:
+            path = Path(os.path.realpath(path))
+            if not any(path.is_relative_to(root) for root in self.roots):
+                return None, f"The {role} file is outside this folder; shown with --trust-record."
         try:
-            return decode(path, path.name).pixels, ""
+            if path.is_file():
+                return self.codecs.decode(read_file(path, LIMITS.image_bytes), name).pixels, ""
         except ShadeFastError as problem:
             return None, f"The {role} file cannot be shown. {problem}"
+        except OSError as problem:  # such as a name that is too long
+            return None, f"The {role} file cannot be read: {problem.strerror}"
+        return None, f"The {role} file is not there: {name}"
 
     def _panel(self, title: str, alt: str, pixels: UInt8Array | None, problem: str) -> Panel:
         if pixels is None:
@@ -175,14 +185,18 @@ def decode_view(encoder: Encoder, pixels: UInt8Array, size: int | None) -> UInt8
     """
     images = torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None].to(encoder.device, torch.float32) / 255
     view = View(size=LARGEST_DECODED if size is None else size)
+    plan = view.plan(pixels.shape[0], pixels.shape[1], encoder.factor)
+    height, width = plan.crop
+    if height * width > LIMITS.view_pixels:
+        raise ShadeFastError(f"the encoder would see {width}x{height} pixels, more than {LIMITS.view_pixels:,}")
     with torch.inference_mode():
-        seen = view.plan(pixels.shape[0], pixels.shape[1], encoder.factor).apply(images)
+        seen = plan.apply(images)
         decoded = encoder.decode(encoder.encode(seen))
     rounded: UInt8Array = decoded[0].mul(255).round().byte().permute(1, 2, 0).cpu().numpy()
     return rounded
 
 
-def _decoder(run: Run, encoder: Encoder | None) -> tuple[Encoder | None, str | None]:
+def _decoder(run: Run, encoder: Encoder | None, trusted: bool) -> tuple[Encoder | None, str | None]:
     """The encoder that decodes for the page, and a remark for its reader where it is missing or not the run's own."""
     if encoder is not None:
         if not encoder.has_decoder:
@@ -192,7 +206,12 @@ def _decoder(run: Run, encoder: Encoder | None) -> tuple[Encoder | None, str | N
             return encoder, None
         return encoder, f"Decoded with {encoder.name}, whose weights are not those that the run used."
     remark = "The run names no encoder, so what the model sees is left out."
-    for record in run.encoders:
+    encoders = run.encoders
+    if not trusted and encoders:
+        name = encoders[0].name
+        remark = f"The encoder {name} is loaded with --trust-record only, so what the model sees is left out."
+        encoders = tuple(record for record in encoders if record.spec == "embedded")[:1]
+    for record in encoders:
         loaded, remark = _load(record)
         if loaded is not None:
             return loaded, f"Decoded with {record.name}, one of the run's encoders." if len(run.encoders) > 1 else None
@@ -203,8 +222,9 @@ def _load(record: EncoderRecord) -> tuple[Encoder | None, str]:
     left_out = "so what the model sees is left out."
     try:
         from shade_fast.encoders import load_encoder
+        from shade_fast.hub import never_asked
 
-        encoder = load_encoder(record.spec)
+        encoder = load_encoder(never_asked(record.spec))
     except (ShadeFastError, ImportError, OSError, RuntimeError) as problem:
         return None, f"The run's encoder {record.name} could not be loaded ({problem}), {left_out}"
     if not encoder.has_decoder:

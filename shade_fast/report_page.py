@@ -16,10 +16,16 @@ from string import Template
 import numpy
 
 from shade_fast.report_run import ImageRecord, Run, Totals, totals, within_linf, within_lpips
+from shade_fast.text import printable
 
 PLOTTED_LINES = 150
 PLOTTED_POINTS = 120
 STATUS_WORDS = {"ok": "ok", "below_target": "below target", "failed": "failed"}
+_UNTRUSTED = (
+    '\n<p class="lead">The record is not known to be of your own runs on this machine: no file outside this folder was '
+    "opened, and no encoder that it names was loaded but the embedded one. If you know who made it, "
+    "<code>shade-fast report --trust-record</code> shows the rest.</p>"
+)
 
 
 @dataclass(frozen=True)
@@ -44,17 +50,18 @@ class Card:
     seen: tuple[Panel, ...]
 
 
-def render_page(run: Run, cards: Sequence[Card], remark: str | None) -> str:
-    """The whole page. remark: a line for the reader about what the model sees, plain text."""
+def render_page(run: Run, cards: Sequence[Card], remark: str | None, *, trusted: bool = True) -> str:
+    """The whole page. remark: a line for the reader about what the model sees, plain text. trusted: whether all that
+    the record names was opened; the page says so where it was not."""
     summary = totals(run)
     template = files("shade_fast").joinpath("report.html").read_text(encoding="utf-8")
     script = template.split("<script>")[1].split("</script>")[0]
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii")
-    body = [_totals(run, summary), _overview(run), _cards(run, summary, cards, remark), _table(run, cards)]
+    body = [_totals(run, summary), _overview(run), _cards(run, summary, cards, remark), _table(run, summary, cards)]
     return Template(template).substitute(
         script_hash=f"sha256-{digest}",
-        title=escape(f"shade_fast report: {_short(run.target)}"),
-        head=_head(run, summary),
+        title=_escape(f"shade_fast report: {_short(run.target)}"),
+        head=_head(run, summary) + ("" if trusted else _UNTRUSTED),
         body="\n".join(body),
     )
 
@@ -62,7 +69,7 @@ def render_page(run: Run, cards: Sequence[Card], remark: str | None) -> str:
 def _head(run: Run, summary: Totals) -> str:
     done, count = summary.ok, summary.images
     subject = f"{done} of {count} image{'' if count == 1 else 's'}" if count else "No images"
-    target = escape(_short(run.target)) or "its target"
+    target = _escape(_short(run.target)) or "its target"
     bounds = [f"pixel changes up to {_levels(run)}/255"] if run.budget_linf is not None else []
     bounds += [f"LPIPS up to {run.budget_lpips:g}"] if run.budget_lpips is not None else []
     within = f", inside {' and '.join(bounds)}" if bounds else ""
@@ -120,8 +127,8 @@ def _overview(run: Run) -> str:
 
 def _facts(run: Run) -> str:
     encoders = "<br>".join(
-        escape(encoder.name)
-        + (f' <span class="soft">{escape(encoder.sha256[:12])}</span>' if encoder.sha256 else "")
+        _escape(encoder.name)
+        + (f' <span class="soft">{_escape(encoder.sha256[:12])}</span>' if encoder.sha256 else "")
         + (
             f'<br><span class="soft">{encoder.channels} channels, 1/{encoder.factor} size</span>'
             if encoder.factor
@@ -134,17 +141,17 @@ def _facts(run: Run) -> str:
     speed = "" if run.images_per_second is None else f" ({run.images_per_second:.3g} images/s)"
     versions = ", ".join(f"{name} {version}" for name, version in [("shade_fast", run.version), *run.versions.items()])
     facts = {
-        "Target": escape(_short(run.target)),
+        "Target": _escape(_short(run.target)),
         "Encoder": encoders,
-        "Perceptual": escape(run.perceptual or "none"),
-        "Optimizer": escape(run.optimizer) + (f", {run.steps} steps" if run.steps is not None else ""),
+        "Perceptual": _escape(run.perceptual or "none"),
+        "Optimizer": _escape(run.optimizer) + (f", {run.steps} steps" if run.steps is not None else ""),
         "Budget": ", ".join(budget),
         "View": f"shorter side {run.view_size} px" if run.view_size else "the file's own size",
         "Seed": "" if run.seed is None else str(run.seed),
-        "Backend": escape(f"{run.backend} on {run.device}"),
+        "Backend": _escape(f"{run.backend} on {run.device}"),
         "Time": "" if run.seconds is None else _duration(run.seconds) + speed,
-        "Date": escape(_date(run.created)),
-        "Versions": escape(versions),
+        "Date": _escape(_date(run.created)),
+        "Versions": _escape(versions),
     }
     return (
         '<dl class="facts">'
@@ -155,15 +162,17 @@ def _facts(run: Run) -> str:
 
 def _plot(run: Run) -> str:
     """Distance over steps as a share of each image's start: one thin line an image, the median bold."""
-    curves = [
-        (image, [value / image.history[0] for value in image.history])
-        for image in run.images
-        if len(image.history) > 1 and image.history[0] > 0
-    ]
-    if not curves:
+    images = [run.images[place] for place in run.plotted if run.images[place].has_curve]
+    if not images:
         return '<p class="soft">No image has a history of more than one step.</p>'
-    length = max(len(values) for _, values in curves)
-    padded = numpy.array([values + values[-1:] * (length - len(values)) for _, values in curves])
+    length = max(len(image.history) for image in images)
+    padded = numpy.empty((len(images), length))
+    with numpy.errstate(over="ignore"):
+        for curve, image in zip(padded, images, strict=True):
+            steps = len(image.history)
+            # A damaged record may hold any figures; none above 3 is drawn.
+            curve[:steps] = numpy.clip(numpy.array(image.history) / image.history[0], 0, 1e6)
+            curve[steps:] = curve[steps - 1]
     median = numpy.median(padded, axis=0).tolist()
     bottom = max(math.floor(10 * float(padded.min()) - 1e-9) / 10, 0.0)
     top = min(max(math.ceil(10 * float(padded.max()) - 1e-9) / 10, 1.0), 3.0)
@@ -176,11 +185,12 @@ def _plot(run: Run) -> str:
         steps = sorted({*range(0, len(values), stride), len(values) - 1})
         return "M" + "L".join(f"{1000 * step / (length - 1):.0f} {10 * height(values[step]):.0f}" for step in steps)
 
-    shown = curves[:: math.ceil(len(curves) / PLOTTED_LINES)]
+    stride = math.ceil(len(images) / PLOTTED_LINES)
+    shown = images[::stride]
     lines = "".join(
-        f'<path class="each {image.status}" d="{path(values)}"><title>{escape(image.label)}: '
-        f"{_percent(values[-1])} left</title></path>"
-        for image, values in shown
+        f'<path class="each {image.status}" d="{path(curve[: len(image.history)].tolist())}">'
+        f"<title>{_escape(image.label)}: {_percent(curve[-1])} left</title></path>"
+        for image, curve in zip(shown, padded[::stride], strict=True)
     )
     rows = _ticks(bottom, top, 5)
     grid = "".join(
@@ -192,14 +202,16 @@ def _plot(run: Run) -> str:
         for step in _ticks(0, length - 1, 6)
         if step == int(step)
     )
-    each = f"one image ({len(shown)} of {len(curves)} drawn)" if len(shown) < len(curves) else "one image"
-    dashed = '<b class="dashed">below target</b>' if any(image.status == "below_target" for image, _ in shown) else ""
+    count = len(run.figures.curves)
+    each = f"one image ({len(shown)} of {count} drawn)" if len(shown) < count else "one image"
+    middle = "median" if len(images) == count else f"median of {len(images)}, taken evenly over all"
+    dashed = '<b class="dashed">below target</b>' if any(image.status == "below_target" for image in shown) else ""
     words = (
-        f"Distance over {length} steps for {len(curves)} images; the median ends at {_percent(median[-1])} of its start"
+        f"Distance over {length} steps for {len(images)} images; the median ends at {_percent(median[-1])} of its start"
     )
     return (
         f'<figure class="plot"><figcaption class="key">Latent distance to the anchor, as a share of its start<br>'
-        f'<b>median</b><b class="thin">{each}</b>{dashed}</figcaption>'
+        f'<b>{middle}</b><b class="thin">{each}</b>{dashed}</figcaption>'
         f'<div class="plot-area" role="img" aria-label="{words}">'
         f'<svg viewBox="0 0 1000 1000" preserveAspectRatio="none">'
         f'{grid}{lines}<path class="median" d="{path(median)}"/></svg>{labels}<span class="name">step</span>'
@@ -232,13 +244,14 @@ def _cards(run: Run, summary: Totals, cards: Sequence[Card], remark: str | None)
         filters = f'{inputs}<div class="filters">{labels}</div>'
     lines = ["Press and hold a picture to see its counterpart in its place; with the keyboard, hold space."]
     if len(cards) < summary.images:
+        listed = "all" if len(run.listed) == summary.images else f"{len(run.listed):,} of them"
         lines.insert(
             0,
             f"{len(cards)} of {summary.images} images are shown: those that fell short first, the others evenly "
-            "from the weakest to the strongest. The table below lists all.",
+            f"from the weakest to the strongest. The table below lists {listed}.",
         )
     hint = f'<p class="lead hint">{" ".join(lines)}</p>'
-    note = f'<p class="lead">{escape(remark)}</p>' if remark else ""
+    note = f'<p class="lead">{_escape(remark)}</p>' if remark else ""
     inside = "\n".join(_card(run, card) for card in cards)
     return f"<section><h2>Images</h2>{hint}{note}{filters}\n{inside}</section>"
 
@@ -251,9 +264,9 @@ def _card(run: Run, card: Card) -> str:
         f'<p class="status">{STATUS_WORDS[record.status]}</p>'
     )
     if record.status == "failed":
-        reason = f'<p class="reason">{escape(record.error or "No reason was recorded.")}</p>'
+        reason = f'<p class="reason">{_escape(record.error or "No reason was recorded.")}</p>'
         return f'{opening}</div><div class="row">{"".join(map(_panel, card.files))}{reason}</div></article>'
-    reason = f'<p class="reason">{escape(record.error)}</p>' if record.error else ""
+    reason = f'<p class="reason">{_escape(record.error)}</p>' if record.error else ""
     rows = f'<div class="row">{"".join(map(_panel, card.files))}</div>'
     if card.seen:
         rows += "<h4>What the model sees</h4>" + f'<div class="row">{"".join(map(_panel, card.seen))}</div>'
@@ -283,7 +296,7 @@ def _measures(run: Run, record: ImageRecord) -> str:
         "size": _size(record),
     }
     if record.target and record.target != run.target:
-        measures["target"] = escape(_short(record.target))
+        measures["target"] = _escape(_short(record.target))
     inside = "".join(f"<dt>{name}</dt><dd>{value}</dd>" for name, value in measures.items())
     return f'<dl class="measures">{inside}</dl>'
 
@@ -293,28 +306,40 @@ def _exceeded() -> str:
 
 
 def _panel(panel: Panel) -> str:
-    caption = f"<figcaption>{escape(panel.title)}</figcaption>"
+    caption = f"<figcaption>{_escape(panel.title)}</figcaption>"
     if panel.uri is None:
-        return f'<figure class="panel"><div class="empty">{escape(panel.problem)}</div>{caption}</figure>'
+        return f'<figure class="panel"><div class="empty">{_escape(panel.problem)}</div>{caption}</figure>'
     aspect = min(max(panel.width / panel.height, 0.6), 2.5)
     tiny = ' class="tiny"' if max(panel.width, panel.height) < 64 else ""
-    image = f'<img{tiny} src="{panel.uri}" alt="{escape(panel.alt)}" decoding="async">'
+    image = f'<img{tiny} src="{panel.uri}" alt="{_escape(panel.alt)}" decoding="async">'
     style = f'class="picture" style="aspect-ratio:{aspect:.3f}"'
     swaps = panel.title.startswith(("clean", "perturbed"))
     picture = f'<button type="button" {style}>{image}</button>' if swaps else f"<div {style}>{image}</div>"
     return f'<figure class="panel">{picture}{caption}</figure>'
 
 
-def _table(run: Run, cards: Sequence[Card]) -> str:
-    if not run.images:
+def _table(run: Run, summary: Totals, cards: Sequence[Card]) -> str:
+    if not run.listed:
         return ""
     shown = {card.index for card in cards}
-    rows = "\n".join(_row(index, image, index in shown) for index, image in enumerate(run.images))
+    rows = "\n".join(_row(index, run.images[index], index in shown) for index in run.listed)
     words = {"#": "", "image": "word", "status": "word", "size": "", "linf<br>/255": "", "lpips": ""}
     words |= {"distance": "", "left": "", "": "", "steps": "", "time": ""}
     heads = "".join(f'<th scope="col" class="{kind}">{word}</th>' for word, kind in words.items())
+    title, note = "All images", ""
+    if len(run.listed) < summary.images:
+        title, short = "Images", summary.below_target + summary.failed
+        fell = sum(run.images[index].status != "ok" for index in run.listed)
+        which = f"and {fell:,} of the {short:,} that failed or fell short"
+        if fell == short:
+            which = f"all {short:,} that failed or fell short, and others taken evenly over the archive"
+        note = (
+            f'<p class="lead">{len(run.listed):,} of {summary.images:,} images are listed: those in pictures, {which}; '
+            "the manifest has all.</p>"
+        )
     return (
-        f'<section><h2>All images</h2><div class="scroll" tabindex="0" role="region" aria-label="Table of all images">'
+        f'<section><h2>{title}</h2>{note}<div class="scroll" tabindex="0" role="region" '
+        f'aria-label="Table of {title.lower()}">'
         f"<table><thead><tr>{heads}</tr></thead><tbody>\n{rows}\n</tbody></table></div></section>"
     )
 
@@ -322,7 +347,7 @@ def _table(run: Run, cards: Sequence[Card]) -> str:
 def _row(index: int, record: ImageRecord, shown: bool) -> str:
     number = str(index + 1)
     link = f'<a href="#image-{number}">{number}</a>' if shown else number
-    error = f"<small>{escape(record.error)}</small>" if record.error else ""
+    error = f"<small>{_escape(record.error)}</small>" if record.error else ""
     cells = [
         _size(record),
         "–" if record.linf is None else f"{255 * record.linf:.4g}",
@@ -351,7 +376,7 @@ def _distances(record: ImageRecord) -> str:
 
 def _label(record: ImageRecord) -> str:
     """The image's name, escaped, with places where a line may break."""
-    return escape(record.label).replace("_", "_<wbr>").replace("/", "/<wbr>")
+    return _escape(record.label).replace("_", "_<wbr>").replace("/", "/<wbr>")
 
 
 def _bar(ratio: float) -> str:
@@ -384,6 +409,10 @@ def _date(created: str) -> str:
     except ValueError:
         return created
     return f"{moment.day} {moment:%B %Y, %H:%M} {moment.tzname() or ''}".strip()
+
+
+def _escape(text: str) -> str:
+    return escape(printable(text))
 
 
 def _short(target: str) -> str:

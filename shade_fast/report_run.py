@@ -1,15 +1,17 @@
-"""What a run's folder says of itself: its manifest, read and checked, and the totals over its images."""
+"""What a run's folder says of itself: its manifest, read and checked, the totals over its images, and who is shown."""
 
 from __future__ import annotations
 
 import math
 import os
-import statistics
-from collections.abc import Mapping, Sequence
+from array import array
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy
+import numpy.typing
 import pyarrow as pa
 
 from shade_fast.archive import Manifest, Row, Storage
@@ -17,7 +19,20 @@ from shade_fast.archive.manifest import finite, read_stats
 from shade_fast.archive.names import from_text
 from shade_fast.archive.record import RUN_NAME
 from shade_fast.archive.record import read_run as read_record
-from shade_fast.errors import ShadeFastError
+from shade_fast.errors import ShadeFastError, reason
+
+STATUSES = ("ok", "below_target", "failed")
+#: Rows of the page's table, and images that its plot is of where the table has not all.
+LISTED, CURVES = 2000, 300
+#: Characters of a text, and steps of a history, beyond which one image would make the page heavy.
+LONGEST_TEXT, LONGEST_HISTORY = 4096, 10_000
+#: What reading a manifest that is damaged, or that something else wrote, may end in.
+_UNREADABLE = (
+    *(pa.ArrowException, OSError, ArithmeticError, AttributeError, LookupError),
+    *(RecursionError, TypeError, ValueError),
+)
+
+Indices = numpy.typing.NDArray[numpy.int64]
 
 
 @dataclass(frozen=True)
@@ -49,14 +64,18 @@ class ImageRecord:
     distance_after: float | None
     steps: int
     seconds: float | None
-    history: tuple[float, ...]
+    history: Sequence[float]
+
+    @property
+    def has_curve(self) -> bool:
+        return len(self.history) > 1 and self.history[0] > 0
 
     @property
     def ratio(self) -> float | None:
         """Distance after over distance before: what is left of the way to the anchor; None where not measured."""
         if self.status == "failed" or not self.distance_before or self.distance_after is None:
             return None
-        return self.distance_after / self.distance_before
+        return finite(self.distance_after / self.distance_before)
 
     @property
     def label(self) -> str:
@@ -67,11 +86,48 @@ class ImageRecord:
         return self.source
 
 
+class Figures:
+    """What counting and choosing need of a run's images, in the manifest's order; some bytes for each."""
+
+    def __init__(self, images: Iterable[ImageRecord]) -> None:
+        statuses, ratios, curves = array("B"), array("d"), array("B")
+        self.largest_linf: float | None = None
+        self.largest_lpips: float | None = None
+        for image in images:
+            statuses.append(STATUSES.index(image.status))
+            ratios.append(math.nan if image.ratio is None else image.ratio)
+            curves.append(image.has_curve)
+            if image.status != "failed":
+                self.largest_linf = _larger(self.largest_linf, image.linf)
+                self.largest_lpips = _larger(self.largest_lpips, image.lpips)
+        self._statuses = numpy.frombuffer(statuses, numpy.uint8)
+        self._curves = numpy.frombuffer(curves, numpy.uint8)
+        #: NaN where nothing was measured
+        self.ratios = numpy.frombuffer(ratios, numpy.float64)
+
+    def __len__(self) -> int:
+        return len(self.ratios)
+
+    def of(self, status: str) -> Indices:
+        """Indices of the images of one status, ascending."""
+        return numpy.flatnonzero(self._statuses == STATUSES.index(status))
+
+    @property
+    def curves(self) -> Indices:
+        """Indices of the images whose history can be drawn."""
+        return numpy.flatnonzero(self._curves)
+
+
 @dataclass(frozen=True)
 class Run:
-    """A run's manifest; budgets in [0, 1] units (linf) and LPIPS distance, `None` where the budget leaves one free."""
+    """A run's manifest; budgets in [0, 1] units (linf) and LPIPS distance, `None` where the budget leaves one free.
+
+    record: as the folder has it. images: those that the page shows, by their place in the manifest: of them the table
+    has those in `listed`, pictures those in `pictured`, and the plot those in `plotted`, all ascending.
+    """
 
     directory: Path
+    record: Mapping[str, Any]
     version: str
     versions: Mapping[str, str]
     created: str
@@ -88,7 +144,11 @@ class Run:
     device: str
     seconds: float | None
     images_per_second: float | None
-    images: tuple[ImageRecord, ...]
+    figures: Figures
+    images: Mapping[int, ImageRecord]
+    listed: Sequence[int]
+    pictured: Sequence[int]
+    plotted: Sequence[int]
 
 
 @dataclass(frozen=True)
@@ -107,9 +167,10 @@ class Totals:
     holds_lpips: bool
 
 
-def read_run(directory: Path | str) -> Run:
-    """Read the record of an archive's output.
+def read_run(directory: Path | str, limit: int = 60) -> Run:
+    """Read the record of an archive's output, twice: for the figures, then for the images that are shown.
 
+    limit: how many images are shown in pictures. Memory is bounded, but for some bytes an image.
     Raises ShadeFastError, naming the file and the field, where it is missing or has wrong values.
     """
     out = Storage(directory)
@@ -123,15 +184,27 @@ def read_run(directory: Path | str) -> Run:
     encoders = options.values.get("encoder")
     if not isinstance(encoders, list):
         raise options.wrong("encoder", "a list")
+    linf = budget.number("linf")
+    if linf is not None and not 0 <= linf <= 1:
+        raise budget.wrong("linf", "a number from 0 to 1")
     manifest = Manifest(out)
-    stats = _Fields(path, "stats.", read_stats(out)).inner("last_run")
-    images, seconds = stats.count("images"), stats.number("seconds")
     try:
-        rows = tuple(_image(row, out) for row in manifest.all_rows())
-    except (pa.ArrowException, TypeError, ValueError) as problem:
-        raise ShadeFastError(f"{directory}: its manifest cannot be read ({problem}); run it again") from problem
+        stats = _Fields(path, "stats.", read_stats(out)).inner("last_run")
+        count, seconds = stats.count("images"), stats.number("seconds")
+        figures = Figures(_image(row, out) for row in manifest.all_rows())
+        pictured = choose(figures, limit)
+        listed, plotted = _listed(figures, pictured), _plotted(figures)
+        shown = {*pictured, *listed, *plotted}
+        images = {place: _image(row, out) for place, row in enumerate(manifest.all_rows()) if place in shown}
+    except ShadeFastError:
+        raise
+    except _UNREADABLE as problem:
+        raise ShadeFastError(f"{directory}: its manifest cannot be read ({reason(problem)}); run it again") from problem
+    # A run that goes on meanwhile may have changed what is there since the figures were read.
+    pictured, listed, plotted = ([place for place in one if place in images] for one in (pictured, listed, plotted))
     return Run(
         directory=Path(directory),
+        record=record,
         version=options.text("version") or "unknown",
         versions={str(name): str(version) for name, version in fields.inner("versions").values.items()},
         created=fields.text("created") or "",
@@ -139,7 +212,7 @@ def read_run(directory: Path | str) -> Run:
         optimizer=options.text("optimizer") or "unknown",
         steps=options.count("steps"),
         seed=options.count("seed"),
-        budget_linf=budget.number("linf"),
+        budget_linf=linf,
         budget_lpips=budget.number("lpips"),
         view_size=view.count("size"),
         encoders=tuple(_encoder(_Fields(path, f"encoder[{i}].", value)) for i, value in enumerate(encoders)),
@@ -147,28 +220,69 @@ def read_run(directory: Path | str) -> Run:
         backend=options.text("backend") or "unknown",
         device=options.text("device") or "unknown",
         seconds=seconds,
-        images_per_second=images / seconds if images and seconds else None,
-        images=rows,
+        images_per_second=count / seconds if count and seconds else None,
+        figures=figures,
+        images=images,
+        listed=listed,
+        pictured=pictured,
+        plotted=plotted,
     )
+
+
+def choose(figures: Figures, limit: int) -> list[int]:
+    """Indices of at most `limit` images to show in pictures, ascending.
+
+    Those below target come first, then failed ones, up to half of the places (more where the `ok` ones leave some
+    free); the `ok` ones are taken evenly from the weakest to the strongest, so that the page shows the whole range.
+    """
+    if len(figures) <= limit:
+        return list(range(len(figures)))
+    ok, below = (_weakest_first(figures, status) for status in ("ok", "below_target"))
+    poor = numpy.concatenate([below, figures.of("failed")])[: max(limit // 2, limit - len(ok))]
+    return sorted([*poor.tolist(), *_spread(ok, limit - len(poor))])
+
+
+def _listed(figures: Figures, pictured: Sequence[int]) -> list[int]:
+    """Those of the table: all where they are few, else those in pictures, then those that fell short, then others."""
+    if len(figures) <= LISTED:
+        return list(range(len(figures)))
+    chosen = set(pictured)
+    poor = numpy.union1d(figures.of("below_target"), figures.of("failed"))
+    for indices in (poor, figures.of("ok")):
+        rest = numpy.setdiff1d(indices, list(chosen))
+        chosen.update(_spread(rest, min(len(rest), max(LISTED - len(chosen), 0))))
+    return sorted(chosen)
+
+
+def _plotted(figures: Figures) -> list[int]:
+    curves = figures.curves
+    return _spread(curves, len(curves) if len(figures) <= LISTED else min(len(curves), CURVES))
+
+
+def _weakest_first(figures: Figures, status: str) -> Indices:
+    indices = figures.of(status)
+    return indices[numpy.argsort(-numpy.nan_to_num(figures.ratios[indices]), kind="stable")]
+
+
+def _spread(items: Indices, places: int) -> list[int]:
+    return [int(items[round(place * (len(items) - 1) / max(places - 1, 1))]) for place in range(places)]
 
 
 def totals(run: Run) -> Totals:
     """Count and summarise a run's images; the pixel bound is the file's own: 255·linf rounded down to whole values."""
-    done = [image for image in run.images if image.status != "failed"]
-    ratios = [image.ratio for image in done if image.ratio is not None]
-    linf = _largest([image.linf for image in done])
-    lpips = _largest([image.lpips for image in done])
+    figures = run.figures
+    ratios = figures.ratios[~numpy.isnan(figures.ratios)]
     return Totals(
-        images=len(run.images),
-        ok=sum(image.status == "ok" for image in run.images),
-        below_target=sum(image.status == "below_target" for image in run.images),
-        failed=len(run.images) - len(done),
-        mean_ratio=statistics.fmean(ratios) if ratios else None,
-        median_ratio=statistics.median(ratios) if ratios else None,
-        largest_linf=linf,
-        largest_lpips=lpips,
-        holds_linf=within_linf(linf, run.budget_linf),
-        holds_lpips=within_lpips(lpips, run.budget_lpips),
+        images=len(figures),
+        ok=len(figures.of("ok")),
+        below_target=len(figures.of("below_target")),
+        failed=len(figures.of("failed")),
+        mean_ratio=float(ratios.mean()) if len(ratios) else None,
+        median_ratio=float(numpy.median(ratios)) if len(ratios) else None,
+        largest_linf=figures.largest_linf,
+        largest_lpips=figures.largest_lpips,
+        holds_linf=within_linf(figures.largest_linf, run.budget_linf),
+        holds_lpips=within_lpips(figures.largest_lpips, run.budget_lpips),
     )
 
 
@@ -182,8 +296,8 @@ def within_lpips(lpips: float | None, budget: float | None) -> bool:
     return lpips is None or budget is None or lpips <= budget
 
 
-def _largest(values: Sequence[float | None]) -> float | None:
-    return max((value for value in values if value is not None), default=None)
+def _larger(largest: float | None, value: float | None) -> float | None:
+    return value if largest is None or (value is not None and value > largest) else largest
 
 
 def _encoder(fields: _Fields) -> EncoderRecord:
@@ -198,23 +312,32 @@ def _encoder(fields: _Fields) -> EncoderRecord:
 
 
 def _image(row: Row, out: Storage) -> ImageRecord:
+    if row.status not in STATUSES:
+        raise ValueError(f"status {row.status!r:.80}")
+    history = row.history if len(row.history) <= LONGEST_HISTORY else ()
     return ImageRecord(
-        source=from_text(row.source),
-        output=None if row.output is None else from_text(row.output),
-        target=row.target or "",
-        anchor=row.anchor and os.path.relpath(from_text(row.anchor), out.root),
+        source=from_text(_text(row.source)),
+        output=None if row.output is None else from_text(_text(row.output)),
+        target=_text(row.target or ""),
+        anchor=os.path.relpath(from_text(_text(row.anchor)), out.root) if row.anchor else None,
         status=row.status,
-        error=row.error,
-        width=row.width,
-        height=row.height,
+        error=None if row.error is None else _text(row.error),
+        width=int(row.width),
+        height=int(row.height),
         linf=finite(row.linf),
         lpips=finite(row.lpips),
         distance_before=finite(row.distance_before),
         distance_after=finite(row.distance_after),
-        steps=row.steps,
-        seconds=row.optimize_ms / 1000,
-        history=tuple(value for value in row.history if math.isfinite(value)),
+        steps=int(row.steps),
+        seconds=finite(row.optimize_ms / 1000),
+        history=array("d", (value for value in history if math.isfinite(value))),
     )
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{value!r:.80} is no text")
+    return value if len(value) <= LONGEST_TEXT else f"{value[:LONGEST_TEXT]}…"
 
 
 class _Fields:
@@ -243,7 +366,10 @@ class _Fields:
             return None
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             raise self.wrong(name, "a number")
-        return float(value) if math.isfinite(value) else None
+        try:
+            return finite(float(value))
+        except OverflowError:
+            raise self.wrong(name, "a number of this size") from None
 
     def count(self, name: str) -> int | None:
         value = self.number(name)

@@ -28,6 +28,7 @@ class PoisonedImage:
     steps: optimiser steps taken. history: the distance before each step. anchor: path of the anchor's image, or None.
     seconds: the image's share of the time that its batch took.
     survival: treatment -> share of the latent shift that is left after it (see `shade_fast.survival`); None unasked.
+    transient: whether what failed may succeed another time (a lack of memory, a process that died).
     """
 
     image: UInt8Array | None
@@ -44,6 +45,7 @@ class PoisonedImage:
     history: tuple[float, ...] = field(default=(), repr=False)
     seconds: float = 0.0
     survival: Mapping[str, float] | None = None
+    transient: bool = False
 
     @property
     def ratio(self) -> float | None:

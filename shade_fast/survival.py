@@ -20,6 +20,7 @@ from shade_fast.encoders import Encoder, load_encoder
 from shade_fast.engine import kernels, resolve_backend, run_by
 from shade_fast.errors import ShadeFastError
 from shade_fast.images import DecodedImage, UInt8Array, decode
+from shade_fast.pulse import pulse
 from shade_fast.results import mean_share
 from shade_fast.runtime import exact_products
 from shade_fast.transforms import Map, crop_map
@@ -161,6 +162,7 @@ def shares(
     """`survival` of one image, uint8 [H, W, 3]; of several encoders the mean. NaN where there was no shift."""
 
     def latent(encoder: Encoder, pixels: UInt8Array) -> Tensor:
+        pulse()
         images = torch.tensor(pixels).permute(2, 0, 1)[None].to(encoder.device) / 255
         plan = view.plan(pixels.shape[0], pixels.shape[1], encoder.factor)
         with exact_products(encoder.device):

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+from PIL import ExifTags, Image
 
 from shade_fast.anchors import Anchor, ImageLike
 from shade_fast.engine import Codec
-from shade_fast.errors import ShadeFastError
+from shade_fast.errors import ShadeFastError, TransientError
 from shade_fast.images import DecodedImage, Output, UInt8Array, decode, name_of
 from shade_fast.jpeg import JpegSettings
 from shade_fast.results import PoisonedImage
+
+Encode = Callable[[Output, DecodedImage, UInt8Array, JpegSettings | None], bytes]
+Decode = Callable[[bytes, str], DecodedImage]
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,14 +40,15 @@ class Protected:
     stored: UInt8Array | None = None
     jpeg: JpegSettings | None = None
 
-    def encode(self, output: Output) -> bytes:
+    def encode(self, output: Output, encode: Encode = Output.encode, decode: Decode = decode) -> bytes:
         """The bytes of the file, decoded again and found to show the pixels (and alpha) that were measured.
 
+        encode, decode: what does it, in a process of its own for example.
         Raises ShadeFastError where they do not, where the image failed, and where the format cannot hold it.
         """
         if self.image is None or self.stored is None or self.outcome.image is None:
             raise ShadeFastError(self.outcome.error or f"{self.outcome.name}: failed")
-        data = output.encode(self.image, self.stored, self.jpeg)
+        data = encode(output, self.image, self.stored, self.jpeg)
         shown = decode(data, self.image.name)
         if not (np.array_equal(shown.pixels, self.outcome.image[..., :3]) and shown.has_alpha_of(self.image)):
             raise ShadeFastError(f"{self.image.name}: the encoded file does not decode to the pixels measured")
@@ -80,15 +85,25 @@ def failed(error: Exception, image: ImageLike | DecodedImage | ShadeFastError) -
         name = name_of(image)
     message = str(error)
     return PoisonedImage(
-        image=None, status="failed", error=message if name in message else f"{name}: {message}", name=name
+        image=None,
+        status="failed",
+        error=message if name in message else f"{name}: {message}",
+        name=name,
+        transient=isinstance(error, TransientError),
     )
 
 
 def codec(image: DecodedImage, output: Output, jpeg: JpegSettings) -> Codec:
     """What an image's file, written so, makes of uint8 pixels [3, H, W]."""
 
+    # Of the file's metadata only what turns its pixels: the rest is others' bytes, and is looked at elsewhere.
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = image.orientation
+    bare = replace(image, exif=exif.tobytes() if image.orientation > 1 else None, icc_profile=None, xmp=None)
+
     def through_the_file(pixels: torch.Tensor) -> torch.Tensor:
-        shown = decode(output.encode(image, to_array(pixels), jpeg), image.name).pixels
+        data = output.encode(bare, to_array(pixels), jpeg)
+        shown = decode(data, image.name, max_pixels=image.pixels.size).pixels
         return torch.tensor(shown).permute(2, 0, 1).to(pixels.device)
 
     return through_the_file

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import pickle
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -150,3 +151,47 @@ def pipeline_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     pipeline.save_pretrained(folder / "model")
     return folder / "model"
+
+
+@pytest.fixture(scope="session")
+def clip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a CLIP of random weights: its figures mean nothing, but they are the same every time."""
+    transformers = pytest.importorskip("transformers")
+    folder = tmp_path_factory.mktemp("clip")
+    tokenizer = letter_tokenizer(folder)
+    tokenizer.save_pretrained(folder)
+    small = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = transformers.CLIPConfig(
+        text_config={
+            **small, "vocab_size": len(tokenizer), "max_position_embeddings": 16,
+            "bos_token_id": len(tokenizer) - 2, "eos_token_id": len(tokenizer) - 1,
+        },
+        vision_config={**small, "image_size": 32, "patch_size": 8},
+        projection_dim=8,
+    )  # fmt: skip
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        transformers.CLIPModel(config).save_pretrained(folder)
+    transformers.CLIPImageProcessor(size={"shortest_edge": 32}, crop_size=32).save_pretrained(folder)
+    return folder
+
+
+class _Opens:
+    """Unpickled by a loader that runs code, it creates a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> object:
+        return open, (str(self.path), "w")
+
+
+@pytest.fixture
+def malicious(tmp_path: Path) -> _Opens:
+    """An object whose unpickling creates `malicious.path`."""
+    content = _Opens(tmp_path / "code_ran")
+    pickle.loads(pickle.dumps(content)).close()
+    if not content.path.is_file():
+        pytest.fail("the malicious pickle does nothing, so refusing it shows nothing")
+    content.path.unlink()
+    return content

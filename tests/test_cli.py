@@ -195,13 +195,49 @@ def test_a_command_without_standard_output_ends_as_it_would(monkeypatch: pytest.
     assert cli.main(["info"]) == cli.EXIT_OK
 
 
-def test_a_broken_pipe_that_is_not_the_output_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("error", [BrokenPipeError(), ZeroDivisionError("by zero"), RecursionError(), MemoryError()])
+def test_an_error_that_nobody_expected_has_a_code_of_its_own(
+    error: Exception, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     def breaks(_: object) -> int:
-        raise BrokenPipeError
+        error.add_note("a\x1b]0;b.png")
+        raise error
 
     monkeypatch.setattr(cli, "_info", breaks)
-    with pytest.raises(BrokenPipeError):
-        cli.main(["info"])
+    assert cli.main(["info"]) == cli.EXIT_FAULT == 70
+    shown = capsys.readouterr().err
+    assert shown.startswith(f"shade-fast: a\\x1b]0;b.png: unexpected error: {type(error).__name__}")
+    assert "Traceback" not in shown
+    monkeypatch.setenv("SHADE_FAST_TRACEBACK", "1")
+    assert cli.main(["info"]) == cli.EXIT_FAULT
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_an_error_in_a_thread_of_a_run_names_the_image(
+    poison: Poison, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from shade_fast.archive.archive import Archive
+
+    def breaks(*_: object) -> None:
+        raise RuntimeError("nobody expected this")
+
+    monkeypatch.setattr(Archive, "_make_room", breaks)
+    assert cli.main(poison()) == cli.EXIT_FAULT
+    shown = capsys.readouterr().err
+    assert shown.startswith(("shade-fast: a.png: 00000", "shade-fast: b.jpg: 00000"))
+    assert ": unexpected error: RuntimeError: nobody expected this;" in shown
+
+
+def test_names_move_no_terminal(photos: Path, poison: Poison, capsys: pytest.CaptureFixture[str]) -> None:
+    name = "\x1b[2J\x1b]0;title\a\u202egnp.png"
+    (photos / name).write_bytes(b"no image")
+    (photos / f"link{name}.png").symlink_to("nowhere")
+    for more in (["--dry-run"], [], ["--overwrite"]):
+        cli.main(poison(*more))
+        shown = capsys.readouterr()
+        for text in (shown.out, shown.err):
+            assert not set(text) & {"\x1b", "\a", "\u202e"}
+        assert "\\x1b[2J" in shown.out
 
 
 def test_a_dry_run_tells_what_the_same_run_would_still_do(

@@ -12,10 +12,10 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
-from PIL import ExifTags, Image, ImageCms, ImageOps, PngImagePlugin
+from PIL import ExifTags, Image, ImageCms, ImageOps, PngImagePlugin, TiffImagePlugin
 
 from shade_fast import ShadeFastError
-from shade_fast.images import MAX_PIXELS, DecodedImage, Output, decode
+from shade_fast.images import MAX_PIXELS, DecodedImage, Output, decode, read_file
 
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 ORIENTATIONS = range(1, 9)
@@ -409,12 +409,55 @@ def test_paths_that_cannot_be_read(path: str, tmp_path: Path) -> None:
 
 
 def test_a_file_that_may_not_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(_: Path) -> bytes:
+    def refuse(*_: object) -> int:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(Path, "read_bytes", refuse)
+    monkeypatch.setattr(os, "open", refuse)
     with pytest.raises(ShadeFastError, match=r"secret.jpg: cannot be read: Permission denied"):
         decode(tmp_path / "secret.jpg")
+
+
+def test_what_is_no_file_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.png")
+    for path in (tmp_path / "pipe.png", Path("/dev/zero")):
+        with pytest.raises(ShadeFastError, match=rf"{path}: cannot be read: not a file"):
+            decode(path)
+    with pytest.raises(ShadeFastError, match=r"cannot be read: not a file"):
+        decode(tmp_path)
+
+
+def test_larger_files_than_may_be_are_not_read(tmp_path: Path) -> None:
+    path = tmp_path / "large.png"
+    path.write_bytes(bytes(1000))
+    assert read_file(path, 1000) == bytes(1000)
+    with pytest.raises(OSError, match=r"1000 bytes; at most 999 are read"):
+        read_file(path, 999)
+    os.truncate(path, 1 << 40)
+    with pytest.raises(ShadeFastError, match=r"1099511627776 bytes; at most 2147483648 are read"):
+        decode(path)
+    # Says that it has none, as a file that grows does when it is looked at too early.
+    assert read_file("/proc/self/cmdline")
+    with pytest.raises(OSError, match=r"at most 3 are read"):
+        read_file("/proc/self/cmdline", 3)
+
+
+def test_the_most_pixels_are_the_callers(picture: Image.Image, pixels: npt.NDArray[np.uint8]) -> None:
+    for source in (encoded(picture, "PNG"), picture, pixels):
+        assert decode(source, max_pixels=960).pixels.shape == (24, 40, 3)
+        with pytest.raises(ShadeFastError, match=r"40x24 pixels.*; at most 959"):
+            decode(source, max_pixels=959)
+
+
+def test_metadata_of_other_types_than_there_should_be(picture: Image.Image) -> None:
+    directory = TiffImagePlugin.ImageFileDirectory_v2()
+    for tag, kind, value in ((274, 3, 1), (700, 2, "text"), (34675, 4, 7)):
+        directory.tagtype[tag] = kind
+        directory[tag] = value
+    image = decode(encoded(picture, "TIFF", tiffinfo=directory))
+    assert (image.xmp, image.icc_profile) == (None, None)
+    ratio = struct.pack("<2sHIHHHIIIII", b"II", 42, 8, 1, 274, 5, 1, 26, 0, 3, 1)
+    image = decode(encoded(picture, "JPEG", exif=b"Exif\0\0" + ratio))
+    assert (type(image.orientation), image.orientation) == (int, 3)
 
 
 @pytest.mark.parametrize(("width", "height"), [(20000, 20000), (MAX_PIXELS // 1000 + 1, 1000)])

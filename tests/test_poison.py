@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 import os
+import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +15,7 @@ from torch import nn
 
 from shade_fast import Anchor, AnchorLibrary, Budget, PoisonResult, ShadeFastError, View, load_encoder, poison_batch
 from shade_fast.images import decode
+from shade_fast.limits import Limits
 from shade_fast.poisoner import Poisoner
 from shade_fast.work import Work
 
@@ -235,6 +239,78 @@ def test_a_long_thin_image_is_protected(options: dict[str, Any], target: np.ndar
     assert change(result, 0, clean) <= 16
 
 
+@pytest.mark.parametrize("batch_size", [1, 4])
+def test_a_view_over_the_limits_is_refused_by_name_and_its_neighbours_are_done(
+    batch_size: int, options: dict[str, Any], target: np.ndarray, tmp_path: Path
+) -> None:
+    long = tmp_path / "screenshot.png"
+    Image.fromarray(picture(80, 800)).save(long)
+    limits = Limits(view_side=400, view_pixels=64 * 300)
+    poisoner = Poisoner(**options, limits=limits)
+    poisoner.batch_size = batch_size  # as on a GPU
+    images = [picture(64, 64), long, long, picture(64, 320), picture(64, 72)]
+    result = poisoner.poison_batch(images, target)
+    assert [one.status for one in result] == ["ok", "failed", "failed", "failed", "ok"]
+    assert result[1].error == result[2].error
+    assert result[1].error == (
+        f"{long}: the encoder would see 640x64 pixels; at most 400 a side and 19,200 in all: cut it into parts, give "
+        "a smaller --view, or --max view-side=640 --max view-pixels=40960"
+    )
+    assert str(result[3].error).endswith("give a smaller --view, or --max view-pixels=20480")
+    raised = poison_batch([long], target, **options, limits=Limits(view_side=640, view_pixels=40960))
+    assert raised[0].status == "ok"
+
+
+@pytest.mark.parametrize("backend", ["native", "reference"])
+def test_an_image_that_needs_more_memory_than_is_allowed_is_refused_before_it_is_begun(
+    backend: str, options: dict[str, Any], target: np.ndarray
+) -> None:
+    images = [picture(64, 64), picture(64, 2048)]
+    result = poison_batch(images, target, **options, backend=backend, limits=Limits(memory=20_000_000))
+    assert [one.status for one in result] == ["ok", "failed"]
+    assert re.search(
+        r"2048x64 pixels need about [0-9.]+ MB, at most 20\.0 MB are allowed: .*--max memory=\d{8,}$",
+        str(result[1].error),
+    )
+
+
+def test_an_image_that_needs_more_memory_than_is_free_is_refused(
+    options: dict[str, Any], target: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shade_fast.poisoner.ORDINARY_PIXELS", 64 * 100)
+    monkeypatch.setattr("shade_fast.poisoner.free_bytes", lambda: 9_000_000)
+    result = poison_batch([picture(64, 64), picture(64, 2048)], target, **options)
+    assert [one.status for one in result] == ["ok", "failed"]
+    assert "2048x64 pixels need about " in str(result[1].error)
+    assert "9.0 MB are free: give a smaller --view" in str(result[1].error)
+    monkeypatch.setattr("shade_fast.poisoner.free_bytes", lambda: None)
+    assert poison_batch([picture(64, 2048)], target, **options)[0].status == "ok"
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the system does not tell a process' peak")
+@pytest.mark.parametrize("backend", ["native", "reference"])
+def test_what_an_image_is_said_to_need_is_what_it_takes(backend: str) -> None:
+    """Measured in a process of its own, as the peak beyond what it had when it was asked."""
+    code = """
+import sys
+import numpy as np
+from shade_fast import Budget, Poisoner, View
+poisoner = Poisoner(perceptual=None, budget=Budget(lpips=None), steps=2, view=View(512), backend=sys.argv[1])
+anchor, image = (np.random.default_rng(0).integers(0, 256, (side, side, 3), dtype=np.uint8) for side in (64, 512))
+poisoner.poison_batch([anchor], anchor)
+said = poisoner._footprint.bytes(poisoner.view.plan(512, 512, poisoner.factor))
+def now(name):
+    return next(1024 * int(line.split()[1]) for line in open("/proc/self/status") if line.startswith(name))
+open("/proc/self/clear_refs", "w").write("5")
+before = now("VmRSS")
+assert poisoner.poison_batch([image], anchor)[0].status == "ok"
+print(said, now("VmHWM") - before)
+"""
+    run = subprocess.run([sys.executable, "-c", code, backend], capture_output=True, text=True, check=True)
+    said, taken = map(int, run.stdout.split())
+    assert 0.8 * taken < said < 1.6 * taken
+
+
 def test_an_image_whose_latent_is_not_finite_fails_alone(target: np.ndarray) -> None:
     class Fragile(nn.Module):
         def __init__(self) -> None:
@@ -306,6 +382,7 @@ def test_the_reference_backend_is_plain_torch_and_says_so(
         ({"target_ratio": 0}, "target_ratio=0"),
         ({"target_ratio": "0.9"}, "target_ratio='0.9'"),
         ({"budget": 0.06}, r"budget=0.06: give a Budget, such as Budget\(linf"),
+        ({"limits": 5}, r"limits=5: give a Limits, such as Limits\("),
         ({"view": 512}, r"view=512: give a View, such as View\(size"),
         ({"weights": "1"}, r"weights=\['1'\]: give 1 numbers above 0"),
         ({"weights": 1.0, "encoder": ["embedded", "embedded"]}, r"weights=1.0: give 2 numbers"),

@@ -3,13 +3,19 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import os
 import re
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import asdict, replace
 from html.parser import HTMLParser
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import numpy
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 from torch import nn
@@ -18,8 +24,9 @@ from shade_fast.archive import Manifest, Row, Storage
 from shade_fast.archive.names import to_text
 from shade_fast.encoders import Encoder
 from shade_fast.errors import ShadeFastError
-from shade_fast.report import choose, inline_picture, write_report
-from shade_fast.report_run import ImageRecord, read_run, totals
+from shade_fast.limits import Limits
+from shade_fast.report import inline_picture, write_report
+from shade_fast.report_run import Figures, ImageRecord, choose, read_run, totals
 
 HOSTILE = "<script>alert('x')</script>&\".png"
 VOID = {"meta", "img", "input", "br", "wbr"}
@@ -97,6 +104,12 @@ def write_run(directory: Path, images: list[Row], **fields: Any) -> Path:
 def write_picture(path: Path, seed: int, size: tuple[int, int] = (40, 24)) -> None:
     noise = numpy.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=numpy.uint8)
     Image.fromarray(noise).save(path)
+
+
+@pytest.fixture(autouse=True)
+def _own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The records that tests write pass for this user's own."""
+    monkeypatch.setattr("shade_fast.report.is_own", lambda out, record: True)
 
 
 @pytest.fixture
@@ -232,12 +245,12 @@ def test_choose_takes_the_short_ones_first_and_the_rest_over_the_whole_range(run
     strong, failed = model[0], model[3]
     images = [_with_after(strong, float(after)) for after in range(1, 91)]
     images += [_with_after(strong, 97.0, "below_target")] * 3 + [failed] * 30
-    chosen = choose(images, 20)
+    chosen = choose(Figures(images), 20)
     states = [images[index].status for index in chosen]
     assert states.count("below_target") == 3 and states.count("failed") == 7 and states.count("ok") == 10
     assert chosen[0] == 0 and 89 in chosen and chosen == sorted(set(chosen))
-    assert len(choose([failed] * 50, 20)) == 20 and choose(images[:5], 20) == [0, 1, 2, 3, 4]
-    assert len(choose(images, 1)) == 1
+    assert len(choose(Figures([failed] * 50), 20)) == 20 and choose(Figures(images[:5]), 20) == [0, 1, 2, 3, 4]
+    assert len(choose(Figures(images), 1)) == 1
 
 
 def _with_after(image: ImageRecord, after: float, status: str = "ok") -> ImageRecord:
@@ -323,3 +336,195 @@ def test_absolute_paths_are_not_shown(run: Path) -> None:
 def test_an_unwritable_page_is_an_error_with_the_file(run: Path) -> None:
     with pytest.raises(ShadeFastError, match=r"nowhere.report\.html: cannot be written"):
         write_report(run, run / "nowhere" / "report.html", encoder=blocks())
+
+
+def _rows(page: Page) -> list[str]:
+    return [str(attrs["id"]) for attrs in page.all("tr")[1:]]
+
+
+def test_a_large_run_lists_the_pictured_the_short_ones_and_an_even_spread(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shade_fast.report_run.LISTED", 20)
+    monkeypatch.setattr("shade_fast.report_run.CURVES", 6)
+    images = [done("clean/a.png", "a.png", 30.0 + place % 50) for place in range(100)]
+    for place in (10, 20, 30):
+        images[place] = record("notes.png", "failed", error="no image")
+    images[40] = done("clean/b.png", "b.png", 95.0, status="below_target")
+    page = Page(write_report(write_run(run, images), encoder=blocks(), limit=5))
+    numbers = [int(row.removeprefix("row-")) - 1 for row in _rows(page)]
+    assert len(numbers) == 20 and numbers == sorted(numbers) and {10, 20, 30, 40} < set(numbers)
+    assert {str(attrs["id"]).replace("image", "row") for attrs in page.all("article")} < set(_rows(page))
+    assert {place // 20 for place in numbers} == set(range(5))
+    assert "20 of 100 images are listed: those in pictures, all 4 that failed or fell short, and others" in page.text
+    assert "the manifest has all" in page.text and "The table below lists 20 of them." in page.text
+    assert "96 of 100 images moved towards" in page.text
+    assert len(page.all("path", "each")) == 6 and "one image (6 of 97 drawn)" in page.text
+    assert "median of 6, taken evenly over all" in page.text
+
+
+def test_more_short_ones_than_rows_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shade_fast.report_run.LISTED", 20)
+    images = [record(f"{place}.png", "failed", error="no image") for place in range(50)]
+    images += [done("a.png", "b.png", 50.0)] * 10
+    page = Page(write_report(write_run(tmp_path, images), limit=4))
+    assert len(_rows(page)) == 20 and "in pictures, and 18 of the 50 that failed or fell short" in page.text
+    assert len(Page(write_report(tmp_path, limit=30)).all("article")) == 30
+
+
+def test_five_thousand_images_keep_a_light_page_and_the_whole_run_s_figures(tmp_path: Path) -> None:
+    history = [100 * 0.99**step for step in range(60)]
+    images = [done(f"{place}.png", "b.png", 20.0 + place / 100, history=history) for place in range(5000)]
+    run = read_run(write_run(tmp_path, images))
+    assert len(run.images) <= 2000 + 300 and totals(run).images == 5000
+    assert totals(run).median_ratio == pytest.approx((20 + 49.99 / 2) / 100)
+    path = write_report(tmp_path, limit=4)
+    page = Page(path)
+    assert len(_rows(page)) == 2000 and "2,000 of 5,000 images are listed" in page.text
+    assert len(page.all("path", "each")) <= 150 and path.stat().st_size < 1_500_000
+
+
+def test_a_record_from_elsewhere_opens_nothing_outside_its_folder(run: Path, tmp_path: Path) -> None:
+    inside = run / "inside"
+    inside.mkdir()
+    (run / "out.png").symlink_to("a.png")
+    write_picture(inside / "a.png", 3)
+    (inside / "link.png").symlink_to("../b.png")
+    (inside / "folder").symlink_to("..")
+    (inside / "near.png").symlink_to("a.png")
+    sources = ["../a.png", str(run / "a.png"), "link.png", "folder/a.png", "near.png", str(inside / "a.png")]
+    write_run(inside, [done(source, "a.png", 50.0, anchor=None) for source in sources])
+    seen = Page(write_report(inside, encoder=blocks(), trust=True))
+    assert "outside" not in seen.text and len(seen.all("img")) == len(sources) * (3 + 2)
+    page = Page(write_report(inside, encoder=blocks(), trust=False))
+    assert page.text.count("The clean file is outside this folder; shown with --trust-record.") == 4
+    assert len(page.all("img")) == 2 * (3 + 2) + 4 * (1 + 1)
+    assert page.text.count("no file outside this folder was opened") == 1
+    (run / "named").symlink_to("inside")
+    assert len(Page(write_report(run / "named", encoder=blocks(), trust=False)).all("img")) == 2 * 5 + 4 * 2
+
+
+def test_an_anchor_outside_is_not_opened_for_a_record_from_elsewhere(run: Path) -> None:
+    inside = run / "inside"
+    inside.mkdir()
+    write_picture(inside / "a.png", 3)
+    write_run(inside, [done("a.png", "a.png", 50.0, anchor="../anchor.png")])
+    page = Page(write_report(inside, encoder=blocks(), trust=False))
+    assert "The anchor file is outside this folder; shown with --trust-record." in page.text
+    assert len(page.all("img")) == len(Page(write_report(inside, encoder=blocks(), trust=True)).all("img")) - 1
+
+
+@pytest.mark.parametrize("spec", ["owner/name", "here.safetensors"])
+def test_a_record_from_elsewhere_loads_no_encoder_that_it_names(
+    spec: str, run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded = []
+
+    def load(spec: str) -> Encoder:
+        loaded.append(spec)
+        return blocks()
+
+    monkeypatch.setattr("shade_fast.encoders.load_encoder", load)
+    named = {"spec": spec, "name": "theirs", "factor": 8, "channels": 3, "sha256": None}
+    images = [done("clean/a.png", "a.png", 40.0)]
+    write_run(run, images, encoder=[named])
+    page = Page(write_report(run, trust=False))
+    assert not loaded and "The encoder theirs is loaded with --trust-record only" in page.text
+    write_run(run, images, encoder=[named, named | {"spec": "embedded", "name": "embedded"}])
+    page = Page(write_report(run, trust=False))
+    assert loaded == ["embedded"] and "anchor, decoded" in page.source
+    write_report(run, trust=True)
+    assert loaded == ["embedded", spec]
+
+
+def test_whose_the_record_is_decides_by_default(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def is_own(out: Storage, record: Mapping[str, Any]) -> bool:
+        asked.append((out.root, record["options"]["target"]))
+        return False
+
+    monkeypatch.setattr("shade_fast.report.is_own", is_own)
+    assert "--trust-record" in Page(write_report(run, encoder=blocks())).text
+    assert asked == [(str(run), "cat")]
+    assert "--trust-record" not in Page(write_report(run, encoder=blocks(), trust=True)).text and len(asked) == 1
+
+
+def test_a_source_s_url_is_shown_and_never_fetched(run: Path) -> None:
+    fetched = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            fetched.append(self.path)
+            self.send_error(404)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Handler) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}/photos/a.png?…"
+        write_run(run, [done(url, "a.png", 50.0, anchor=None)])
+        pages = [Page(write_report(run, encoder=blocks(), trust=trust)) for trust in (True, False)]
+        server.shutdown()
+    for page in pages:
+        assert not fetched and url in page.text and "The clean file is not there: a.png?…" in page.text
+
+
+def test_a_link_in_the_page_s_place_is_replaced(run: Path) -> None:
+    (run / "precious").write_text("mine")
+    (run / "report.html").symlink_to("precious")
+    path = write_report(run, encoder=blocks())
+    assert (run / "precious").read_text() == "mine" and not path.is_symlink() and "<!doctype" in path.read_text()
+
+
+def test_control_characters_are_shown_escaped(run: Path) -> None:
+    odd = "\x1b[31m\u202egnp\x07"
+    images = [done(f"{odd}.png", "a.png", 50.0, target=f"dog{odd}"), record("notes.png", "failed", error=odd)]
+    page = Page(write_report(write_run(run, images, target=f"cat{odd}"), encoder=blocks()))
+    assert not re.search("[\x1b\u202e\x07]", page.source)
+    shown = r"\x1b[31m\u202egnp\x07"
+    assert all(text in page.text for text in (f"{shown}.png", f"dog{shown}", f"“cat{shown}”", f"failed {shown}"))
+
+
+def test_a_pipe_is_no_picture(run: Path) -> None:
+    (run / "a.png").unlink()
+    os.mkfifo(run / "a.png")
+    for trust in (True, False):
+        text = Page(write_report(run, encoder=blocks(), trust=trust)).text
+        assert "The perturbed file is not there: a.png" in text
+
+
+@pytest.mark.parametrize("name", ["x" * 5000, "a\0b", ""])
+@pytest.mark.parametrize("trust", [True, False])
+def test_a_name_that_is_none_is_said_in_its_place(name: str, trust: bool, run: Path) -> None:
+    write_run(run, [done(to_text(name), "a.png", 50.0, anchor=None)])
+    assert "The clean file" in Page(write_report(run, encoder=blocks(), trust=trust)).text
+
+
+@pytest.mark.parametrize(("column", "value"), [("width", "<b>9</b>"), ("status", "<b>"), ("linf", "x"), ("steps", "y")])
+def test_a_column_of_another_kind_is_an_error(column: str, value: str, tmp_path: Path) -> None:
+    write_run(tmp_path, [])
+    row = asdict(done("a.png", "b.png", 50.0, anchor=None)) | {column: value}
+    pq.write_table(pa.Table.from_pylist([row]), tmp_path / "_shade_fast/manifest/00000-00000.parquet")
+    with pytest.raises(ShadeFastError, match="its manifest cannot be read"):
+        write_report(tmp_path)
+
+
+def test_figures_beyond_all_measure_make_a_page(tmp_path: Path) -> None:
+    odd = {"distance_before": 1e-310, "linf": 1e308, "history": (1e-40, 1e38, -1e38), "optimize_ms": float("inf")}
+    assert "No images" not in Page(write_report(write_run(tmp_path, [done("a.png", "b.png", 1e300, **odd)]))).text
+    with pytest.raises(ShadeFastError, match=r"options\.budget\.linf is 1e\+308, not a number from 0 to 1"):
+        write_report(write_run(tmp_path, [], budget={"linf": 1e308}))
+
+
+def test_a_view_too_large_for_the_encoder_says_so(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shade_fast.report.LIMITS", Limits(view_pixels=16 * 16 - 1))
+    text = Page(write_report(run, encoder=blocks())).text
+    assert "Could not be decoded: the encoder would see 24x16 pixels, more than 255" in text
+
+
+def test_damaged_totals_name_their_folder(tmp_path: Path) -> None:
+    (write_run(tmp_path, []) / "_stats.json").write_text("[" * 100_000)
+    with pytest.raises(ShadeFastError, match="its manifest cannot be read"):
+        write_report(tmp_path)

@@ -6,25 +6,51 @@ import contextlib
 import functools
 import hashlib
 import os
+import signal
+import stat
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from shade_fast.anchors import Anchor
 from shade_fast.archive.flow import Clock, Flow
 from shade_fast.archive.folders import Folder, source_text
 from shade_fast.archive.index import Index
 from shade_fast.archive.layout import Layout, Sample, Shard
 from shade_fast.archive.manifest import Manifest, Row
 from shade_fast.archive.names import from_text, to_text
-from shade_fast.archive.record import check_same, describe, digest, locked, read_run, write_run
-from shade_fast.archive.storage import RECORD_FOLDER, STOPPING, ArchiveStoppedError, Storage
-from shade_fast.archive.tables import TABLE_SUFFIXES, Tables
+from shade_fast.archive.reading import Reader
+from shade_fast.archive.record import (
+    REPLACED,
+    adopt,
+    check_record,
+    check_same,
+    describe,
+    digest,
+    locked,
+    read_run,
+    url_key,
+    write_run,
+)
+from shade_fast.archive.storage import (
+    RECORD_FOLDER,
+    STOPPING,
+    TABLE_SUFFIXES,
+    ArchiveStoppedError,
+    Facts,
+    Storage,
+    is_hidden,
+)
+from shade_fast.archive.suspects import BEGUN, Suspects
+from shade_fast.archive.tables import Tables
+from shade_fast.archive.targets import Targets
 from shade_fast.archive.tars import TAR_SUFFIXES, Tars
 from shade_fast.checks import at_least
+from shade_fast.codecs import Codecs
 from shade_fast.errors import ShadeFastError
 from shade_fast.images import Output
+from shade_fast.limits import Access, Limits
 from shade_fast.poisoner import Poisoner
 from shade_fast.version import __version__
 
@@ -98,9 +124,16 @@ class Archive:
         quality: int | None = None,
         workers: int | None = None,
         shard_size: int = 1000,
+        access: Access = Access(),
+        limits: Limits = Limits(),
+        retry_failed: bool = False,
+        keep_times: bool = False,
         options: dict[str, Any],
     ) -> None:
         _check(mode, shard, output, workers, shard_size)
+        for name, value, kind in (("access", access, Access), ("limits", limits, Limits)):
+            if not isinstance(value, kind):
+                raise ShadeFastError(f"{name}={value!r}: give a {kind.__name__}")
         self.task, self.mode = shard, mode
         self.writes = output != "dummy"
         self.output = Output(output if self.writes else "same", quality)
@@ -108,16 +141,21 @@ class Archive:
         self.out = Storage(out)
         if self.out.local and os.path.isfile(self.out.root):
             raise ShadeFastError(f"{out}: is a file; give a folder")
-        self.layout = open_layout(self.sources, self.out, self.output, shard_size)
+        check_record(self.out)
+        self.out.key = url_key(self.out)
+        self.access, self.limits, self.retry_failed, self.keep_times = access, limits, retry_failed, keep_times
+        self.reader = Reader(limits, access)
+        self.layout = open_layout(self.sources, self.out, self.output, shard_size, self.reader)
         self.target = target
         self.workers = workers or min(4, os.cpu_count() or 1)
+        self.codecs = Codecs(limits, self.workers)
         with fixed_plan():
-            self.poisoner = Poisoner(**options)
+            self.poisoner = Poisoner(**options, limits=limits)
         if target is None and not isinstance(self.layout, Tables):
             raise ShadeFastError("target: none was given; name an anchor, an image or a folder")
-        self.anchor = functools.lru_cache(maxsize=256)(self._anchor)
+        self.anchor = Targets(self.poisoner, target, target_roots(self.layout, access), self.reader, self.codecs)
         anchor = None if target is None else self.anchor(None)
-        places = [source_text(Storage(one), "", self.out) for one in self.sources]
+        places = [source_text(Storage(source), "", self.out) for source in self.sources]
         self.options = describe(self.poisoner, options, places, target, anchor, self.output, shard[1])
         self.options["output"] = output
         self.options_sha256 = digest(self.options)
@@ -131,6 +169,7 @@ class Archive:
     def __enter__(self) -> Archive:
         self._end.callback(self.index.close)
         self._end.callback(self.poisoner.close)
+        self._end.callback(self.codecs.close)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -139,22 +178,55 @@ class Archive:
     def begin(self) -> None:
         """Take the output's lock, hold its record against the options, and take in what is done."""
         try:
+            self._make_root()
             self._end.enter_context(locked(self.out, f"{self.task[0]}-of-{self.task[1]}"))
             self._end.enter_context(fixed_plan())
             resumed = self._resumes()
-            if self.mode == "overwrite":
-                self.manifest.forget()
+            self._keep_key()
             if not resumed:
-                write_run(self.out, self.options, overwrites=self.mode == "overwrite")
+                self._begin_record()
+            else:
+                record = read_run(self.out) or {}
+                if not record.get("cleared", True):
+                    self._begin_record()
+                adopt(self.out, record, self.access)
+            if self.index.overwrites:
+                for replaced in self._replaced():
+                    self.index.load_replaced(replaced)
+            if self.retry_failed:
+                self._reopen_failed()
             self._keep_temporary_files(f"{self.task[0]}-of-{self.task[1]}")
             self.index.load(self.manifest, self.is_there, functools.partial(self.layout.is_own, self.task))
             self.recorded = self.index.count
         except OSError as error:
             raise ShadeFastError(f"{self.out.url}: cannot be written: {error.strerror}; give another output") from error
 
+    def end_at_last(self, stop: threading.Event, grace: float) -> None:
+        """End the process so many seconds after `stop` is set, unless this is closed by then: what hangs in a driver or
+        a file system cannot be ended otherwise, and a crash loses nothing."""
+        closed = threading.Event()
+        self._end.callback(closed.set)
+
+        def watch() -> None:
+            while not closed.is_set():
+                if stop.wait(0.5) and not closed.wait(grace):
+                    # What hangs may be the output itself.
+                    acquit = threading.Thread(target=self.suspects.acquit, daemon=True)
+                    acquit.start()
+                    acquit.join(1)
+                    number = getattr(stop, "received", None) or signal.SIGTERM
+                    print(
+                        f"shade-fast: ended after {grace:g} s with an image unfinished; run the same again to go on",
+                        file=sys.stderr,
+                        flush=True,
+                    )
+                    os._exit(128 + number)
+
+        threading.Thread(target=watch, name="shade_fast-end", daemon=True).start()
+
     def look(self) -> None:
         """Take in what is done as `begin` does, and change nothing."""
-        if self._resumes():
+        if self._resumes() and (read_run(self.out) or {}).get("cleared", True):
             self.index.load(self.manifest, self.is_there, functools.partial(self.layout.is_own, self.task), mend=False)
 
     def join(self, name: str) -> None:
@@ -177,6 +249,8 @@ class Archive:
                     return
                 yield sample
 
+        self.reader.stop = stop
+        self.suspects.load()
         flow = Flow(
             self.poisoner,
             self.output,
@@ -190,11 +264,16 @@ class Archive:
             self.layout.files,
             self.workers,
             stop,
+            self.codecs,
+            self.limits,
+            self.suspects,
             self.clock,
         )
         try:
             flow.run(samples(), on_row)
-        except BaseException:
+        except BaseException as error:
+            error.add_note(shard.name)
+            self.suspects.acquit()  # the process lives
             # What is recorded already stays so where this cannot be written: a full disk, a second interruption.
             with contextlib.suppress(OSError):
                 self._write_manifest(shard, whole=False)
@@ -204,7 +283,8 @@ class Archive:
             return False
         try:
             if self.writes:
-                self.layout.finish(shard, self.manifest.rows(shard.name), self._load, self.out)
+                facts = self._facts(self.layout.path(shard), shard.name)
+                self.layout.finish(shard, self.manifest.rows(shard.name), self._load, self.out, facts)
             self._write_manifest(shard, whole=True)
         except OSError as error:
             gone = self.layout.vanished()
@@ -223,6 +303,10 @@ class Archive:
         return row.output is None or not self.writes or self.out.size(self._place(row)) == row.output_bytes
 
     def report(self, new: int, seconds: float, *, interrupted: bool) -> ArchiveReport:
+        if not interrupted:
+            self._forget_replaced()
+            if self.task[1] == 1:
+                self.out.remove_record(BEGUN)
         stats = self.manifest.write_stats(
             {
                 "version": __version__,
@@ -262,18 +346,74 @@ class Archive:
         self.index.overwrites = bool(record.get("overwrites"))
         return True
 
+    def _make_root(self) -> None:
+        """Make the output's folder as open to others as the source's is, and no more."""
+        source = Storage(self.sources[0])
+        if self.out.local and source.local and not os.path.exists(self.out.root):
+            folder = source.root if os.path.isdir(source.root) else os.path.dirname(source.root)
+            os.makedirs(os.path.dirname(self.out.root), exist_ok=True)
+            with contextlib.suppress(FileExistsError):  # another task's
+                os.mkdir(self.out.root, 0o700)
+                os.chmod(self.out.root, stat.S_IMODE(os.stat(folder).st_mode) & 0o777 | 0o700)
+
+    def _begin_record(self) -> None:
+        """Write this run's record, then put those that it replaces out of the way; cut off, it is done again."""
+        self.index.overwrites = overwrites = self.index.overwrites or self.mode == "overwrite"
+        write_run(self.out, self.options, self.access, overwrites=overwrites, cleared=not overwrites)
+        if overwrites:
+            self.manifest.set_aside(
+                f"{REPLACED}/{1 + max(map(int, filter(str.isdecimal, self.out.folders(REPLACED))), default=0)}"
+            )
+            write_run(self.out, self.options, self.access, overwrites=True)
+
+    def _keep_key(self) -> None:
+        key = url_key(self.out, make=True)
+        if key != self.out.key and any(map(is_hidden, self.options["source"])):
+            raise ArchiveStoppedError(f"{self.out.url}: another task began at the same moment; run this again")
+        self.out.key = key
+
+    def _replaced(self) -> Iterator[Manifest]:
+        """The records of the runs that this one replaces."""
+        for number in filter(str.isdecimal, self.out.folders(REPLACED)):
+            yield Manifest(self.out, f"{REPLACED}/{number}")
+
+    def _forget_replaced(self) -> None:
+        """Remove the records of replaced runs of which no file is left that is not this run's now."""
+        for manifest in self._replaced() if self.task[1] == 1 and self.index.overwrites else ():
+            names = {name for row in manifest.all_rows() for name in (row.output, row.shard) if name is not None}
+            if not any(self.index.is_nobodys(name) and self.out.exists(from_text(name)) for name in names):
+                self.out.remove_record(manifest.manifests.rpartition("/")[0])
+
+    def _reopen_failed(self) -> None:
+        """Make open again what finished shards of this task failed in for reasons that may have passed."""
+        for shard in self.manifest.finished():
+            if not self.layout.is_own(self.task, shard):
+                continue
+            rows = list(self.manifest.rows(shard))
+            kept = [row for row in rows if not (row.status == "failed" and row.transient)]
+            if len(kept) == len(rows):
+                continue
+            if self.writes and not self.layout.files:
+                self.index.finished.add(shard)
+                for row in kept:
+                    if row.output is not None:
+                        self.out.write(self._place(row), self._load(row))
+                self.index.finished.discard(shard)
+            self.manifest.reopen(shard, kept)
+
+    def _facts(self, path: str | None, name: str) -> Facts | None:
+        """What a file of the output gets of the local file that it is made of."""
+        return None if path is None else Facts.of(path, name.count("/") + 1, times=self.keep_times)
+
     def _keep_temporary_files(self, name: str) -> None:
         temporary = f"{RECORD_FOLDER}/temporary"
         if self.task[1] == 1 and not name.startswith("actor-"):
-            self.out.remove(temporary)
+            self.out.remove_record(temporary)
         self.out.keep_temporary_files(f"{temporary}/{name}")
-        self._end.callback(self.out.remove, f"{temporary}/{name}")
-
-    def _anchor(self, own: str | None) -> Anchor:
-        chosen = own if own is not None else self.target
-        if chosen is None:
-            raise ShadeFastError("no target: neither the table's row nor the run names one")
-        return self.poisoner.anchor(chosen)
+        if self.out.local:  # what waits there for its tar or table is for nobody else
+            os.makedirs(self.out.path(self.manifest.work), mode=0o700, exist_ok=True)
+        self._end.callback(self.out.remove_record, f"{temporary}/{name}")
+        self.suspects = Suspects(self.out, name)
 
     def _blank(self, shard: str, sample: Sample) -> Row:
         poisoner, target = self.poisoner, sample.target or self.target
@@ -303,8 +443,9 @@ class Archive:
             return from_text(row.output or "")
         return self.manifest.work_name(row.shard, row.index, "bin")
 
-    def _store(self, row: Row, data: bytes | None) -> Row:
-        """Write a row, then its image: a crash between the two leaves a row that is known to be undone."""
+    def _store(self, row: Row, data: bytes | None, path: str | None) -> Row:
+        """Write a row, then its image: a crash between the two leaves a row that is known to be undone. path: of the
+        source's file, where it is one on this machine."""
         with self._stopping():
             refusal = None if data is None or not self.writes else self._make_room(row)
             if refusal is not None:
@@ -314,7 +455,7 @@ class Archive:
             self.manifest.write_row(row)
             if data is not None:
                 try:
-                    self.out.write(self._place(row), data)
+                    self.out.write(self._place(row), data, self._facts(path, self._place(row)))
                 except OSError as error:
                     if error.errno in STOPPING:
                         raise
@@ -325,9 +466,10 @@ class Archive:
 
     def _clear(self, row: Row) -> None:
         """Where this run overwrites, remove what an earlier one left in the place of an image that has failed."""
-        if self.index.overwrites and self.writes and self.layout.files and self._barrier(row) is None:
+        replaces = row.output is not None and self.index.may_replace(row.output)
+        if replaces and self.writes and self.layout.files and self._barrier(row) is None:
             with self._stopping():
-                self.out.remove(self._place(row))
+                self.out.remove_file(self._place(row))
 
     @contextlib.contextmanager
     def _stopping(self) -> Iterator[None]:
@@ -349,12 +491,14 @@ class Archive:
             return barrier
         if row.duplicate_of is not None and hashlib.sha256(self.out.read(place)).hexdigest() == row.output_sha256:
             return None
-        if not self.index.overwrites:
+        if not self.index.may_replace(row.output or ""):
             path = self.out.path(place)
+            if self.index.overwrites:
+                return f"{row.key}: its output {path} exists and no run's record names it; move it away"
             return (
                 f"{row.key}: its output {path} exists and is none of this run's; give another output, or mode overwrite"
             )
-        self.out.remove(place)
+        self.out.remove_file(place)
         return None
 
     def _barrier(self, row: Row) -> str | None:
@@ -366,8 +510,8 @@ class Archive:
             folder, root = os.path.realpath(os.path.dirname(path)), os.path.realpath(self.out.root)
             if os.path.commonpath([folder, root]) != root:
                 return f"{row.key}: its output {row.output} leads out of {self.out.url} through a link; remove the link"
-            if os.path.isdir(path) and not os.path.islink(path):
-                return f"{row.key}: its output {path} is a folder; give another output"
+        if self.out.is_folder(self._place(row)):
+            return f"{row.key}: its output {path} is a folder; give another output"
         return None
 
     def _load(self, row: Row) -> bytes:
@@ -384,7 +528,7 @@ class Archive:
             self.index.finished.add(shard.name)
 
 
-def open_layout(sources: Sequence[Source], out: Storage, output: Output, shard_size: int) -> Layout:
+def open_layout(sources: Sequence[Source], out: Storage, output: Output, shard_size: int, reader: Reader) -> Layout:
     """What the sources are, by their names. Raises ShadeFastError for none, and for kinds that are mixed."""
     if not sources:
         raise ShadeFastError("source: none was given")
@@ -400,8 +544,16 @@ def open_layout(sources: Sequence[Source], out: Storage, output: Output, shard_s
     if len(kinds) > 1:
         raise ShadeFastError(f"source: {', '.join(sorted(kinds))} together; protect them into outputs of their own")
     if "tars" in kinds:
-        return Tars(texts, out, output)
-    return Tables(texts, out, output) if "tables" in kinds else Folder(sources, out, output, shard_size)
+        return Tars(texts, out, output, reader.limits)
+    if "tables" in kinds:
+        return Tables(texts, out, output, reader)
+    return Folder(sources, out, output, shard_size, reader)
+
+
+def target_roots(layout: Layout, access: Access) -> list[str]:
+    """Folders that a row's target may lie in: its table's, and those that the run allows."""
+    tables = layout.tables.values() if isinstance(layout, Tables) else ()
+    return [*(os.path.dirname(table.storage.root) for table in tables if table.storage.local), *access.paths]
 
 
 @contextlib.contextmanager

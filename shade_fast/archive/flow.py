@@ -8,6 +8,7 @@ import hashlib
 import queue
 import threading
 import time
+import weakref
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -19,13 +20,20 @@ from shade_fast.archive.index import Index, content
 from shade_fast.archive.layout import Sample
 from shade_fast.archive.manifest import Row, finite
 from shade_fast.archive.names import to_text
+from shade_fast.archive.reading import is_passing
 from shade_fast.archive.storage import ArchiveStoppedError
+from shade_fast.archive.suspects import ALONE, APART, PASSED, Suspects
 from shade_fast.buckets import Buckets
-from shade_fast.errors import ShadeFastError
-from shade_fast.images import DecodedImage, Output, decode
+from shade_fast.codecs import Codecs, Interrupted
+from shade_fast.errors import ShadeFastError, TransientError
+from shade_fast.images import DecodedImage, Output
+from shade_fast.limits import Limits
 from shade_fast.poisoner import WAITING_BATCHES, Poisoner
 from shade_fast.work import Protected, Work, failed
 from shade_fast.workers import DevicesLostError
+
+#: Images that wait for the result of another of the same content, before that is brought to its end.
+WAITING_DUPLICATES = 10_000
 
 
 @dataclass
@@ -51,13 +59,64 @@ class Prepared:
     error: str | None = None
 
 
+class Room:
+    """Counts the bytes of images that are in memory, until the objects that hold them are gone."""
+
+    def __init__(self, most: int) -> None:
+        self._most, self._held = most, 0
+        self._changed = threading.Condition()
+        self._passes = 0
+        self._waits = self._open = False
+
+    def hold(self, holder: object, size: int) -> None:
+        """Count bytes as long as an object lives."""
+        if size:
+            with self._changed:
+                self._held += size
+            weakref.finalize(holder, self._free, size)
+
+    def wait(self, stop: threading.Event) -> None:
+        """Wait until no more are held than may be, or until one is let in all the same."""
+        with self._changed:
+            self._waits = True
+            while self._held > self._most and not (self._open or self._passes or stop.is_set()):
+                self._changed.wait(0.2)
+            self._passes, self._waits = 0, False
+
+    @property
+    def is_full(self) -> bool:
+        """Whether somebody waits."""
+        return self._waits
+
+    def let_one_in(self) -> None:
+        """Nothing is left that could make room."""
+        with self._changed:
+            self._passes = 1
+            self._changed.notify_all()
+
+    def open(self) -> None:
+        """Nobody is to wait any more."""
+        with self._changed:
+            self._open = True
+            self._changed.notify_all()
+
+    def _free(self, size: int) -> None:
+        with self._changed:
+            self._held -= size
+            self._changed.notify_all()
+
+
 @dataclass(eq=False)
 class Flow:
     """Takes samples to rows.
 
-    blank: a sample's row with all that is the run's. store: writes a row with its image's bytes (None: nothing) and
-    returns the row as it came to be. clear: empties the place of an image that fails, where a run overwrites. load: the
-    bytes of a row's image. vanished: what of the source is gone. files: whether each image is a file of its own.
+    blank: a sample's row with all that is the run's. store: writes a row with its image's bytes (None: nothing), given
+    the path of its source's file, and returns the row as it came to be. clear: empties the place of an image that
+    fails, where a run overwrites. load: the bytes of a row's image. vanished: what of the source is gone. files:
+    whether each image is a file of its own. codecs: what decodes and encodes. suspects: which images a killed process
+    worked on.
+
+    What waits in memory is at most `limits.waiting_bytes`, and what `workers` threads read and decode meanwhile.
     """
 
     poisoner: Poisoner
@@ -65,13 +124,16 @@ class Flow:
     anchor: Callable[[str | None], Anchor]
     index: Index
     blank: Callable[[Sample], Row]
-    store: Callable[[Row, bytes | None], Row]
+    store: Callable[[Row, bytes | None, str | None], Row]
     clear: Callable[[Row], None]
     load: Callable[[Row], bytes]
     vanished: Callable[[], str | None]
     files: bool
     workers: int
     stop: threading.Event
+    codecs: Codecs
+    limits: Limits
+    suspects: Suspects
     clock: Clock = field(default_factory=Clock)
     ended: bool = False
 
@@ -88,13 +150,17 @@ class Flow:
         #: by content: the images that wait for the result of the first, which is named
         self._followers: dict[str, list[Prepared]] = {}
         self._leaders: dict[str, str] = {}
+        self._waiting = 0
         self._on_row = on_row
         self._closing = False
+        self._room = Room(self.limits.waiting_bytes)
         coming: queue.Queue[Future[Prepared] | BaseException | None] = queue.Queue(self._bound)
         closed = threading.Event()
         with ThreadPoolExecutor(self.workers, "shade_fast-file") as pool:
             self._pool = pool
-            feeder = threading.Thread(target=self._feed, args=(samples, coming, pool, closed), name="shade_fast-feed")
+            feeder = threading.Thread(
+                target=self._feed, args=(samples, coming, pool, closed), name="shade_fast-feed", daemon=True
+            )
             feeder.start()
             try:
                 while not self.stop.is_set():
@@ -103,6 +169,7 @@ class Flow:
                         self.ended = not self.stop.is_set() and self._settle()
                         break
                     self._take(prepared)
+                    del prepared  # its memory is to be free while the next is waited for
                     self._gather()
                     while self._finishing and (self._finishing[0].done() or len(self._finishing) > self._bound):
                         self._collect()
@@ -118,6 +185,7 @@ class Flow:
                 self._closing = True
                 self._cancel()
                 closed.set()
+                self._room.open()
                 _drain(coming)
                 feeder.join()
                 _drain(coming)
@@ -135,7 +203,12 @@ class Flow:
             for sample in samples:
                 if closed.is_set() or self.stop.is_set():
                     break
+                self._room.hold(sample, sample.size)
                 coming.put(pool.submit(self._prepare, sample))
+                del sample
+                self._room.wait(self.stop)
+        except Interrupted:
+            pass
         except BaseException as error:
             end = error
         if not closed.is_set():
@@ -153,15 +226,29 @@ class Flow:
                     if self.stop.is_set():
                         return None
                     self._gather()
+                    if self._room.is_full:
+                        self._relieve()
             if isinstance(item, BaseException):
                 raise item
-            return None if item is None else item.result()
+            try:
+                return None if item is None else item.result()
+            except Interrupted:
+                return None
         finally:
             self.clock.waiting += time.perf_counter() - started
 
+    def _relieve(self) -> None:
+        """Bring on what waits, where no more is read until it is done."""
+        while self._finishing and self._finishing[0].done():
+            self._collect()
+        if self._buckets and not self._running:
+            self._optimize(self._buckets.oldest())
+        if not (self._buckets or self._running or self._finishing):
+            self._room.let_one_in()
+
     def _prepare(self, sample: Sample) -> Prepared:
         started = time.perf_counter()
-        row, image, anchor, failure = self.blank(sample), None, None, None
+        row, image, anchor, failure, transient = self.blank(sample), None, None, None, False
         try:
             if sample.error is not None:
                 raise ShadeFastError(sample.error)
@@ -174,20 +261,22 @@ class Flow:
                         f"{gone}: is not there any more; bring it back and run this again"
                     ) from error
                 reason = getattr(error, "strerror", None) or error
-                raise ShadeFastError(f"{sample.key}: cannot be read: {reason}") from error
+                kind = TransientError if is_passing(error) else ShadeFastError
+                raise kind(f"{sample.key}: cannot be read: {reason}") from error
             row = replace(row, source_bytes=len(data), source_sha256=hashlib.sha256(data).hexdigest())
-            image = decode(data, sample.key)
+            image = self.codecs.decode(data, sample.key, self.stop)
+            self._room.hold(image.pixels, image.pixels.nbytes + (0 if image.alpha is None else image.alpha.nbytes))
             height, width = image.pixels.shape[:2]
-            row = replace(row, width=width, height=height, source_format=image.format)
+            row = replace(row, width=width, height=height, previews=image.previews, source_format=image.format)
             self.output.check(image)
             anchor = self.anchor(sample.target)
             row = replace(row, target_sha256=anchor.sha256)
-        except ArchiveStoppedError:
+        except (ArchiveStoppedError, Interrupted):
             raise
         except Exception as problem:  # whatever a file makes a decoder raise, it ends one image, not the run
-            failure, image = str(problem) or "out of memory", None
+            failure, image, transient = str(problem) or "out of memory", None, isinstance(problem, TransientError)
         took = 1000 * (time.perf_counter() - started)
-        return Prepared(sample, replace(row, decode_ms=round(took, 3)), image, anchor, failure)
+        return Prepared(sample, replace(row, decode_ms=round(took, 3), transient=transient), image, anchor, failure)
 
     def _take(self, prepared: Prepared) -> None:
         """Decide what becomes of one image: a failed row, a copy, or a place in its bucket."""
@@ -208,6 +297,10 @@ class Flow:
         key = content(prepared.row)
         if key in self._followers:
             self._followers[key].append(replace(prepared, image=None))
+            self._waiting += 1
+            if self._waiting >= WAITING_DUPLICATES:
+                self._flush(0)
+                self._gather(wait=True)
             return
         before = self.index.result(key)
         if before is not None:
@@ -237,9 +330,40 @@ class Flow:
             self._gather()
 
     def _optimize(self, batch: list[Prepared]) -> None:
+        """Hand a batch to the engine; an image over which a process may have been killed goes by itself."""
+        suspected = [prepared for prepared in batch if self.suspects.kills(prepared.row) >= ALONE]
+        others = [prepared for prepared in batch if prepared not in suspected]
+        if others:
+            self._run(others, self.poisoner.submit)
+        for prepared in suspected:
+            kills = self.suspects.kills(prepared.row)
+            self._gather(wait=True)
+            try:
+                if kills >= PASSED:
+                    raise ShadeFastError(f"{kills} processes were killed over this image")
+                self._run([prepared], self.poisoner.submit if kills < APART else self.poisoner.submit_apart)
+                self._gather(wait=True)
+            except ShadeFastError as error:
+                if isinstance(error, ArchiveStoppedError):
+                    raise
+                self.suspects.end([prepared.row])
+                self.clear(prepared.row)
+                message = (
+                    f"{prepared.sample.key}: {error}; leave it out, or see whether the machine has the memory for it "
+                    "and give --retry-failed"
+                )
+                failed_row = replace(prepared, row=replace(prepared.row, transient=True), image=None)
+                self._submit(self._fail, failed_row, message)
+
+    def _run(self, batch: list[Prepared], submit: Callable[..., Future[list[Protected]]]) -> None:
         started = time.perf_counter()
-        works = [Work(one.image, one.anchor) for one in batch if one.image is not None and one.anchor is not None]
-        self._running.append((batch, self.poisoner.submit(works, self.output)))
+        works = [
+            Work(prepared.image, prepared.anchor)
+            for prepared in batch
+            if prepared.image is not None and prepared.anchor is not None
+        ]
+        self.suspects.begin(prepared.row for prepared in batch)
+        self._running.append((batch, submit(works, self.output)))
         self.clock.engine += time.perf_counter() - started
 
     def _gather(self, wait: bool = False) -> None:
@@ -258,6 +382,7 @@ class Flow:
                 continue
             finally:
                 self.clock.engine += time.perf_counter() - started
+            self.suspects.end(prepared.row for prepared in batch)
             for prepared, protected in zip(batch, results, strict=True):
                 self._submit(self._encode, replace(prepared, image=None), protected)
         if lost is not None:
@@ -265,15 +390,22 @@ class Flow:
 
     def _cancel(self) -> None:
         """Take back the batches that no device has begun."""
-        self._running = deque(one for one in self._running if not one[1].cancel())
+        for batch, running in list(self._running):
+            if running.cancel():
+                self._running.remove((batch, running))
+                self.suspects.end(prepared.row for prepared in batch)
 
     def _submit(self, work: Callable[..., Row | Prepared], *arguments: Any) -> None:
-        self._finishing.append(self._pool.submit(work, *arguments))
+        self._finishing.append(self._pool.submit(_named, work, *arguments))
 
     def _collect(self) -> None:
         started = time.perf_counter()
-        row = self._finishing.popleft().result()
-        self.clock.waiting += time.perf_counter() - started
+        try:
+            row = self._finishing.popleft().result()
+        except Interrupted:  # read or decoded again, for a copy that was not there: the next run does it
+            return
+        finally:
+            self.clock.waiting += time.perf_counter() - started
         if isinstance(row, Prepared):
             if not self._closing:
                 self._take(row)
@@ -283,13 +415,16 @@ class Flow:
         leads = self._leaders.get(content(row)) == row.key
         if leads:
             del self._leaders[content(row)]
-        for follower in self._followers.pop(content(row)) if leads else ():
+        followers = self._followers.pop(content(row)) if leads else []
+        self._waiting -= len(followers)
+        for follower in followers:
             if row.status != "failed":
                 self._submit(self._copy, follower, row)
             elif row.output_sha256 is not None:  # it was made, and only its own place could not be had
                 self._submit(self._prepare, follower.sample)
             else:
                 self.clear(follower.row)
+                follower = replace(follower, row=replace(follower.row, transient=row.transient))
                 self._submit(self._fail, follower, f"{follower.sample.key}: as {row.key}, its duplicate: {row.error}")
         self._on_row(row)
 
@@ -300,6 +435,7 @@ class Flow:
             prepared.row,
             status=outcome.status,
             error=outcome.error,
+            transient=outcome.transient,
             anchor=outcome.anchor and to_text(outcome.anchor),
             linf=finite(outcome.linf),
             lpips=finite(outcome.lpips),
@@ -313,13 +449,16 @@ class Flow:
         )
         if row.status == "failed":
             self.clear(row)
-            return self.store(replace(row, output=None), None)
+            return self.store(replace(row, output=None), None, None)
         try:
-            data = protected.encode(self.output)
+            data = protected.encode(self.output, self.codecs.encode, self.codecs.decode)
         except Exception as error:  # an encoder raises whatever it stumbles over
             message = failed(error, prepared.sample.key).error
             self.clear(row)
-            return self.store(replace(row, status="failed", error=message, output=None), None)
+            transient = isinstance(error, TransientError)
+            return self.store(
+                replace(row, status="failed", error=message, output=None, transient=transient), None, None
+            )
         return self.store(
             replace(
                 row,
@@ -331,6 +470,7 @@ class Flow:
                 encode_ms=round(1000 * (time.perf_counter() - started), 3),
             ),
             data,
+            prepared.sample.path,
         )
 
     def _copy(self, prepared: Prepared, leader: Row) -> Row | Prepared:
@@ -347,10 +487,19 @@ class Flow:
         names = ("key", "shard", "index", "source", "concept", "target", "output", "decode_ms")
         kept = {name: getattr(own, name) for name in names}
         copied = replace(leader, **kept, duplicate_of=leader.key, optimize_ms=0.0, encode_ms=0.0)
-        return self.store(copied, data)
+        return self.store(copied, data, prepared.sample.path)
 
     def _fail(self, prepared: Prepared, error: str | None) -> Row:
-        return self.store(replace(prepared.row, status="failed", error=error, output=None), None)
+        return self.store(replace(prepared.row, status="failed", error=error, output=None), None, None)
+
+
+def _named(work: Callable[..., Row | Prepared], subject: Prepared | Sample, *arguments: Any) -> Row | Prepared:
+    """What a thread does with an image; an error that nobody expected names that image."""
+    try:
+        return work(subject, *arguments)
+    except Exception as error:
+        error.add_note(subject.sample.key if isinstance(subject, Prepared) else subject.key)
+        raise
 
 
 def _drain(coming: queue.Queue[Any]) -> None:

@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 import functools
+import logging
 import os
+import posixpath
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from urllib.parse import unquote
 
 from shade_fast.archive.index import Index
 from shade_fast.archive.layout import Read, Sample, Shard
 from shade_fast.archive.manifest import Row
 from shade_fast.archive.names import from_text, to_text
-from shade_fast.archive.storage import RECORD_FOLDER, Storage
-from shade_fast.errors import ShadeFastError
+from shade_fast.archive.reading import Reader
+from shade_fast.archive.storage import RECORD_FOLDER, Facts, Storage, hidden
+from shade_fast.errors import ShadeFastError, reason
 from shade_fast.images import INPUT_SUFFIXES, Output
+from shade_fast.limits import Access, Limits
+from shade_fast.text import printable
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -26,6 +34,39 @@ class SourceFile:
     relative: str
     path: Path
     error: str | None = None
+
+
+@dataclass(frozen=True)
+class _Below:
+    """A folder that was found in a source. above: its real path, behind those that lead to it. linked: by a link."""
+
+    relative: str
+    above: tuple[str, ...] = ()
+    linked: bool = False
+
+
+@dataclass
+class _Links:
+    """Where links have led: from there, a further one only leads on to new places, or a web would have endless paths.
+
+    real: the sources' folders. places: what links have led to. All below either is listed anyway. left: how many links
+    were not followed. example: the first of them.
+    """
+
+    real: frozenset[str]
+    places: set[str] = field(default_factory=set)
+    left: int = 0
+    example: str = ""
+
+    def follows(self, link: str, place: str, linked: bool) -> bool:
+        """Whether a link is followed; linked: it is in a folder that another link led to."""
+        if linked:
+            around = (place, *map(str, Path(place).parents))
+            if not (self.real.isdisjoint(around) and self.places.isdisjoint(around)):
+                self.left, self.example = self.left + 1, self.example or link
+                return False
+        self.places.add(place)
+        return True
 
 
 def _task_of(file: SourceFile, tasks: int) -> int:
@@ -39,10 +80,17 @@ class Folder:
     files = True
 
     def __init__(
-        self, sources: Sequence[str | os.PathLike[str]], out: Storage | None, output: Output, shard_size: int
+        self,
+        sources: Sequence[str | os.PathLike[str]],
+        out: Storage | None,
+        output: Output,
+        shard_size: int,
+        reader: Reader,
     ) -> None:
         self.roots = [Storage(source) for source in sources]
         self.out, self.output, self.shard_size = out, output, shard_size
+        self.reader = reader
+        self._told = False
         for source, root in zip(sources, self.roots, strict=True):
             try:
                 missing = not (os.path.exists(root.root) if root.local else root.exists())
@@ -103,7 +151,12 @@ class Folder:
         for place, root, relative, error in shard.content:
             yield self._sample(place, root, relative, error)
 
-    def finish(self, shard: Shard, rows: Iterable[Row], image: Callable[[Row], bytes], out: Storage) -> None:
+    def path(self, shard: Shard) -> str | None:
+        return None
+
+    def finish(
+        self, shard: Shard, rows: Iterable[Row], image: Callable[[Row], bytes], out: Storage, facts: Facts | None
+    ) -> None:
         """Its files are there already."""
 
     def count(self) -> int | None:
@@ -114,72 +167,152 @@ class Folder:
 
     def pairs(self, rows: Iterable[Row], out: Storage) -> Iterator[tuple[Row, Read, Read]]:
         for row in rows:
-            yield row, lambda row=row: _read_source(row, out), lambda row=row: self.read_output(row, out)  # type: ignore[misc]
+            yield row, lambda row=row: self._read_source(row, out), lambda row=row: self.read_output(row, out)  # type: ignore[misc]
+
+    def _read_source(self, row: Row, out: Storage) -> bytes:
+        place = source_path(row, out)
+        # A manifest may be anyone's, where its run's options are known to be one's own.
+        if not any(is_below(place, root) for root in self.roots):
+            raise ShadeFastError(
+                f"{row.key}: its source {place} is not below {', '.join(root.url for root in self.roots)}"
+            )
+        return self.reader.image(Storage(place))
 
     def read_output(self, row: Row, out: Storage) -> bytes:
         return out.read(from_text(row.output or ""))
 
     def listing(self) -> Iterator[SourceFile]:
-        """Every image file, folder by folder in the order of names; links are followed, but not back to above."""
+        """Every image file, folder by folder in the order of names.
+
+        Links are followed, but not back to above, and from what a link led to only to where none has led. What cannot
+        be listed, and what is over a limit, is a file with an error.
+        """
+        tops = {root.root: os.path.realpath(root.root) for root in self.roots if root.local}
+        links = _Links(frozenset(tops.values()))
         for number, root in enumerate(self.roots):
-            if root.local and not os.path.isdir(root.root):
-                yield SourceFile(number, os.path.basename(root.root), Path(root.root))
-            elif root.local:
-                yield from self._local(number, root, "", (os.path.realpath(root.root),))
+            if not root.local:
+                yield from self._tree(number, root, _Below(""), self._remote)
+            elif os.path.isdir(root.root):
+                local = functools.partial(self._local, links=links, own=self._own())
+                yield from self._tree(number, root, _Below("", (tops[root.root],)), local)
             else:
-                yield from self._remote(number, root, "")
+                yield SourceFile(number, os.path.basename(root.root), Path(root.root))
+        if links.left and not self._told:
+            self._told = True
+            log.warning(
+                "%d links to folders are not followed: they are in what another link leads to, and lead to what is "
+                "listed already; the first is %s",
+                links.left,
+                printable(links.example),
+            )
 
     def source_text(self, file: SourceFile) -> str:
         """The file's place as rows have it."""
         root = self.roots[file.root]
         return source_text(root, "" if _is_file(root) else file.relative, self.out)
 
-    def _local(self, number: int, root: Storage, below: str, above: tuple[str, ...]) -> Iterator[SourceFile]:
-        try:
-            with os.scandir(root.path(below)) as found:
-                entries = sorted(found, key=lambda entry: entry.name)
-        except OSError as error:
-            path = root.path(below)
-            yield SourceFile(number, f"{below}/", Path(path), f"{path}: cannot be read: {error.strerror}")
-            return
-        for entry in entries:
-            relative = f"{below}/{entry.name}" if below else entry.name
-            try:
-                folder = entry.is_dir()
-            except OSError:
-                folder = False
-            if folder:
-                real = os.path.realpath(entry.path)
-                inside_out = self.out is not None and real in (
-                    os.path.realpath(self.out.root),
-                    os.path.realpath(self.out.path(RECORD_FOLDER)),
-                )
-                if real not in above and not inside_out:
-                    yield from self._local(number, root, relative, (*above, real))
-            elif _is_image(entry.name):
-                yield SourceFile(number, relative, Path(entry.path))
+    def _own(self) -> frozenset[str]:
+        """The output's folders that a source may hold, which are none of its own."""
+        if self.out is None or not self.out.local:
+            return frozenset()
+        return frozenset(os.path.realpath(self.out.path(name)) for name in ("", RECORD_FOLDER))
 
-    def _remote(self, number: int, root: Storage, below: str) -> Iterator[SourceFile]:
+    def _tree(
+        self,
+        number: int,
+        root: Storage,
+        top: _Below,
+        look: Callable[[int, Storage, _Below], Iterator[SourceFile | _Below]],
+    ) -> Iterator[SourceFile]:
+        """All images of a source, within its limits. look: the images and folders of one folder, in order."""
+        limits, folders, images = self.reader.limits, 0, 0
+        # No recursion, which deep folders would end. Above the top there is a place that holds nothing else.
+        open_folders: list[tuple[str, Iterator[SourceFile | _Below]]] = [("", iter([top]))]
+        while open_folders:
+            at, content = open_folders[-1]
+            found = next(content, None)
+            if found is None:
+                open_folders.pop()
+            elif isinstance(found, SourceFile):
+                images += found.error is None
+                if images > limits.files:
+                    why = f"the source has more than {limits.files} images, and what follows is left out"
+                    yield self._refused(number, root, at, f"{why}; give --max files={2 * limits.files}")
+                    return
+                yield found
+            elif len(open_folders) - 1 > limits.depth:
+                why = f"more than {limits.depth} folders below one another; leave it out"
+                yield self._refused(number, root, found.relative, f"{why}, or give --max depth={2 * limits.depth}")
+            elif folders == limits.folders:
+                why = f"the source has more than {limits.folders} folders, and what follows is left out"
+                yield self._refused(number, root, found.relative, f"{why}; give --max folders={2 * limits.folders}")
+                return
+            else:
+                folders += 1
+                open_folders.append((found.relative, look(number, root, found)))
+
+    def _refused(self, number: int, root: Storage, folder: str, why: str) -> SourceFile:
+        path = root.path(folder) if root.local else folder
+        return SourceFile(number, f"{folder}/", Path(path), f"{root.location(folder)}: {why}")
+
+    def _local(
+        self, number: int, root: Storage, folder: _Below, links: _Links, own: frozenset[str]
+    ) -> Iterator[SourceFile | _Below]:
+        path, real = root.path(folder.relative), folder.above[-1]
+        names: list[str] = []
+        #: whether each folder is a link
+        folders: dict[str, bool] = {}
         try:
-            entries = root.fs.ls(root.path(below), detail=True)
+            with os.scandir(path) as found:
+                for entry in found:
+                    if _is_folder(entry):
+                        folders[entry.name] = entry.is_symlink()
+                    elif not _is_image(entry.name):
+                        continue
+                    names.append(entry.name)
         except OSError as error:
-            yield SourceFile(number, f"{below}/", Path(below), f"{root.location(below)}: cannot be read: {error}")
+            yield self._refused(number, root, folder.relative, f"cannot be read: {error.strerror}")
             return
-        for entry in sorted(entries, key=lambda entry: str(entry["name"]).rstrip("/")):
-            name = str(entry["name"]).rstrip("/").rsplit("/", 1)[-1]
-            relative = f"{below}/{name}" if below else name
-            if entry["type"] == "directory":
-                if self.out is None or root.location(relative) != self.out.url:
-                    yield from self._remote(number, root, relative)
-            elif _is_image(name):
-                yield SourceFile(number, relative, Path(relative))
+        names.sort()
+        for name in names:
+            relative = f"{folder.relative}/{name}" if folder.relative else name
+            here, link = os.path.join(path, name), folders.get(name)
+            if link is None:
+                yield SourceFile(number, relative, Path(here))
+                continue
+            place = os.path.realpath(here) if link else os.path.join(real, name)
+            if place in folder.above or place in own or (link and not links.follows(here, place, folder.linked)):
+                continue
+            yield _Below(relative, (*folder.above, place), link or folder.linked)
+
+    def _remote(self, number: int, root: Storage, folder: _Below) -> Iterator[SourceFile | _Below]:
+        path = root.path(folder.relative)
+        try:
+            entries = root.fs.ls(path, detail=True)
+        except Exception as error:  # whatever a store's client raises
+            why = error if isinstance(error, OSError) else reason(error)
+            yield self._refused(number, root, folder.relative, f"cannot be read: {why}")
+            return
+        found = {
+            (name, entry["type"] == "directory")
+            for entry in entries
+            if (name := _name_in(path, str(entry["name"]), alone=not folder.relative and entry["type"] == "file"))
+        }
+        for name, is_folder in sorted(found):
+            relative = f"{folder.relative}/{name}" if folder.relative else name
+            if not is_folder:
+                if _is_image(name):
+                    yield SourceFile(number, relative, Path(relative))
+            elif self.out is None or root.location(relative) != self.out.url:
+                yield _Below(relative)
 
     def _sample(self, place: int, number: int, relative: str, error: str | None) -> Sample:
         root = self.roots[number]
         name = "" if _is_file(root) else relative
         source = source_text(root, name, self.out)
-        read = functools.partial(root.read_image, name)
-        return Sample(place, to_text(relative), self.output.name_of(relative), source, read, error)
+        read = functools.partial(self.reader.image, root, name)
+        path = root.path(name) if root.local else None
+        return Sample(place, to_text(relative), self.output.name_of(relative), source, read, error, path=path)
 
 
 def find_images(sources: Sequence[str | os.PathLike[str]]) -> list[SourceFile]:
@@ -187,14 +320,23 @@ def find_images(sources: Sequence[str | os.PathLike[str]]) -> list[SourceFile]:
 
     Raises ShadeFastError for a path that does not exist, and where there is no image at all.
     """
-    return [file for file in Folder(sources, None, Output(), 1).listing() if file.error is None]
+    reader = Reader(Limits(), Access())
+    return [file for file in Folder(sources, None, Output(), 1, reader).listing() if file.error is None]
 
 
 def source_text(root: Storage, name: str, out: Storage | None) -> str:
     """A source file's place as rows have it: a URL, or a path as seen from a local output, so that both can move."""
     if root.local and out is not None and out.local:
         return to_text(os.path.relpath(root.path(name), out.root))
-    return to_text(root.location(name) if name else root.url)
+    return to_text(hidden(root.location(name) if name else root.url, b"" if out is None else out.key))
+
+
+def is_below(place: str, root: Storage) -> bool:
+    """Whether a path or URL is a source's own, or below it; `..` is none."""
+    if root.local:
+        place = os.path.realpath(place)
+        return os.path.commonpath([place, os.path.realpath(root.root)]) == os.path.realpath(root.root)
+    return ".." not in place.split("/") and (place == root.url or place.startswith(f"{root.url}/"))
 
 
 def source_path(row: Row, out: Storage) -> str:
@@ -203,8 +345,26 @@ def source_path(row: Row, out: Storage) -> str:
     return os.path.normpath(os.path.join(out.root, source)) if out.local and "://" not in source else source
 
 
-def _read_source(row: Row, out: Storage) -> bytes:
-    return Storage(source_path(row, out)).read_image()
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False
+
+
+def _name_in(folder: str, path: str, alone: bool) -> str | None:
+    """The name of what a store says is in a folder; None where it is the folder itself, or lies elsewhere.
+
+    alone: the folder may be the very file that it is asked for.
+    """
+    parent, _, name = path.rstrip("/").rpartition("/")
+    inside = _plain(parent) == _plain(folder) or (alone and _plain(path) == _plain(folder))
+    return name if inside and name not in (".", "..") and "\0" not in name else None
+
+
+def _plain(path: str) -> str:
+    """A store's path without what several of them may differ in that mean the same place."""
+    return posixpath.normpath("/" + unquote(path.partition("://")[2] or path).strip("/"))
 
 
 def _is_image(name: str) -> bool:

@@ -11,17 +11,20 @@ from pathlib import Path
 from typing import Any
 
 from shade_fast.archive.manifest import Manifest, Row
+from shade_fast.archive.storage import Storage
+from shade_fast.errors import ShadeFastError
+from shade_fast.files import scratch_folder
 
 
 class Index:
     """A temporary database, filled from the manifests of an output; gone when it is closed.
 
-    open_shards: name -> how many rows an open shard has, and the next free place in it. overwrites: whether what stands
-    in an image's or a shard's place, and no row names, is replaced; otherwise it is refused.
+    open_shards: name -> how many rows an open shard has, and the next free place in it. overwrites: whether what an
+    earlier run has written in an image's or a shard's place is replaced; what no run's record names never is.
     """
 
     def __init__(self) -> None:
-        self._folder = tempfile.TemporaryDirectory(prefix="shade_fast-")
+        self._folder = tempfile.TemporaryDirectory(dir=scratch_folder())
         self._lock = threading.Lock()
         self._database = sqlite3.connect(
             Path(self._folder.name) / "index.sqlite", check_same_thread=False, isolation_level=None
@@ -30,6 +33,7 @@ class Index:
             "pragma journal_mode = off; pragma synchronous = off; begin;"
             "create table done (source text primary key) without rowid;"
             "create table names (name text primary key, owner text) without rowid;"
+            "create table replaced (name text primary key) without rowid;"
             "create table contents (content text primary key, row blob) without rowid;"
         )
         #: rows taken in
@@ -74,6 +78,31 @@ class Index:
                     self._database.execute(
                         "insert or ignore into contents values (?, ?)", (content(row), row.to_json())
                     )
+
+    def load_replaced(self, manifest: Manifest) -> None:
+        """Take in which files an earlier run has written, that this one replaces."""
+        for row in manifest.all_rows():
+            for name in (row.output, row.shard):
+                if name is not None:
+                    self._database.execute("insert or ignore into replaced values (?)", (name,))
+
+    def may_replace(self, name: str) -> bool:
+        """Whether what stands under a name in the output is an earlier run's, and this one is to replace it."""
+        return self.overwrites and self._one("select name from replaced where name = ?", name) is not None
+
+    def check_free(self, out: Storage, shard: str) -> None:
+        """Raise ShadeFastError where something stands in the place of a shard that is not to be replaced."""
+        if shard in self.open_shards or self.may_replace(shard) or not out.exists(shard):
+            return
+        reason = "is none of this run's; give another folder, or mode overwrite"
+        if self.overwrites:
+            reason = "no run's record names it; move it away, or give another folder"
+        raise ShadeFastError(f"{out.location(shard)}: exists and {reason}")
+
+    def is_nobodys(self, name: str) -> bool:
+        """Whether no row names this as its output, and no shard is named so."""
+        claimed = self._one("select owner from names where name = ?", name) is not None
+        return not claimed and name not in self.finished and name not in self.open_shards
 
     def is_done(self, source: str) -> bool:
         """Whether the image in a file of its own is recorded."""

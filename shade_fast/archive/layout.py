@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from shade_fast.archive.index import Index
 from shade_fast.archive.manifest import Row
-from shade_fast.archive.storage import Storage
+from shade_fast.archive.storage import Facts, Storage
 
 Read = Callable[[], bytes]
 
@@ -19,7 +19,8 @@ class Sample:
 
     index: its place in the shard (in a folder: in the listing). key: relative path, member name or row. output: the
     name that it is written under. source: the file that it is in. read: its bytes, on any thread.
-    error: why it is refused unread. target, concept: its own, where the archive names them.
+    error: why it is refused unread. target, concept: its own, where the archive names them. path: of the file that it
+    is, on this machine's disks, whose permissions its output gets. size: bytes that it holds in memory.
     """
 
     index: int
@@ -30,6 +31,8 @@ class Sample:
     error: str | None = None
     target: str | None = None
     concept: str | None = None
+    path: str | None = None
+    size: int = 0
 
 
 @dataclass(frozen=True)
@@ -58,8 +61,14 @@ class Layout(Protocol):
     def samples(self, shard: Shard) -> Iterator[Sample]:
         """A shard's samples in order; those before a damaged place, then one with the error."""
 
-    def finish(self, shard: Shard, rows: Iterable[Row], image: Callable[[Row], bytes], out: Storage) -> None:
-        """Write what is written as one: a tar or a table, from the source's own and the new images."""
+    def path(self, shard: Shard) -> str | None:
+        """The shard's own file on this machine's disks, where it is one."""
+
+    def finish(
+        self, shard: Shard, rows: Iterable[Row], image: Callable[[Row], bytes], out: Storage, facts: Facts | None
+    ) -> None:
+        """Write what is written as one: a tar or a table, from the source's own and the new images. facts: what the
+        file gets of its source's."""
 
     def count(self) -> int | None:
         """How many images there are, where that can be told without reading them."""

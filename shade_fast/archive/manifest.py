@@ -15,9 +15,9 @@ import pyarrow.parquet as pq
 
 from shade_fast.archive.names import legible
 from shade_fast.archive.storage import RECORD_FOLDER, Storage
+from shade_fast.text import redacted
 
 STATS_NAME = "_stats.json"
-MANIFESTS, WORK = f"{RECORD_FOLDER}/manifest", f"{RECORD_FOLDER}/work"
 PARTIAL = ".partial.parquet"
 #: Rows of a parquet row group, and files of a folder of open work.
 GROUP = 1000
@@ -31,10 +31,12 @@ class Row:
     [0, 1] units; distances in latent units (an ensemble's relative to their start); None where nothing was measured.
 
     source: the file that the image is in, relative to the output where both are local. output: its name in the output,
-    None where nothing was written. quality, subsampling: a JPEG's, as written. duplicate_of: the key of the image with
-    the same content whose result this is. target: as it was given; target_sha256: see `Anchor.sha256`. anchor: path of
-    the anchor's image. encoder_distances: each encoder's, before and after. history: distance before each step.
-    survival: a treatment and the share of the shift that it leaves.
+    None where nothing was written. previews: pictures inside the file's metadata that were removed. quality,
+    subsampling: a JPEG's, as written. duplicate_of: the key of the image with the same content whose result this is.
+    target: as it was given; target_sha256: see `Anchor.sha256`. anchor: path of the anchor's image. encoder_distances:
+    each encoder's, before and after. history: distance before each step. survival: a treatment and the share of the
+    shift that it leaves. transient: whether what failed may succeed another time (a place that did not answer, a
+    deadline, a lack of memory): `--retry-failed` tries it again.
     """
 
     key: str
@@ -50,6 +52,7 @@ class Row:
     anchor: str | None = None
     width: int = 0
     height: int = 0
+    previews: int = 0
     source_format: str | None = None
     output_format: str | None = None
     quality: int | None = None
@@ -78,8 +81,13 @@ class Row:
     options_sha256: str = ""
     history: tuple[float, ...] = ()
     survival: tuple[tuple[str, float | None], ...] | None = None
+    transient: bool = False
 
     def __post_init__(self) -> None:
+        for name in ("error", "key", "target", "concept"):  # texts of others, which may hold a URL
+            value = getattr(self, name)
+            if value is not None:
+                object.__setattr__(self, name, redacted(value))
         # A table's concept, or an error that names a file, may hold bytes that are no text: parquet refuses them.
         for name in _TEXTS:
             value = getattr(self, name)
@@ -103,6 +111,7 @@ class Row:
 _TEXTS = [one.name for one in dataclasses.fields(Row) if str(one.type).startswith("str")]
 _TYPES = {
     "str": pa.string(),
+    "bool": pa.bool_(),
     "int": pa.int64(),
     "float": pa.float64(),
     "tuple[float, ...]": pa.list_(pa.float32()),
@@ -119,27 +128,29 @@ class Manifest:
     image is there, in its recorded size, is done. An interruption gathers them in one `.partial.parquet` file.
     """
 
-    def __init__(self, out: Storage) -> None:
+    def __init__(self, out: Storage, record: str = RECORD_FOLDER) -> None:
+        """record: the folder below `out` that holds the rows."""
         self.out = out
+        self.manifests, self.work = f"{record}/manifest", f"{record}/work"
 
     def finished(self) -> list[str]:
         """Names of finished shards."""
-        names = self.out.names(MANIFESTS)
+        names = self.out.names(self.manifests)
         return [name.removesuffix(".parquet") for name in names if not name.endswith(PARTIAL)]
 
     def open_shards(self) -> list[str]:
         """Names of shards that have rows and are not finished."""
-        partial = {name.removesuffix(PARTIAL) for name in self.out.names(MANIFESTS) if name.endswith(PARTIAL)}
-        return sorted((partial | set(self._folders())) - set(self.finished()))
+        partial = {name.removesuffix(PARTIAL) for name in self.out.names(self.manifests) if name.endswith(PARTIAL)}
+        return sorted((partial | set(self.out.folders(self.work))) - set(self.finished()))
 
     def rows(self, shard: str) -> Iterator[Row]:
         """A shard's rows, in order; those of an open one whether their images are there or not."""
-        if self.out.size(f"{MANIFESTS}/{shard}.parquet") is not None:
-            yield from self._read(f"{MANIFESTS}/{shard}.parquet")
+        if self.out.size(f"{self.manifests}/{shard}.parquet") is not None:
+            yield from self._read(f"{self.manifests}/{shard}.parquet")
             return
         rows: dict[int, Row] = {}
-        if self.out.size(f"{MANIFESTS}/{shard}{PARTIAL}") is not None:
-            rows = {row.index: row for row in self._read(f"{MANIFESTS}/{shard}{PARTIAL}")}
+        if self.out.size(f"{self.manifests}/{shard}{PARTIAL}") is not None:
+            rows = {row.index: row for row in self._read(f"{self.manifests}/{shard}{PARTIAL}")}
         for name in self._work(shard):
             row = Row.from_json(self.out.read(name))
             rows[row.index] = row
@@ -150,14 +161,14 @@ class Manifest:
             yield from self.rows(shard)
 
     def work_name(self, shard: str, index: int, ending: str = "json") -> str:
-        return f"{WORK}/{shard}/{index // GROUP:06d}/{index:09d}.{ending}"
+        return f"{self.work}/{shard}/{index // GROUP:06d}/{index:09d}.{ending}"
 
     def write_row(self, row: Row) -> None:
         self.out.write(self.work_name(row.shard, row.index), row.to_json())
 
     def write(self, shard: str, rows: Iterable[Row], *, whole: bool) -> None:
         """Write a shard's manifest: a finished one's, after which its open work is gone, or an open one's."""
-        name = f"{MANIFESTS}/{shard}{'.parquet' if whole else PARTIAL}"
+        name = f"{self.manifests}/{shard}{'.parquet' if whole else PARTIAL}"
         with self.out.create(name) as file, pq.ParquetWriter(file, SCHEMA, compression="zstd") as writer:
             group: list[Row] = []
             for row in rows:
@@ -167,24 +178,30 @@ class Manifest:
                     group = []
             writer.write_table(_table(group))
         if whole:
-            self.out.remove(f"{WORK}/{shard}")
-            self.out.remove(f"{MANIFESTS}/{shard}{PARTIAL}")
+            self.out.remove_record(f"{self.work}/{shard}")
+            self.out.remove_record(f"{self.manifests}/{shard}{PARTIAL}")
         else:
             for row_file in self._work(shard):
-                self.out.remove(row_file)
+                self.out.remove_record(row_file)
 
-    def forget(self) -> None:
-        """Remove all records."""
-        for name in (MANIFESTS, WORK, STATS_NAME):
-            self.out.remove(name)
+    def reopen(self, shard: str, rows: Iterable[Row]) -> None:
+        """Make a finished shard an open one that has these rows."""
+        self.write(shard, rows, whole=False)
+        self.out.remove_record(f"{self.manifests}/{shard}.parquet")
+
+    def set_aside(self, folder: str) -> None:
+        """Move all rows to another folder of the record, and forget their totals."""
+        self.out.move_record(self.manifests, f"{folder}/manifest")
+        self.out.move_record(self.work, f"{folder}/work")
+        self.out.remove_file(STATS_NAME)
 
     def write_stats(self, record: dict[str, Any]) -> dict[str, Any]:
         """Write and return the totals over all rows. Tasks that end at the same time find each other's rows."""
         while True:
-            before = self.out.names(MANIFESTS)
+            before = self.out.names(self.manifests)
             stats = record | totals(self.all_rows()) | {"open_shards": self.open_shards()}
             self.out.write(STATS_NAME, (json.dumps(stats, indent=1) + "\n").encode())
-            if self.out.names(MANIFESTS) == before:
+            if self.out.names(self.manifests) == before:
                 return stats
 
     def _read(self, name: str) -> Iterator[Row]:
@@ -192,15 +209,8 @@ class Manifest:
             for batch in pq.ParquetFile(file).iter_batches(batch_size=GROUP):
                 yield from map(Row.of, batch.to_pylist())
 
-    def _folders(self, below: str = WORK) -> list[str]:
-        try:
-            entries = self.out.fs.ls(self.out.path(below), detail=True)
-        except (FileNotFoundError, NotADirectoryError):
-            return []
-        return sorted(entry["name"].rstrip("/").rsplit("/", 1)[-1] for entry in entries if entry["type"] == "directory")
-
     def _work(self, shard: str) -> list[str]:
-        folders = [f"{WORK}/{shard}/{group}" for group in self._folders(f"{WORK}/{shard}")]
+        folders = [f"{self.work}/{shard}/{group}" for group in self.out.folders(f"{self.work}/{shard}")]
         return [f"{folder}/{name}" for folder in folders for name in self.out.names(folder) if name.endswith(".json")]
 
 

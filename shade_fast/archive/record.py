@@ -4,31 +4,41 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import fcntl
 import hashlib
+import hmac
 import inspect
 import json
 import os
+import secrets
 import socket
+import stat
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
+from importlib import resources
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from shade_fast.anchors import Anchor, AnchorLibrary
-from shade_fast.archive.storage import RECORD_FOLDER, Storage
+from shade_fast.archive.names import from_text
+from shade_fast.archive.storage import RECORD_FOLDER, TABLE_SUFFIXES, Storage
 from shade_fast.checks import number, whole
 from shade_fast.errors import ShadeFastError
 from shade_fast.files import cache_folder
 from shade_fast.images import Output
+from shade_fast.limits import Access
 from shade_fast.poisoner import Poisoner
+from shade_fast.text import redacted
 from shade_fast.version import __version__
 
 RUN_NAME = f"{RECORD_FOLDER}/run.json"
+#: What URLs are hashed with in the record, and the records that overwriting runs have replaced.
+KEY_NAME, REPLACED = f"{RECORD_FOLDER}/url.key", f"{RECORD_FOLDER}/replaced"
 #: Options of the Poisoner that say how it runs, not what comes out, or that another says: `steps` what a preset means.
-INCIDENTAL = ("batch_size", "devices", "preset")
+INCIDENTAL = ("batch_size", "devices", "preset", "limits")
 
 
 def describe(
@@ -88,30 +98,143 @@ def digest(options: Mapping[str, Any]) -> str:
 
 def read_run(out: Storage) -> dict[str, Any] | None:
     """The record of the run that made an output; None where there is none. Raises ShadeFastError for a damaged one."""
+    check_record(out)
     if out.size(RUN_NAME) is None:
         return None
     try:
         record = json.loads(out.read(RUN_NAME))
         if isinstance(record, dict) and isinstance(record.get("options"), dict):
             return record
-    except ValueError:
+    except (ValueError, RecursionError):
         pass
     raise ShadeFastError(
         f"{out.location(RUN_NAME)}: no record of a run; remove {RECORD_FOLDER}, or give another output"
     )
 
 
-def write_run(out: Storage, options: Mapping[str, Any], *, overwrites: bool) -> dict[str, Any]:
-    """overwrites: whether the run, however often it is gone on with, replaces what stands where its output belongs."""
+def check_record(out: Storage) -> None:
+    """Raise ShadeFastError for a link in a local output's record: nothing is read, written or removed through one."""
+    if not out.local:
+        return
+    folders = [out.path(RECORD_FOLDER)]
+    for folder in folders:
+        linked = [folder] if os.path.islink(folder) else []
+        if not linked and os.path.isdir(folder):
+            with os.scandir(folder) as entries:
+                for entry in entries:
+                    (linked if entry.is_symlink() else folders if entry.is_dir() else []).append(entry.path)
+        if linked:
+            raise ShadeFastError(f"{linked[0]}: is a link, which no record follows; remove it")
+
+
+def write_run(
+    out: Storage, options: Mapping[str, Any], access: Access, *, overwrites: bool, cleared: bool = True
+) -> dict[str, Any]:
+    """overwrites: whether the run, however often it is resumed, replaces what earlier runs have written. cleared:
+    whether the records of those are out of the way; until they are, they are no record of this run."""
     record = {
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "versions": {name: version(name) for name in ("torch", "numpy", "pillow", "pyarrow", "fsspec")},
         "overwrites": overwrites,
+        "cleared": cleared,
+        "access": _plain(access),
         "options": dict(options),
         "options_sha256": digest(options),
     }
+    return _write(out, record)
+
+
+def adopt(out: Storage, record: Mapping[str, Any], access: Access) -> None:
+    """Make a record this user's: of a run that was begun elsewhere, and is resumed here with the same options."""
+    asked = _plain(access)
+    if not is_own(out, record) or record.get("access") != asked:
+        _write(out, {**record, "access": asked})
+
+
+def is_own(out: Storage, record: Mapping[str, Any]) -> bool:
+    """Whether a record was written by this user, for this place: what it names outside the place can be followed.
+
+    Told by a code under a key of the user's own, which is in the cache folder; without one nothing is.
+    """
+    try:
+        key = _user_key()
+    except OSError:
+        return False
+    written = str(record.get("written_by")).encode(errors="replace")
+    return key is not None and hmac.compare_digest(written, _code(key, out, record).encode())
+
+
+def named_roots(out: Storage, record: Mapping[str, Any]) -> list[str]:
+    """The local places that a run's options name, and its output: what its rows can have come from."""
+    options = record["options"]
+    anchors = options.get("anchors") or {}
+    roots = [
+        out.root,
+        str(resources.files("shade_fast") / "data" / "anchors"),
+        anchors.get("folder"),
+        options.get("target"),
+    ]
+    for source in options.get("source", ()):
+        path = os.path.normpath(os.path.join(out.root, from_text(source)))
+        roots.append(os.path.dirname(path) if path.lower().endswith(TABLE_SUFFIXES) else path)
+    roots += record.get("access", {}).get("paths", ())
+    return [os.path.realpath(root) for root in roots if root and "://" not in root]
+
+
+def _write(out: Storage, record: dict[str, Any]) -> dict[str, Any]:
+    key = None
+    with contextlib.suppress(OSError):  # a cache that cannot be written makes no run impossible
+        key = _user_key(make=True)
+    record.pop("written_by", None)
+    record["written_by"] = None if key is None else _code(key, out, record)
     out.write(RUN_NAME, (json.dumps(record, indent=1) + "\n").encode())
     return record
+
+
+def _code(key: bytes, out: Storage, record: Mapping[str, Any]) -> str:
+    place = os.path.realpath(out.root) if out.local else out.url
+    followed = json.dumps([place, record.get("options"), record.get("access")], sort_keys=True)
+    return hmac.new(key, followed.encode(errors="surrogateescape"), "sha256").hexdigest()
+
+
+def _user_key(*, make: bool = False) -> bytes | None:
+    """The user's own key; None where there is none, or no place for one. Raises OSError."""
+    cache = cache_folder()
+    if cache is None:
+        return None
+    path = cache / "record.key"
+    if make and not path.exists():
+        _create(path, secrets.token_bytes(32))
+    return path.read_bytes() if path.exists() else None
+
+
+def _create(path: Path, data: bytes) -> None:
+    """Write a file that this user alone can read, unless it is there: whole, or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=".shade_fast-")
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+        with contextlib.suppress(FileExistsError):
+            os.link(temporary, path)
+    finally:
+        Path(temporary).unlink()
+
+
+def url_key(out: Storage, *, make: bool = False) -> bytes:
+    """What URLs are hashed with in this output's record; a key of the moment where there is none and none is made."""
+    size = out.size(KEY_NAME)
+    if size is not None:
+        if not 0 < size <= 64:
+            raise ShadeFastError(f"{out.location(KEY_NAME)}: {size} bytes; it is no key, remove it")
+        return out.read(KEY_NAME)
+    if make and out.local:
+        _create(Path(out.path(KEY_NAME)), out.key or secrets.token_bytes(16))
+        return out.read(KEY_NAME)
+    if make:
+        out.write(KEY_NAME, out.key or secrets.token_bytes(16))
+        return out.read(KEY_NAME)
+    return secrets.token_bytes(16)
 
 
 def check_same(out: Storage, record: Mapping[str, Any], options: Mapping[str, Any]) -> None:
@@ -139,9 +262,10 @@ def locked(out: Storage, name: str) -> Iterator[None]:
         path = Path(out.path(f"{RECORD_FOLDER}/locks/{name}"))
     else:
         cache = cache_folder() or Path(tempfile.gettempdir()) / f"shade_fast-{os.getuid()}"
-        path = cache / "locks" / f"{hashlib.sha256(out.url.encode()).hexdigest()}-{name}"
+        path = cache / "locks" / f"{hashlib.sha256(redacted(out.url).encode()).hexdigest()}-{name}"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        _check_own(path.parent)
         descriptor = _lock(path, out)
     except OSError as error:
         raise ShadeFastError(f"{path.parent}: cannot be written: {error.strerror}; give another output") from error
@@ -154,9 +278,18 @@ def locked(out: Storage, name: str) -> Iterator[None]:
         os.close(descriptor)
 
 
+def _check_own(folder: Path) -> None:
+    """Raise OSError for a folder of locks that is a link, below one in the record, or another user's."""
+    facts = folder.lstat()
+    if not stat.S_ISDIR(facts.st_mode) or folder.parent.is_symlink():
+        raise OSError(errno.ELOOP, "is a link, which locks do not follow; remove it")
+    if facts.st_uid not in (os.getuid(), 0) and not os.access(folder, os.W_OK):
+        raise OSError(errno.EPERM, "is another user's")
+
+
 def _lock(path: Path, out: Storage) -> int:
     while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             # Whoever held it may have removed the file since it was opened here; the lock would be on nothing.

@@ -15,7 +15,8 @@ from shade_fast.archive.progress import Reporter
 from shade_fast.archive.storage import ArchiveStoppedError
 from shade_fast.checks import at_least
 from shade_fast.errors import ShadeFastError
-from shade_fast.images import decode
+from shade_fast.limits import Access, Limits
+from shade_fast.text import redacted
 
 
 def poison_archive(
@@ -35,6 +36,11 @@ def poison_archive(
     events: Source | None = None,
     on_row: Callable[[Row], None] | None = None,
     stop: threading.Event | None = None,
+    grace: float | None = None,
+    access: Access = Access(),
+    limits: Limits = Limits(),
+    retry_failed: bool = False,
+    keep_times: bool = False,
     **options: Any,
 ) -> ArchiveReport:
     """Protect an archive of any size into the same shape, with a row for every image; go on where a run ended.
@@ -49,8 +55,13 @@ def poison_archive(
     output, quality: as of `Output`; `dummy` measures and writes no images.
     workers: threads that read, decode, encode and write; default as many as cores, at most 4. shard_size: images of a
         manifest of a folder. events: a file that gets a JSON line for every image and shard.
-    on_row: told each row. stop: set from elsewhere, it ends the run after what is on its way. options: those of
-        `poison_batch` (encoder, budget, view, steps, ...).
+    on_row: given each row. stop: set from elsewhere, it ends the run: what is read or decoded is left to the next one,
+        what the engine has is finished. grace: seconds after which the process then ends itself, whatever hangs.
+    access: what a table's rows may name, and how remote files are read. limits: what an image, a member or a source may
+        cost; over it, an image is a failed row.
+    retry_failed: try again what failed for a reason that may have passed. keep_times: give files the time of their
+        sources; permissions are always theirs.
+    options: those of `poison_batch` (encoder, budget, view, steps, ...).
 
     Raises ShadeFastError for what concerns the run as a whole; what was done by then is recorded.
     """
@@ -60,9 +71,12 @@ def poison_archive(
     stop = stop or threading.Event()
     with Archive(
         source, out, target, mode=mode, shard=shard, output=output, quality=quality, workers=workers,
-        shard_size=shard_size, options=options,
+        shard_size=shard_size, access=access, limits=limits, retry_failed=retry_failed, keep_times=keep_times,
+        options=options,
     ) as archive:  # fmt: skip
         archive.begin()
+        if grace is not None:
+            archive.end_at_last(stop, grace)
         with Reporter(archive.layout if progress else None, archive.recorded, shard, events) as reporter:
             started = time.perf_counter()
             new = 0
@@ -99,6 +113,8 @@ def plan_archive(
     mode: str = "resume",
     shard: tuple[int, int] = (0, 1),
     limit: int | None = None,
+    access: Access = Access(),
+    limits: Limits = Limits(),
 ) -> Iterator[dict[str, Any]]:
     """What `poison_archive` would do with each image, undone: its output, its sizes, the error that it would meet.
 
@@ -106,8 +122,9 @@ def plan_archive(
     """
     limit = None if limit is None else at_least("limit", limit)
     with Archive(
-        source, out, target, mode=mode, shard=shard, output=output, quality=quality, options=options or {}
-    ) as archive:
+        source, out, target, mode=mode, shard=shard, output=output, quality=quality, access=access, limits=limits,
+        options=options or {},
+    ) as archive:  # fmt: skip
         archive.look()
         samples = (
             sample
@@ -119,11 +136,11 @@ def plan_archive(
             row: dict[str, Any] = {"key": sample.key, "output": to_text(sample.output), "error": sample.error}
             try:
                 if sample.error is None:
-                    image = decode(sample.read(), sample.key)
+                    image = archive.codecs.decode(sample.read(), sample.key)
                     height, width = image.pixels.shape[:2]
                     row |= {"width": width, "height": height}
                     archive.output.check(image)
                     row["view"] = list(poisoner.view.plan(height, width, poisoner.factor).crop)
-            except (ShadeFastError, OSError) as error:
-                row["error"] = str(error)
+            except Exception as error:  # whatever a file makes a decoder or a store raise
+                row["error"] = redacted(str(error))
             yield row

@@ -4,25 +4,34 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
+import math
 import os
+import re
 import shutil
 import stat
 import tempfile
+import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import IO, Any
 
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
 from shade_fast.errors import ShadeFastError
-from shade_fast.files import whole_file
+from shade_fast.files import scratch_folder, whole_file
+from shade_fast.images import read_file
+from shade_fast.text import without_secrets
 
 #: Errors of the whole output, not of one file: a full disk, a quota, a disk gone or read-only.
 STOPPING = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ENOTCONN, errno.ESTALE, errno.ENODEV)
-#: Bytes of a source's image that is refused unread: none of the pixels that are handled is as large.
-LARGEST_FILE = 2 << 30
+#: Bytes that are asked of a remote store at once.
+_PIECE = 8 << 20
 #: Where a local output keeps its record, its open work and its temporary files.
 RECORD_FOLDER = "_shade_fast"
+#: How tables' names end.
+TABLE_SUFFIXES = (".parquet", ".csv", ".tsv", ".jsonl", ".ndjson")
 
 
 class ArchiveStoppedError(ShadeFastError):
@@ -35,11 +44,50 @@ def is_local(url: str | os.PathLike[str]) -> bool:
     return isinstance(url, os.PathLike) or "://" not in text or os.path.lexists(text)
 
 
-def too_large(name: str, size: int | None) -> str | None:
+def too_large(name: str, size: int | None, limit: int) -> str | None:
     """Why an image of so many bytes (None: unknown) is refused unread; None where it is not."""
-    if size is None or size <= LARGEST_FILE:
+    if size is None or size <= limit:
         return None
-    return f"{name}: {size} bytes; at most {LARGEST_FILE} are read"
+    return f"{name}: {size} bytes; at most {limit} are read: --max image-bytes={size}"
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What an output file gets of its source's: mode, and time where that is asked for; folders: modes of the folder
+    that the source is in, of the one above, and so on."""
+
+    mode: int
+    folders: tuple[int, ...] = ()
+    time_ns: int | None = None
+
+    @classmethod
+    def of(cls, path: str, depth: int, *, times: bool) -> Facts | None:
+        """Those of a local file, of so many folders above it; None where it is not there. This user can always read
+        what is written, and go on writing in its folders."""
+        try:
+            status = os.stat(path)
+            folders = []
+            for _ in range(depth):
+                path = os.path.dirname(path)
+                folders.append(stat.S_IMODE(os.stat(path).st_mode) & 0o777 | 0o700)
+        except (OSError, ValueError):
+            return None
+        return cls(stat.S_IMODE(status.st_mode) & 0o777 | 0o400, tuple(folders), status.st_mtime_ns if times else None)
+
+
+def hidden(url: str, key: bytes) -> str:
+    """A URL without user, password, query and fragment; what was left out is a hash under a key, by which the same URL
+    is known again."""
+    shown = without_secrets(url)
+    if shown == url:
+        return url
+    mark = "#" if shown.endswith("…") else "?…#"
+    return f"{shown}{mark}{hashlib.blake2b(url.encode(errors='surrogateescape'), key=key, digest_size=8).hexdigest()}"
+
+
+def is_hidden(source: str) -> bool:
+    """Whether a record's text of a place is a URL that `hidden` left something out of."""
+    return re.search(r"\?…#[0-9a-f]{16}$", source) is not None
 
 
 class Storage:
@@ -61,6 +109,27 @@ class Storage:
                 raise ShadeFastError(f"{text}: {error}; install the protocol's package, or correct the URL") from error
         self.url = self.root if self.local else text if text.endswith("://") or "::" in text else text.rstrip("/")
         self._temporary: str | None = None
+
+        #: what URLs are hashed with where their secrets are left out, see `hidden`
+        self.key = b""
+
+    @classmethod
+    def beside(cls, other: Storage, path: str) -> Storage:
+        """Another file of the same store, by its path there; no part of the path is taken for a URL."""
+        made = cls.named(path, local=True)
+        made.local, made.fs, made.url = other.local, other.fs, path
+        if not other.local:
+            _, chain, rest = other.url.partition("::")
+            made.url = str(other.fs.unstrip_protocol(path)) + chain + rest
+        return made
+
+    @classmethod
+    def named(cls, url: str, *, local: bool = False) -> Storage:
+        """A place that is only named, not reached (a URL), or a local path that is no URL whatever it looks like."""
+        made = cls.__new__(cls)
+        made.local, made.fs, made.root, made.url = local, LocalFileSystem() if local else None, url, url
+        made._temporary, made.key = None, b""
+        return made
 
     def __reduce__(self) -> tuple[type[Storage], tuple[str]]:
         return Storage, (self.url,)
@@ -84,18 +153,23 @@ class Storage:
             data: bytes = file.read()
         return data
 
-    def read_image(self, name: str = "") -> bytes:
-        """A source's image. Raises ShadeFastError for what is no file, as a pipe, and for more than LARGEST_FILE."""
+    def read_image(self, name: str, limit: int, deadline: float = math.inf) -> bytes:
+        """A source's image. Raises ShadeFastError for what is no file, as a pipe, and for more than `limit` bytes, and
+        TimeoutError once `time.monotonic` is over the deadline."""
         if self.local:
-            facts = os.stat(self.path(name))
-            if not stat.S_ISREG(facts.st_mode):
-                raise ShadeFastError(f"{self.path(name)}: not a file")
+            return read_file(self.path(name), limit)
+        data = bytearray()
         with self.open(name) as file:
-            refusal = too_large(self.location(name), facts.st_size if self.local else getattr(file, "size", None))
-            if refusal is not None:
-                raise ShadeFastError(refusal)
-            data: bytes = file.read()
-        return data
+            while True:
+                refusal = too_large(self.location(name), max(len(data), getattr(file, "size", None) or 0), limit)
+                if refusal is not None:
+                    raise ShadeFastError(refusal)
+                if time.monotonic() > deadline:
+                    raise TimeoutError("took too long: --max read-seconds=...")
+                piece = file.read(min(limit + 1 - len(data), _PIECE))
+                if not piece:
+                    return bytes(data)
+                data += piece
 
     def size(self, name: str) -> int | None:
         """Bytes of a file; None where there is none."""
@@ -119,40 +193,95 @@ class Storage:
             return []
         return sorted(entry["name"].rsplit("/", 1)[-1] for entry in entries if entry["type"] == "file")
 
-    def remove(self, name: str) -> None:
-        """Remove a file, or a folder with all in it; nothing where it is not there."""
+    def folders(self, folder: str) -> list[str]:
+        """The folders of a folder, sorted; none where it is not there."""
+        try:
+            entries = self.fs.ls(self.path(folder), detail=True)
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        return sorted(entry["name"].rstrip("/").rsplit("/", 1)[-1] for entry in entries if entry["type"] == "directory")
+
+    def is_folder(self, name: str) -> bool:
+        """Whether there is a folder, or what an object store shows as one."""
+        if self.local:
+            return os.path.isdir(self.path(name)) and not os.path.islink(self.path(name))
+        return bool(self.fs.isdir(self.path(name)))
+
+    def remove_file(self, name: str) -> None:
+        """Remove one file; nothing where it is not there. A folder is never removed: IsADirectoryError."""
+        with contextlib.suppress(FileNotFoundError):
+            if self.local:
+                os.unlink(self.path(name))
+            elif self.is_folder(name):
+                raise IsADirectoryError(errno.EISDIR, "is a folder", self.path(name))
+            else:
+                self.fs.rm_file(self.path(name))
+
+    def remove_record(self, name: str) -> None:
+        """Remove a file or a folder of the record with all in it; nothing where it is not there."""
+        if not name.startswith(f"{RECORD_FOLDER}/") or ".." in name.split("/"):
+            raise ValueError(f"{name}: not below {RECORD_FOLDER}")
         with contextlib.suppress(FileNotFoundError):
             if not self.local:
                 self.fs.rm(self.path(name), recursive=True)
-            elif os.path.isdir(self.path(name)) and not os.path.islink(self.path(name)):
+            elif self.is_folder(name):
                 shutil.rmtree(self.path(name))
             else:
                 os.unlink(self.path(name))
 
+    def move_record(self, name: str, to: str) -> None:
+        """Move a folder of the record; nothing where it is not there."""
+        if self.local:
+            if os.path.isdir(self.path(name)):
+                os.makedirs(os.path.dirname(self.path(to)), exist_ok=True)
+                os.rename(self.path(name), self.path(to))
+        elif self.fs.exists(self.path(name)):
+            self.fs.mv(self.path(name), self.path(to), recursive=True)
+
     def keep_temporary_files(self, folder: str) -> None:
         """Use a folder for what is being written, and clear it of what a killed run left in it."""
         if self.local:
-            self.remove(folder)
+            self.remove_record(folder)
             os.makedirs(self.path(folder), exist_ok=True)
             self._temporary = self.path(folder)
 
-    def write(self, name: str, data: bytes) -> None:
-        """Write a file whole or not at all."""
+    def write(self, name: str, data: bytes, facts: Facts | None = None) -> None:
+        """Write a file whole or not at all; facts: those of the file that it is made of."""
         if self.local:
-            with self.create(name) as file:
+            with self.create(name, facts) as file:
                 file.write(data)
         else:
             self.fs.pipe_file(self.path(name), data)
 
     @contextlib.contextmanager
-    def create(self, name: str) -> Iterator[IO[bytes]]:
+    def create(self, name: str, facts: Facts | None = None) -> Iterator[IO[bytes]]:
         """A file to write in pieces, which is there under its name once the block has ended without an error."""
         path = self.path(name)
         if self.local:
-            with whole_file(path, self._temporary) as file:
+            if facts is not None:
+                self._make_folders(name, facts)
+            with whole_file(path, self._temporary, None if facts is None else facts.mode) as file:
                 yield file
+            if facts is not None and facts.time_ns is not None:
+                os.utime(path, ns=(facts.time_ns, facts.time_ns))
             return
-        with tempfile.NamedTemporaryFile() as file:
+        with tempfile.NamedTemporaryFile(dir=scratch_folder()) as file:
             yield file
             file.flush()
             self.fs.put_file(file.name, path)
+
+    def _make_folders(self, name: str, facts: Facts) -> None:
+        """Make the folders that a file lies in, with the permissions of those that it came from."""
+        parts = name.split("/")[:-1]
+        for count in range(len(parts) + 1):
+            path = self.path("/".join(parts[:count]))
+            if os.path.isdir(path):
+                continue
+            above = len(parts) - count
+            if above >= len(facts.folders):
+                os.makedirs(path, exist_ok=True)
+                continue
+            with contextlib.suppress(FileExistsError):
+                os.makedirs(os.path.dirname(path), exist_ok=True)
+                os.mkdir(path, 0o700)
+                os.chmod(path, facts.folders[above])

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
+import functools
 import io
 import itertools
 import json
-import posixpath
-import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
@@ -15,17 +15,21 @@ from typing import IO, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from shade_fast.archive.folders import source_path, source_text
+from shade_fast.archive.access import RowFiles
+from shade_fast.archive.folders import source_text
 from shade_fast.archive.index import Index
 from shade_fast.archive.layout import Read, Sample, Shard
 from shade_fast.archive.manifest import Row
-from shade_fast.archive.names import from_text, to_text
-from shade_fast.archive.storage import ArchiveStoppedError, Storage
+from shade_fast.archive.names import from_text, to_text, unwritable
+from shade_fast.archive.parquet import COLUMNS, REFUSED, Parquet
+from shade_fast.archive.reading import Reader
+from shade_fast.archive.storage import ArchiveStoppedError, Facts, Storage
 from shade_fast.archive.tars import expand
 from shade_fast.errors import ShadeFastError
 from shade_fast.images import Output
+from shade_fast.limits import Limits
+from shade_fast.text import redacted
 
-TABLE_SUFFIXES = (".parquet", ".csv", ".tsv", ".jsonl", ".ndjson")
 #: Names of columns, in the order that they are looked for.
 BYTES_COLUMNS = ("image", "bytes", "image_bytes", "jpg", "png", "webp")
 PATH_COLUMNS = ("path", "file_name", "filename", "file", "image_path", "image", "url")
@@ -33,6 +37,10 @@ PATH_COLUMNS = ("path", "file_name", "filename", "file", "image_path", "image", 
 BYTES_BATCH, PATHS_BATCH = 16, 1000
 #: Bytes of a row group that is written before its end.
 GROUP_BYTES = 64 << 20
+#: Lists within lists of a line of JSON.
+JSON_DEPTH = 100
+#: What is allowed where nobody says otherwise.
+_LIMITS = Limits()
 
 
 class Tables:
@@ -43,12 +51,12 @@ class Tables:
     their new paths beside them. Columns `target`, `concept` and `caption` are read where they are there.
     """
 
-    def __init__(self, sources: Sequence[str | Path], out: Storage, output: Output) -> None:
-        self.out, self.output = out, output
+    def __init__(self, sources: Sequence[str | Path], out: Storage, output: Output, reader: Reader) -> None:
+        self.out, self.output, self.reader = out, output, reader
         self.tables: dict[str, _Table] = {}
         for source in sources:
             for url in expand(str(source)):
-                table = _Table(url)
+                table = _Table(url, reader.limits)
                 if table.name in self.tables:
                     raise ShadeFastError(f"{url}: another table is named {table.name} too; protect them apart")
                 if Storage(url).url == out.location(table.name):
@@ -64,11 +72,7 @@ class Tables:
         self.names = index
         for number, table in enumerate(self.tables.values()):
             if number % task[1] == task[0] and table.name not in index.finished:
-                if not index.overwrites and table.name not in index.open_shards and self.out.exists(table.name):
-                    raise ShadeFastError(
-                        f"{self.out.location(table.name)}: exists and is none of this run's; "
-                        "give another folder, or mode overwrite"
-                    )
+                index.check_free(self.out, table.name)
                 yield Shard(table.name, table.url)
 
     def is_own(self, task: tuple[int, int], shard: str) -> bool:
@@ -77,31 +81,48 @@ class Tables:
     def samples(self, shard: Shard) -> Iterator[Sample]:
         table = self.tables[shard.name]
         source = source_text(Storage(table.url), "", self.out)
+        files = RowFiles(table.storage, self.out, self.reader)
         for place, record in enumerate(table.records()):
             target, concept = (_text(record.get(name)) for name in ("target", "concept"))
+            if REFUSED in record:
+                yield Sample(place, f"row {place}", "", source, bytes, record[REFUSED], target, concept)
+                continue
             if table.has_bytes:
                 data, name = _image_of(record.get(table.column))
-                key = _text(record.get("key")) or name or str(place)
+                key = redacted(_text(record.get("key")) or name or str(place))
                 error = None if data is not None else f"row {place}: no bytes in column {table.column!r}"
-                yield Sample(place, to_text(key), key, source, lambda data=data: data or b"", error, target, concept)  # type: ignore[misc]
+                data = data or b""
+                read = functools.partial(bytes, data)
+                yield Sample(place, to_text(key), key, source, read, error, target, concept, size=len(data))
                 continue
             path = _text(record.get(table.column))
             try:
-                key, file, name = table.resolve(path)
+                if path is None:
+                    raise ShadeFastError(f"no path in column {table.column!r}")
+                file = files.resolve(path)
+                output = self.output.name_of(file.name)
+                refusal = unwritable(output, self.tables)
+                if refusal is not None:
+                    raise ShadeFastError(f"{file.key}: {refusal}; rename it")
             except Exception as problem:  # whatever a path makes a protocol raise, it ends one row, not the run
-                reason = f"row {place}: {problem}"
+                reason = f"row {place}: {redacted(str(problem))}"
                 yield Sample(place, f"row {place}", "", source, bytes, reason, target, concept)
                 continue
-            output, image = self.output.name_of(name), source_text(file, "", self.out)
-            taken = image if self.names is None else self.names.claim(to_text(output), image)
+            taken = file.source if self.names is None else self.names.claim(to_text(output), file.source)
             error = None
-            if taken != image:
-                error = f"{path}: its output {output} is that of {taken} too; rename one, or run them apart"
-            yield Sample(place, key, output, image, file.read_image, error, target, concept)
+            if taken != file.source:
+                error = f"{file.key}: its output {output} is that of {taken} too; rename one, or run them apart"
+            yield Sample(place, file.key, output, file.source, file.read, error, target, concept, file.path)
 
-    def finish(self, shard: Shard, rows: Iterable[Row], image: Callable[[Row], bytes], out: Storage) -> None:
+    def path(self, shard: Shard) -> str | None:
+        storage = self.tables[shard.name].storage
+        return storage.root if storage.local else None
+
+    def finish(
+        self, shard: Shard, rows: Iterable[Row], image: Callable[[Row], bytes], out: Storage, facts: Facts | None
+    ) -> None:
         table = self.tables[shard.name]
-        with out.create(shard.name) as file:
+        with out.create(shard.name, facts) as file:
             if table.has_bytes:
                 table.write_bytes(file, rows, image)
             else:
@@ -120,11 +141,13 @@ class Tables:
             return
         rows = itertools.chain((first,), following)
         if self.files:
+            # As the table has them: the record leaves out what a URL's secrets are.
+            samples = self.samples(Shard(first.shard, None))
             for row in rows:
-                place = source_path(row, out)
-                yield row, lambda place=place: Storage(place).read_image(), lambda row=row: self.read_output(row, out)  # type: ignore[misc]
+                sample = next((sample for sample in samples if sample.index == row.index), None)
+                yield row, bytes if sample is None else sample.read, lambda row=row: self.read_output(row, out)  # type: ignore[misc]
             return
-        written = _Table(out.location(first.shard)).records()
+        written = self._written(first.shard, out).records()
         for row, sample in zip(rows, self.samples(Shard(first.shard, None)), strict=False):
             record = next(written)
             data = _image_of(record[self.tables[first.shard].column])[0] or b""
@@ -133,33 +156,43 @@ class Tables:
     def read_output(self, row: Row, out: Storage) -> bytes:
         if self.files:
             return out.read(from_text(row.output or ""))
-        table = _Table(out.location(row.shard))
+        table = self._written(row.shard, out)
         record = next(itertools.islice(table.records(), row.index, None))
         return _image_of(record[table.column])[0] or b""
+
+    def _written(self, name: str, out: Storage) -> _Table:
+        """The output's table, whose images may be longer than their sources."""
+        most = max(self.reader.limits.image_bytes, _LIMITS.image_bytes)
+        return _Table(out.location(name), dataclasses.replace(self.reader.limits, image_bytes=most))
 
 
 class _Table:
     """One table file. Raises ShadeFastError where it cannot be read, or has no column of images."""
 
-    def __init__(self, url: str) -> None:
-        self.url, self.name = url, url.rstrip("/").rsplit("/", 1)[-1]
+    def __init__(self, url: str, limits: Limits = _LIMITS) -> None:
+        self.url, self.name, self.limits = url, url.rstrip("/").rsplit("/", 1)[-1], limits
         self.storage = Storage(url)
         self.kind = self.name.rsplit(".", 1)[-1].lower()
         self.schema: pa.Schema | None = None
+        self.parquet: Parquet | None = None
         self.columns: list[str] = []
         try:
             if self.kind == "parquet":
-                with self.storage.open() as file:
-                    self.schema = pq.read_schema(file)
+                self.parquet = Parquet(self.storage, limits)
+                self.schema = self.parquet.schema
                 self.columns = self.schema.names
             else:
                 self.columns = [name for name in next(self._read(), {}) if name is not None]
         except FileNotFoundError:
             raise ShadeFastError(f"{url}: no such file or folder") from None
+        except ShadeFastError:
+            raise
         except (OSError, ValueError, pa.ArrowException) as error:
             raise ShadeFastError(
                 f"{url}: not a table that can be read ({error}); give parquet, CSV or JSON lines"
             ) from error
+        if len(self.columns) > COLUMNS:
+            raise ShadeFastError(f"{url}: {len(self.columns)} columns; at most {COLUMNS} are read")
         self.has_bytes = False
         column = None
         if self.schema is not None:
@@ -171,60 +204,100 @@ class _Table:
                 f"{url}: no column of images among {', '.join(self.columns) or 'none'}; name one of bytes "
                 f"{' or '.join(BYTES_COLUMNS[:3])}, or one of paths {' or '.join(PATH_COLUMNS[:3])}"
             )
+        if self.columns.count(self.column) > 1:
+            raise ShadeFastError(f"{url}: two columns {self.column}; rename one")
 
     def records(self) -> Iterator[dict[str, Any]]:
-        """Raises ArchiveStoppedError for what cannot be read."""
+        """The rows' values that are asked for here; REFUSED says of one that is too long why it is None.
+
+        Raises ArchiveStoppedError for what cannot be read, ShadeFastError for a table that is beyond the limits.
+        """
+        found = self._read()
+        if self.parquet is not None:
+            images = self.column if self.has_bytes else ""
+            columns = self._image_columns(("bytes", "path"))
+            columns += [name for name in ("target", "concept", "key") if name in self.columns and name != self.column]
+            found = self.parquet.records(columns, images, self._batch)
+        places = itertools.count()
+        for record in self._told(found):
+            yield self._bounded(next(places), record)
+            del record
+
+    def _told(self, found: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
         try:
-            yield from self._read()
+            places = itertools.count()
+            for record in found:
+                if (place := next(places)) == self.limits.files:
+                    raise ShadeFastError(f"{self.url}: more than {place} rows; more are read with --max files=NUMBER")
+                yield record
+                del record
+        except ShadeFastError:
+            raise
         except (OSError, ValueError, pa.ArrowException) as error:
             reason = getattr(error, "strerror", None) or error
             raise ArchiveStoppedError(f"{self.url}: cannot be read: {reason}; mend it and run this again") from error
 
+    def _bounded(self, place: int, record: dict[str, Any]) -> dict[str, Any]:
+        """A record whose texts are no longer than they may be."""
+        most = self.limits.header_bytes
+        image = record.get(self.column)
+        texts = {name: record.get(name) for name in ("target", "concept", "key")}
+        texts[self.column] = image.get("path") if isinstance(image, dict) and self.has_bytes else image
+        if self.has_bytes and not isinstance(image, dict):
+            del texts[self.column]
+        for name, text in texts.items():
+            size = len(text if isinstance(text, str | bytes) else str(text))
+            if size > most:
+                reason = f"row {place}: its {name} has {size} bytes; at most {most} are read: "
+                record = record | {name: None, REFUSED: f"{reason}--max header-bytes={size}"}
+        return record
+
+    def _image_columns(self, fields: Sequence[str]) -> list[str]:
+        """The images' column, or those of its fields that are there."""
+        kind = self.schema.field(self.column).type if self.schema is not None else pa.null()
+        if not self.has_bytes or not pa.types.is_struct(kind):
+            return [self.column] if "bytes" in fields else []
+        return [f"{self.column}.{name}" for name in fields if kind.get_field_index(name) >= 0]
+
     def _read(self) -> Iterator[dict[str, Any]]:
-        number = 0
+        number = size = 0
+        most = self.limits.image_bytes
 
         def lines() -> Iterator[str]:
-            nonlocal number
-            for line in io.TextIOWrapper(file, "utf-8-sig", "surrogateescape", newline=""):
+            nonlocal number, size
+            text = io.TextIOWrapper(file, "utf-8-sig", "surrogateescape", newline="")
+            while line := text.readline(most + 1):
                 number += 1
+                size += len(line)
+                if size > most:
+                    raise ValueError(f"more than {most} characters; more are read with --max image-bytes=NUMBER")
                 yield line
 
         with self.storage.open() as file:
-            if self.kind == "parquet":
-                for batch in pq.ParquetFile(file).iter_batches(self._batch):
-                    yield from batch.to_pylist()
-                return
             try:
                 if self.kind in ("csv", "tsv"):
-                    yield from csv.DictReader(lines(), delimiter="\t" if self.kind == "tsv" else ",")
+                    reader = csv.DictReader(lines(), delimiter="\t" if self.kind == "tsv" else ",")
+                    if len(reader.fieldnames or ()) > COLUMNS:
+                        raise ValueError(f"{len(reader.fieldnames or ())} columns; at most {COLUMNS} are read")
+                    for row in reader:
+                        size = 0
+                        yield row
                     return
                 for line in filter(str.strip, lines()):
+                    size = 0
                     record = json.loads(line)
                     if not isinstance(record, dict):
                         raise ValueError("no JSON object")
+                    if _nests(record, JSON_DEPTH):
+                        raise RecursionError
                     yield record
+            except RecursionError:
+                raise ValueError(f"line {number}: nested more than {JSON_DEPTH} deep") from None
             except (ValueError, csv.Error) as error:
                 raise ValueError(f"line {number}: {getattr(error, 'msg', error)}") from error
 
     def count(self) -> int:
-        if self.kind == "parquet":
-            with self.storage.open() as file:
-                return int(pq.ParquetFile(file).metadata.num_rows)
-        return sum(1 for _ in self.records())
-
-    def resolve(self, path: str | None) -> tuple[str, Storage, str]:
-        """A path as rows have it, the file that it means, and its name below the output: the path without what leads
-        out of a folder. Raises ShadeFastError for none, and whatever a protocol makes of a URL."""
-        if not path:
-            raise ShadeFastError(f"no path in column {self.column!r}")
-        if "://" in path:
-            file, name = Storage(path), path.partition("://")[2]
-        else:
-            folder = self.url.rpartition("/")[0] if "/" in self.url else "."
-            file, name = Storage(path if path.startswith("/") else f"{folder}/{path}"), path
-        parts = [part for part in posixpath.normpath(name).split("/") if part not in ("", ".", "..")]
-        name = "/".join(parts)
-        return to_text(path), file, re.sub(r"[?#].*$", "", name) if "://" in path else name
+        return self.parquet.rows if self.parquet is not None else sum(1 for _ in self._told(self._read()))
 
     def write_bytes(self, file: IO[bytes], rows: Iterable[Row], image: Callable[[Row], bytes]) -> None:
         following = iter(rows)
@@ -250,12 +323,12 @@ class _Table:
         if self.kind in ("csv", "tsv"):
             writer = csv.writer(text, delimiter="\t" if self.kind == "tsv" else ",", lineterminator="\n")
             writer.writerow(self.columns)
-            for record, name in zip(self.records(), new, strict=True):
+            for record, name in zip(self._told(self._read()), new, strict=True):
                 fields: dict[Any, Any] = record | {self.column: name}
                 # A row that is longer than the header has the rest under None.
                 writer.writerow([*(fields[column] for column in self.columns), *fields.get(None, ())])
         else:
-            for record, name in zip(self.records(), new, strict=True):
+            for record, name in zip(self._told(self._read()), new, strict=True):
                 text.write(json.dumps(record | {self.column: name}, ensure_ascii=False) + "\n")
         text.detach()
 
@@ -264,20 +337,60 @@ class _Table:
         place = schema.get_field_index(self.column)
         field = schema.field(place).with_nullable(True)  # an image that fails leaves a null
         schema = schema.set(place, field)
-        with self.storage.open() as read, pq.ParquetWriter(file, schema) as writer:
-            source = pq.ParquetFile(read)
-            for group in range(source.num_row_groups):
-                held: list[pa.RecordBatch] = []
-                size = 0
-                for batch in source.iter_batches(self._batch, [group]):
-                    values = pa.array(list(new(batch.column(place).to_pylist())), field.type)
-                    held.append(batch.set_column(place, field, values))
-                    size += held[-1].nbytes
-                    if size >= GROUP_BYTES:
-                        writer.write_table(pa.Table.from_batches(held, schema))
-                        held, size = [], 0
-                if held:
+        if self.parquet is None:
+            raise ShadeFastError(f"{self.url}: no parquet table")
+        others = [name for name in dict.fromkeys(self.columns) if name != self.column]
+        kept = [one.name for one in field.type if one.name != "bytes"] if pa.types.is_struct(field.type) else []
+        columns = [*others, *self._image_columns(kept)]
+        held: list[pa.RecordBatch] = []
+        given = size = last = 0
+        most = self.limits.stream_bytes
+        with pq.ParquetWriter(file, schema) as writer:
+            for group, batch in self.parquet.batches(columns, self._batch):
+                if held and (group != last or size >= GROUP_BYTES):
                     writer.write_table(pa.Table.from_batches(held, schema))
+                    held, size = [], 0
+                last = group
+                for part in self._renewed(batch, new, schema):
+                    held.append(part)
+                    size, given = size + part.nbytes, given + part.nbytes
+                    if given > most:
+                        raise ShadeFastError(
+                            f"{self.url}: its rows have more than {most} bytes; "
+                            "more are written with --max stream-bytes=BYTES"
+                        )
+                    del part
+                del batch
+            if held:
+                writer.write_table(pa.Table.from_batches(held, schema))
+
+    def _renewed(
+        self, batch: pa.RecordBatch, new: Callable[[list[Any]], Iterator[Any]], schema: pa.Schema
+    ) -> Iterator[pa.RecordBatch]:
+        """A batch with its new images, in parts where those are large."""
+        place = schema.get_field_index(self.column)
+        names = batch.schema.names
+        struct = self.has_bytes and pa.types.is_struct(schema.field(place).type)
+        old: list[Any] = [{} if struct else None] * batch.num_rows
+        if self.column in names:
+            old = batch.column(names.index(self.column)).to_pylist()
+        values: list[Any] = []
+        start = size = 0
+
+        def part() -> pa.RecordBatch:
+            rest = batch.slice(start, len(values))
+            arrays = [array for name, array in zip(names, rest.columns, strict=True) if name != self.column]
+            arrays.insert(place, pa.array(values, schema.field(place).type))
+            return pa.RecordBatch.from_arrays(arrays, schema=schema)
+
+        for value in new(old):
+            values.append(value)
+            size += len(_image_of(value)[0] or "")
+            if size >= self.limits.image_bytes:
+                yield part()
+                start, size, values = start + len(values), 0, []
+        if values:
+            yield part()
 
     @property
     def _batch(self) -> int:
@@ -294,6 +407,21 @@ def _image_of(value: Any) -> tuple[bytes | None, str | None]:
     if isinstance(value, dict):
         return value.get("bytes"), _text(value.get("path"))
     return value, None
+
+
+def _nests(value: Any, most: int) -> bool:
+    """Whether lists and objects are more than so many within one another."""
+    level = [value]
+    for _ in range(most):
+        level = [
+            inner
+            for outer in level
+            if isinstance(outer, list | dict)
+            for inner in (outer.values() if isinstance(outer, dict) else outer)
+        ]
+        if not level:
+            return False
+    return True
 
 
 def _text(value: Any) -> str | None:

@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from shade_fast.anchors import AnchorLibrary
-from shade_fast.archive.archive import Source, fixed_plan, open_layout
+from shade_fast.archive.archive import Source, fixed_plan, open_layout, target_roots
 from shade_fast.archive.layout import Layout
 from shade_fast.archive.manifest import Manifest, Row, totals
 from shade_fast.archive.names import from_text
-from shade_fast.archive.record import read_run
-from shade_fast.archive.storage import Storage
+from shade_fast.archive.reading import Reader
+from shade_fast.archive.record import is_own, read_run, url_key
+from shade_fast.archive.storage import Storage, is_hidden
+from shade_fast.archive.targets import Targets
 from shade_fast.budget import Budget
+from shade_fast.codecs import Codecs
 from shade_fast.errors import ShadeFastError
-from shade_fast.images import DecodedImage, Output, decode
+from shade_fast.hub import never_asked
+from shade_fast.images import DecodedImage, Output
+from shade_fast.limits import Access, Limits
 from shade_fast.poisoner import Poisoner
+from shade_fast.text import redacted
 from shade_fast.view import View
 
 #: Another machine, or batch, sums in another order: distances and LPIPS agree to this share, or this much.
@@ -34,7 +39,7 @@ def archive_status(out: Source) -> dict[str, Any]:
     record = _record(storage)
     manifest = Manifest(storage)
     return {
-        "out": storage.url,
+        "out": redacted(storage.url),
         "created": record["created"],
         "options": record["options"],
         **totals(manifest.all_rows()),
@@ -58,6 +63,10 @@ def verify_archive(
     on_row: Callable[[Row, str | None], None] | None = None,
     backend: str | None = None,
     poisoner: Poisoner | None = None,
+    trust: bool | None = None,
+    source: Source | Sequence[Source] | None = None,
+    access: Access | None = None,
+    limits: Limits = Limits(),
 ) -> list[Mismatch]:
     """Measure every image of an output again, from its source's and its own bytes alone; what differs from its row.
 
@@ -67,21 +76,33 @@ def verify_archive(
     on_row: told each row with what is wrong with it. backend: what executes the networks, on the device that it takes;
         None: the recorded one. poisoner: instead of one made by the recorded options, which name no encoder and no
         anchors that were given as objects.
+    trust: whether the sources, targets and networks that the record names are opened, wherever they are; None: where
+        this user's own run wrote it for this place. source: instead of the recorded one, as where that was a URL with
+        a password. access, limits: as of `poison_archive`; by default access is the run's.
+
+    Raises ShadeFastError where the record is not to be trusted.
     """
-    storage = Storage(out)
-    record = _record(storage)
+    storage, record = trusted(out, trust)
     options = record["options"]
     manifest = Manifest(storage)
     if poisoner is None:
         with fixed_plan():
             poisoner = _poisoner(options, backend)
-    layout = _layout(storage, options)
-    checker = _Checker(poisoner)
+    reader = Reader(limits, access or Access(**record.get("access", {})))
+    layout = _layout(storage, options, reader, source)
+    with Codecs(limits, 1) as codecs:
+        targets = Targets(poisoner, options["target"], target_roots(layout, reader.access), reader, codecs)
+        return _mismatches(manifest, layout, _Checker(poisoner, targets, codecs), on_row)
+
+
+def _mismatches(
+    manifest: Manifest, layout: Layout, checker: _Checker, on_row: Callable[[Row, str | None], None] | None
+) -> list[Mismatch]:
     mismatches = []
     seen: set[bytes] = set()
     with fixed_plan():
         for shard in manifest.finished():
-            for row, source, written in layout.pairs(manifest.rows(shard), storage):
+            for row, source, written in layout.pairs(manifest.rows(shard), manifest.out):
                 reason = None
                 identity = hashlib.sha256(f"{row.shard}\0{row.source}\0{row.index}".encode()).digest()[:8]
                 if identity in seen:
@@ -101,36 +122,55 @@ def verify_archive(
     return mismatches
 
 
-def read_pairs(out: Source) -> Iterator[tuple[Row, DecodedImage, DecodedImage]]:
-    """The rows of an output that have an image, with the source's image and their own, decoded.
+def read_pairs(
+    out: Source, *, trust: bool | None = None, source: Source | Sequence[Source] | None = None
+) -> Iterator[tuple[Row, DecodedImage, DecodedImage]]:
+    """The rows of an output that have an image, with the source's image and their own, decoded. Arguments:
+    `verify_archive`'s.
 
-    Raises ShadeFastError where no run has been, and for an image that is gone or cannot be decoded.
+    Raises ShadeFastError where no run has been, where the record is not to be trusted, and for an image that is gone or
+    cannot be decoded.
     """
-    storage = Storage(out)
-    layout = _layout(storage, _record(storage)["options"])
+    storage, record = trusted(out, trust)
     manifest = Manifest(storage)
-    for shard in manifest.finished():
-        for row, source, written in layout.pairs(manifest.rows(shard), storage):
-            if row.output is not None:
-                try:
-                    data, made = source(), written()
-                except (OSError, KeyError, EOFError) as error:
-                    raise ShadeFastError(
-                        f"{row.key}: it, or its output {row.output}, cannot be read: {error}"
-                    ) from error
-                yield row, decode(data, row.key), decode(made, row.output)
+    limits = Limits()
+    layout = _layout(storage, record["options"], Reader(limits, Access(**record.get("access", {}))), source)
+    with Codecs(limits, 1) as codecs:
+        for shard in manifest.finished():
+            for row, read, written in layout.pairs(manifest.rows(shard), storage):
+                if row.output is not None:
+                    try:
+                        data, made = read(), written()
+                    except (OSError, KeyError, EOFError) as error:
+                        raise ShadeFastError(
+                            f"{row.key}: it, or its output {row.output}, cannot be read: {error}"
+                        ) from error
+                    yield row, codecs.decode(data, row.key), codecs.decode(made, row.output)
+
+
+def trusted(out: Source, trust: bool | None) -> tuple[Storage, dict[str, Any]]:
+    """An output and its record, whose names of files and networks may be followed. Raises ShadeFastError."""
+    storage = Storage(out)
+    record = _record(storage)
+    if not (is_own(storage, record) if trust is None else trust):
+        raise ShadeFastError(
+            f"{storage.url}: its record was not written by a run of yours for this place, and names what lies outside "
+            f"of it: {', '.join(map(str, record['options'].get('source', [])))}; give --trust-record to open that, or "
+            "run the same again to make it yours"
+        )
+    storage.key = url_key(storage)
+    return storage, record
 
 
 class _Checker:
-    def __init__(self, poisoner: Poisoner) -> None:
-        self.poisoner = poisoner
-        self.anchor = functools.lru_cache(maxsize=256)(poisoner.anchor)
+    def __init__(self, poisoner: Poisoner, anchor: Targets, codecs: Codecs) -> None:
+        self.poisoner, self.anchor, self.codecs = poisoner, anchor, codecs
 
     def check(self, row: Row, source: Callable[[], bytes], written: Callable[[], bytes]) -> str | None:
         try:
             return next(self._differences(row, source, written), None)
-        except (ShadeFastError, OSError, KeyError, EOFError) as error:
-            return str(error)
+        except Exception as error:  # whatever a damaged tar or table makes its reader raise
+            return str(error) or type(error).__name__
 
     def _differences(self, row: Row, source: Callable[[], bytes], written: Callable[[], bytes]) -> Iterator[str]:
         data, made = source(), written()
@@ -140,7 +180,7 @@ class _Checker:
         ):
             if hashlib.sha256(content).hexdigest() != recorded:
                 yield f"its {what} has another sha256 than recorded"
-        clean, shown = decode(data, row.key), decode(made, row.output)
+        clean, shown = self.codecs.decode(data, row.key), self.codecs.decode(made, row.output or row.key)
         if clean.pixels.shape != shown.pixels.shape:
             yield f"its output has {shown.pixels.shape[1]}x{shown.pixels.shape[0]} pixels, its source others"
         if not shown.has_alpha_of(clean):
@@ -170,12 +210,22 @@ class _Checker:
                 yield f"{name} is {recorded:.6g} in the record, {measured:.6g} as measured"
 
 
-def _layout(storage: Storage, options: dict[str, Any]) -> Layout:
-    """The source that an output was made from."""
+def _layout(
+    storage: Storage, options: dict[str, Any], reader: Reader, source: Source | Sequence[Source] | None
+) -> Layout:
+    """The source that an output was made from. source: instead of what the record names."""
     base = storage.root if storage.local else "."
-    sources = [one if "://" in one else os.path.normpath(os.path.join(base, one)) for one in options["source"]]
+    if source is None:
+        for place in options["source"]:
+            if is_hidden(place):
+                raise ShadeFastError(f"{place}: the record does not hold what opens this URL; give the source again")
+        source = [
+            place if "://" in place else os.path.normpath(os.path.join(base, from_text(place)))
+            for place in options["source"]
+        ]
+    sources = [source] if isinstance(source, str | os.PathLike) else list(source)
     written = "same" if options["output"] == "dummy" else options["output"]
-    return open_layout(sources, storage, Output(written, options["quality"]), 1)
+    return open_layout(sources, storage, Output(written, options["quality"]), 1, reader)
 
 
 def _record(storage: Storage) -> dict[str, Any]:
@@ -196,7 +246,7 @@ def _poisoner(options: dict[str, Any], backend: str | None) -> Poisoner:
     if backend is not None:
         device = "cpu" if backend in ("native", "onnxruntime:cpu") else "auto"
     return Poisoner(
-        encoder=specs,
+        encoder=[never_asked(spec) for spec in specs],
         weights=options["weights"],
         budget=Budget(**options["budget"]),
         view=View(options["view"]["size"]),

@@ -1,4 +1,4 @@
-"""diffusers' autoencoders, from a folder, a hub id or an object: `AutoencoderKL` and `AutoencoderTiny`.
+"""diffusers' autoencoders, from a folder or an object: `AutoencoderKL` and `AutoencoderTiny`.
 
 Their encoders take images in [-1, 1]. A model's trainers do not use what comes out as it is, but
 
@@ -24,31 +24,28 @@ from shade_fast.encoders.encoder import Encoder
 from shade_fast.errors import ShadeFastError, reason
 
 
-def read_autoencoder(location: str, device: torch.device | str) -> Encoder:
-    """The autoencoder in a local folder or hub repository: the place itself, or its subfolder `vae`.
+def read_autoencoder(folder: Path, name: str, device: torch.device | str) -> Encoder:
+    """The autoencoder in a local folder, or in its subfolder `vae`, under a name. Code and pickles there are not run.
 
     Raises ShadeFastError that lists what was tried.
     """
     diffusers = _import_diffusers()
-    folder = Path(location)
     tried = []
-    for subfolder in ("", "vae"):
-        place = f"{location}/{subfolder}" if subfolder else location
-        if folder.is_dir() and not (folder / subfolder / "config.json").is_file():
+    for place in (folder, folder / "vae"):
+        if not (place / "config.json").is_file():
             tried.append(f"{place} has no config.json")
             continue
         try:
-            config: object = diffusers.AutoencoderKL.load_config(location, subfolder=subfolder or None)
-        except Exception as error:  # diffusers and the hub's client raise many kinds
+            config: object = diffusers.AutoencoderKL.load_config(str(place), local_files_only=True)
+        except Exception as error:  # diffusers raises many kinds
             tried.append(f"{place}: {reason(error)}")
             continue
         class_name = config.get("_class_name") if isinstance(config, dict) else None
         if class_name not in ("AutoencoderKL", "AutoencoderTiny"):
             tried.append(f"{place} holds {_known_as(class_name)}, not AutoencoderKL or AutoencoderTiny")
             continue
-        autoencoder = _read_weights(getattr(diffusers, class_name), location, subfolder, place)
-        return wrap_autoencoder(autoencoder, folder.resolve().name if folder.is_dir() else location, device)
-    raise ShadeFastError(f"no autoencoder for {location!r}: {'; '.join(tried)}")
+        return wrap_autoencoder(_read_weights(getattr(diffusers, class_name), place), name, device)
+    raise ShadeFastError(f"no autoencoder for {name!r}: {'; '.join(tried)}")
 
 
 def is_diffusers_model(module: nn.Module) -> bool:
@@ -136,13 +133,14 @@ def _import_diffusers() -> Any:
     return diffusers
 
 
-def _read_weights(kind: Any, location: str, subfolder: str, place: str) -> Any:
+def _read_weights(kind: Any, place: Path) -> Any:
     failures = []
     for variant in (None, "fp16"):  # many repositories hold half-precision files only
         try:
             autoencoder, info = kind.from_pretrained(
-                location,
-                subfolder=subfolder or None,
+                str(place),
+                local_files_only=True,
+                use_safetensors=True,
                 variant=variant,
                 torch_dtype=torch.float32,
                 low_cpu_mem_usage=False,

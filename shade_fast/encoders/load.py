@@ -1,10 +1,9 @@
-"""`load_encoder`: a name, a path, a hub id, a module or a function made an `Encoder`."""
+"""`load_encoder`: a name, a path, a model of the hub, a module or a function made an `Encoder`."""
 
 from __future__ import annotations
 
 import difflib
 import os
-import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from shade_fast.encoders.encoder import Encoder
 from shade_fast.encoders.probe import probe, wrap_callable, wrap_module
 from shade_fast.encoders.taesd import SUFFIXES, read_taesd, read_tensors
 from shade_fast.errors import ShadeFastError
+from shade_fast.hub import AUTOENCODER, PREFIX, find_model, is_identifier
 
 EncoderSpec = Encoder | str | os.PathLike[str] | nn.Module | Callable[[Tensor], Tensor]
 
@@ -26,7 +26,8 @@ def load_encoder(spec: EncoderSpec, device: torch.device | str = "cpu") -> Encod
     spec: one of
         an `Encoder`, returned as it is, on the device where it is;
         `"embedded"`, the small encoder in the package;
-        a diffusers folder or hub id with an `AutoencoderKL` or `AutoencoderTiny`, alone or as a pipeline's `vae`;
+        a diffusers folder with an `AutoencoderKL` or `AutoencoderTiny`, alone or as a pipeline's `vae`; the same in the
+            hub's cache, `owner/name`, or to be downloaded from the hub, `hub:owner/name`;
         a TAESD-family file, `.safetensors`, `.pth` or `.pt`;
         a diffusers autoencoder object;
         any other module, or a function, from float32 images [B, 3, h, w] in [0, 1] to latents [B, C, h/f, w/f],
@@ -47,32 +48,39 @@ def load_encoder(spec: EncoderSpec, device: torch.device | str = "cpu") -> Encod
     if callable(spec):
         return wrap_callable(spec, device)
     raise ShadeFastError(
-        f"an encoder is a name, a path, a hub id, a module or a function; got {type(spec).__name__} {spec!r}"
+        f"an encoder is a name, a path, a model of the hub, a module or a function; got {type(spec).__name__} {spec!r}"
     )
 
 
 def _load_named(name: str, device: torch.device | str) -> Encoder:
     if name == "embedded":
         return _load_embedded(device)
+    if name.startswith(PREFIX):
+        return _load_model(name, device)
     path = Path(name).expanduser()
     if name and path.is_dir():
-        return _load_folder(path, device)
+        return _load_folder(path, path.resolve().name, device)
     if path.is_file():
         if path.suffix in SUFFIXES:
             return read_taesd(path, device)
         raise ShadeFastError(f"{path} is not an encoder: a file of weights ends in {', '.join(SUFFIXES)}")
     tried = f"no encoder {name!r}: it is not 'embedded', and no file or folder is there{_near_names(name, path)}"
-    if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name) or path.suffix in SUFFIXES:
-        raise ShadeFastError(f"{tried}. Give 'embedded', a folder, a TAESD-family file, or a hub id 'owner/name'")
+    if not is_identifier(name) or path.suffix in SUFFIXES:
+        raise ShadeFastError(f"{tried}. Give 'embedded', a folder, a TAESD-family file, or hub:owner/name")
     try:
-        return read_autoencoder(name, device)
+        return _load_model(name, device)
     except ShadeFastError as error:
-        raise ShadeFastError(f"{tried}; as a hub id: {error}") from error
+        raise ShadeFastError(f"{tried}; {error}") from error
 
 
-def _load_folder(path: Path, device: torch.device | str) -> Encoder:
+def _load_model(name: str, device: torch.device | str) -> Encoder:
+    model = find_model(name, AUTOENCODER)
+    return _load_folder(model.folder, model.name, device)
+
+
+def _load_folder(path: Path, name: str, device: torch.device | str) -> Encoder:
     try:
-        return read_autoencoder(str(path), device)
+        return read_autoencoder(path, name, device)
     except ShadeFastError as error:
         files = sorted(entry.name for entry in path.iterdir() if entry.suffix in SUFFIXES and "encoder" in entry.stem)
         if (path / "config.json").is_file() or not files:

@@ -2,6 +2,7 @@
 
 from shade_fast.engine.capture import is_out_of_memory
 from shade_fast.engine.devices import BACKENDS, kernels, resolve_backend, resolve_device, resolve_devices, run_by
+from shade_fast.engine.footprint import Footprint
 from shade_fast.engine.optimizers import OPTIMIZERS, check_optimizer, optimize
 from shade_fast.engine.problem import Problem
 from shade_fast.engine.projection import Codec, Projected, project, project_to_files
@@ -14,6 +15,7 @@ __all__ = [
     "NEVER",
     "OPTIMIZERS",
     "Codec",
+    "Footprint",
     "Optimized",
     "Problem",
     "Projected",

@@ -13,6 +13,7 @@ from shade_fast.engine.slots import Optimized, Slots
 from shade_fast.engine.step import Recipe
 from shade_fast.engine.stopping import NEVER, Stopping
 from shade_fast.errors import ShadeFastError
+from shade_fast.pulse import pulse
 from shade_fast.reference import paper_loop, release_loop
 from shade_fast.view import View
 
@@ -92,7 +93,7 @@ def release(problem: Problem, budget: Budget, steps: int) -> tuple[torch.Tensor,
         problem.anchor_latents[0],
         cast(float, budget.linf),
         steps,
-        on_step=lambda _, distance: history.append(distance),
+        on_step=_told(history),
     )
     return perturbed - clean, history
 
@@ -108,9 +109,19 @@ def paper(problem: Problem, budget: Budget, steps: int) -> tuple[torch.Tensor, H
         problem.anchor_latents[0],
         cast(float, budget.lpips),
         steps=steps,
-        on_step=lambda _, distance: history.append(distance),
+        on_step=_told(history),
     )
     return perturbed - clean, history
+
+
+def _told(history: History) -> Callable[[int, torch.Tensor], None]:
+    """What a published loop tells its distances to."""
+
+    def told(_: int, distance: torch.Tensor) -> None:
+        history.append(distance)
+        pulse()
+
+    return told
 
 
 PUBLISHED: dict[str, Callable[[Problem, Budget, int], tuple[torch.Tensor, History]]] = {

@@ -16,6 +16,7 @@ from shade_fast.engine.devices import kernels
 from shade_fast.ops import latent_distance
 from shade_fast.ops.layout import memory_order
 from shade_fast.perceptual import Perceptual
+from shade_fast.pulse import pulse
 from shade_fast.transforms import Draw
 from shade_fast.view import ViewPlan
 
@@ -120,6 +121,7 @@ class Problem:
         ]
 
     def _latent_distance(self, encoder: Encoder, view: torch.Tensor, latents: torch.Tensor) -> torch.Tensor:
+        pulse()
         encoder.check_images(view)
         joint = runtime.latent_distance(encoder.module, view, latents)
         return latent_distance(encoder.encode(view), latents, backend=kernels(self.backend)) if joint is None else joint
@@ -128,6 +130,7 @@ class Problem:
         self, index: int, view: torch.Tensor, draws: Sequence[Draw]
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """One encoder's latent distance [B] and its gradient in what it sees; the next call may write over them."""
+        pulse()
         encoder, latents = self.encoders[index], _drawn(self.anchor_latents[index], draws)
         encoder.check_images(view)
         made = runtime.latent_gradient(encoder.module, view, latents, self._made.get(index))

@@ -14,6 +14,7 @@ from shade_fast.engine.capture import captured
 from shade_fast.engine.problem import Problem
 from shade_fast.engine.step import Recipe, Step
 from shade_fast.errors import ShadeFastError
+from shade_fast.pulse import pulse
 
 log = logging.getLogger(__name__)
 
@@ -72,7 +73,9 @@ class Slots:
                     step.begin(place, None if start is None else start[image])
                     places[place] = image
             play()
-            for place, goes_on in enumerate(step.unfinished()):
+            unfinished = step.unfinished()
+            pulse()
+            for place, goes_on in enumerate(unfinished):
                 image = places[place]
                 if image is not None and not goes_on:
                     results[image] = step.result(place)

@@ -22,6 +22,7 @@ from shade_fast.archive.progress import Reporter
 from shade_fast.archive.record import check_same, read_run
 from shade_fast.checks import at_least
 from shade_fast.errors import ShadeFastError
+from shade_fast.limits import Access, Limits
 
 try:
     import ray
@@ -49,10 +50,14 @@ def poison_archive(
     progress: bool = False,
     events: Source | None = None,
     on_row: Callable[[Row], None] | None = None,
+    access: Access = Access(),
+    limits: Limits = Limits(),
+    retry_failed: bool = False,
+    keep_times: bool = False,
     **options: Any,
 ) -> ArchiveReport:
     """`shade_fast.poison_archive` on a Ray cluster (that which is connected, or a local one): same bytes, same options
-    but for `shard`, `limit`, `on_error` and `stop`.
+    but for `shard`, `limit`, `on_error`, `stop` and `grace`.
 
     actors: how many engines; default as many as the cluster's GPUs or CPUs allow. cpus_per_actor: cores, and torch's
     threads, of each. gpus_per_actor: 1 for an engine a GPU. `out` must be one that every node reaches, a shared folder
@@ -64,10 +69,11 @@ def poison_archive(
     """
     cpus_per_actor = at_least("cpus_per_actor", cpus_per_actor)
     actors = None if actors is None else at_least("actors", actors)
-    for name in ("shard", "limit", "on_error", "stop"):
+    for name in ("shard", "limit", "on_error", "stop", "grace"):
         if name in options:
             raise ShadeFastError(f"{name}: no option under Ray, whose actors take all shards; leave it out")
     arguments: dict[str, Any] = {"output": output, "quality": quality, "workers": workers, "shard_size": shard_size}
+    arguments |= {"access": access, "limits": limits, "retry_failed": retry_failed, "keep_times": keep_times}
     with Archive(source, out, target, mode=mode, options=options, **arguments) as archive:
         archive.begin()
         if not ray.is_initialized():

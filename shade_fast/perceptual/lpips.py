@@ -63,6 +63,11 @@ class Perceptual(nn.Module):
         frozen._distances = freeze(_Distances(self.activations, self.heads, "native"))
         return frozen
 
+    @property
+    def distances(self) -> nn.Module:
+        """What `distance` runs: images and clean features to each layer's share."""
+        return self._distances
+
     @torch.no_grad()
     def features(self, images: Tensor) -> tuple[Tensor, ...]:
         """The clean images' side of the distance, to compute once and keep.

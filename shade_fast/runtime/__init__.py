@@ -8,6 +8,7 @@ from shade_fast.runtime.cuda import CudaNetwork
 from shade_fast.runtime.freeze import (
     ONNXRUNTIME,
     Frozen,
+    Needs,
     Report,
     check_accuracy,
     freeze,
@@ -28,6 +29,7 @@ __all__ = [
     "ONNXRUNTIME",
     "PRECISIONS",
     "Frozen",
+    "Needs",
     "OnnxNetwork",
     "Report",
     "check_accuracy",

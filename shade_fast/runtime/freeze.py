@@ -224,8 +224,25 @@ class Frozen(nn.Module):
             )
         return Report(tuple(rows.values()), None)
 
+    def needs(self, *shapes: tuple[int, ...], differentiable: bool = True) -> Needs | None:
+        """What a run on inputs of these shapes takes, which nothing is run for; None where torch runs the module."""
+        # Nobody writes to them, and so they take no memory.
+        prepared = self._prepared(
+            [torch.empty(shape, dtype=torch.float32, device="cpu") for shape in shapes], differentiable
+        )
+        if prepared is None:
+            return None
+        program, free = prepared
+        free.append(program)
+        return Needs(program.bytes + program.beside, tuple(size for size, _ in program.views))
+
     def _begin(self, inputs: Sequence[Tensor], differentiable: bool) -> _Run | None:
         """A program for these inputs with a block to work in; None where torch must run the module."""
+        prepared = self._prepared(inputs, differentiable)
+        return None if prepared is None else _Run(prepared[0], BLOCKS.borrow(prepared[0].bytes), prepared[1])
+
+    def _prepared(self, inputs: Sequence[Tensor], differentiable: bool) -> tuple[Program, list[Program]] | None:
+        """A program for these inputs, and where it goes when it is done; None where torch must run the module."""
         threads = torch.get_num_threads()
         with self._lock:
             size = self._size(inputs)
@@ -239,7 +256,7 @@ class Frozen(nn.Module):
                     if idle is not free:
                         for one in idle:
                             one.let_go()
-        return _Run(program, BLOCKS.borrow(program.bytes), free)
+        return program, free
 
     def _one_by_one(self, inputs: Sequence[Tensor]) -> bool:
         """Whether a batch's images are run one by one: large ones, that know neither each other nor their number."""
@@ -276,6 +293,14 @@ class Frozen(nn.Module):
         while len(self._sizes) > MOST_SIZES:
             del self._sizes[next(iter(self._sizes))]
         return size
+
+
+@dataclass(frozen=True)
+class Needs:
+    """Bytes that a network works in, and the shapes of its outputs."""
+
+    bytes: int
+    outputs: tuple[tuple[int, ...], ...]
 
 
 @dataclass

@@ -248,6 +248,11 @@ class Program:
         schedule = Schedule(network, differentiable, threads, accuracy)
         self.steps = schedule.steps
         self.bytes = lay_out(buffer for buffer in schedule.buffers if buffer.first >= 0)
+        #: bytes that torch keeps where it runs an op, from its forward to its backward: about a copy of the buffers
+        self.beside = sum(
+            buffer.bytes for step in self.steps if step.algorithm == "torch" for buffer in (*step.reads, *step.writes)
+        )
+        self.views = network.views
         self.forward_steps = schedule.forward_steps
         self._network = network
         self._schedule = schedule

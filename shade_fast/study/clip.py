@@ -9,23 +9,29 @@ import torch
 from PIL import Image
 
 from shade_fast.errors import ShadeFastError, reason
+from shade_fast.hub import PLAIN, TRANSFORMER, find_model
 from shade_fast.images import UInt8Array
 from shade_fast.study.text import import_transformers
 
 
 class Clip:
-    """A CLIP model by local folder or hub id, through transformers. Raises ShadeFastError where it cannot be loaded."""
+    """A CLIP model through transformers, by local folder, hub:owner/name, or owner/name of one in the hub's cache.
+
+    No code that comes with it is run, from pickles neither. Raises ShadeFastError where it cannot be loaded.
+    """
 
     def __init__(self, model: str) -> None:
-        self.name = model
         transformers = import_transformers()
         try:
-            self._processor: Any = transformers.CLIPImageProcessor.from_pretrained(model)
-            self._tokenizer: Any = transformers.AutoTokenizer.from_pretrained(model)
-            self._model: Any = transformers.CLIPModel.from_pretrained(model).eval().requires_grad_(False)
+            found = find_model(model, TRANSFORMER)
+            self.name, folder = found.name, str(found.folder)
+            self._processor: Any = transformers.CLIPImageProcessor.from_pretrained(folder, local_files_only=True)
+            self._tokenizer: Any = transformers.AutoTokenizer.from_pretrained(folder, **PLAIN)
+            self._model: Any = transformers.CLIPModel.from_pretrained(folder, weights_only=True, **PLAIN)
+            self._model.eval().requires_grad_(False)
         except Exception as error:  # transformers raises many kinds
             raise ShadeFastError(
-                f"CLIP {model!r}: cannot be loaded ({reason(error)}); give a CLIP model's folder or hub id"
+                f"CLIP {model!r}: cannot be loaded ({reason(error)}); give a CLIP model's folder, or hub:owner/name"
             ) from error
 
     @torch.no_grad()

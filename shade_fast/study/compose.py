@@ -49,12 +49,14 @@ _Row = tuple[Ingredient, str, int]
 @dataclass(frozen=True)
 class Recipe:
     """What `compose` wrote. recipe: the table for `archive`; None where nothing is perturbed. anchors: the folder for
-    its `--anchors`. dirty_label: the table of those that are not perturbed, if any. counts: rows by (source, kind)."""
+    its `--anchors`. dirty_label: the table of those that are not perturbed, if any. counts: rows by (source, kind).
+    names_files: whether the recipe has paths of the pool's files, which the archive has to be allowed to read."""
 
     recipe: Path | None
     anchors: Path
     dirty_label: Path | None
     counts: dict[tuple[str, str], int]
+    names_files: bool
 
 
 def compose(
@@ -104,6 +106,7 @@ def compose(
         anchors=out / "anchors",
         dirty_label=_write(dirty, pairs, out / "dirty-label.parquet") if dirty else None,
         counts=dict(Counter((one.source, one.kind) for one, _, _ in recipe + dirty)),
+        names_files=bool(recipe) and all(pairs[place].path is not None for _, _, place in recipe),
     )
 
 

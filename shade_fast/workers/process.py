@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import os
 import pickle
 import queue
 import threading
+import time
 import traceback
 from collections.abc import Callable, Mapping
 from multiprocessing.connection import Connection
@@ -16,11 +18,14 @@ import torch
 from shade_fast.anchors import Anchor
 from shade_fast.errors import ShadeFastError, reason
 from shade_fast.poisoner import Poisoner
+from shade_fast.pulse import listen
 from shade_fast.work import Work
-from shade_fast.workers.worker import receive, send
+from shade_fast.workers.worker import PULSE, receive, send
 
 #: Seconds between two looks whether the parent is still there, where its end does not close the connection.
 LOOK = 2.0
+#: Seconds between two signs to the parent that it goes on.
+PULSE_SECONDS = 1.0
 
 
 def main(descriptor: int, parent: int) -> None:
@@ -37,6 +42,7 @@ def main(descriptor: int, parent: int) -> None:
         return
     reader.upload = poisoner.uploader.upload
     send(connection, None)
+    listen(_Signs(connection))
     anchors: dict[int, Anchor] = {}
     while True:
         forget, new, images, output, pixels = reader.messages.get()
@@ -62,6 +68,20 @@ def _poisoner(options: Mapping[str, bytes], device: str) -> Poisoner:
                 "functions that stand in a module, not in the script that runs"
             ) from error
     return Poisoner(**values | {"devices": device})
+
+
+class _Signs:
+    """Tells the parent of steps, but not of each: of one in `PULSE_SECONDS`."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._last = -math.inf
+
+    def __call__(self) -> None:
+        now = time.monotonic()
+        if now - self._last >= PULSE_SECONDS:
+            self._last = now
+            self._connection.send_bytes(PULSE)
 
 
 class _Reader(threading.Thread):

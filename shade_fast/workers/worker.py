@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pickle
-import signal
-import subprocess
-import sys
-from collections.abc import Mapping, Sequence
+import socket
+import struct
+from collections.abc import Iterator, Mapping, Sequence
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
-from pathlib import Path
 from typing import Any
 
 from shade_fast.anchors import Anchor
@@ -18,16 +17,23 @@ from shade_fast.encoders import Encoder
 from shade_fast.errors import ShadeFastError, reason
 from shade_fast.images import Output
 from shade_fast.perceptual import Perceptual
+from shade_fast.processes import ended, kill, start
 from shade_fast.work import Protected, Work
 
 #: Anchors that a worker keeps, with their latents; then it starts anew.
 MOST_ANCHORS = 256
-#: Seconds that a process has to end after it has closed its connection.
-GRACE = 5.0
+#: Seconds that a process has at least before its first sign of life: it imports its modules and loads networks.
+LEAST_START = 60.0
+#: What a worker sends to say that it goes on.
+PULSE = b""
 
 
 class CannotStartError(ShadeFastError):
     """A worker that has said why it cannot begin."""
+
+
+class StalledError(OSError):
+    """A worker that takes nothing and says nothing any more, though its process is there."""
 
 
 class Worker:
@@ -36,73 +42,86 @@ class Worker:
     It ends with its connection: when this is killed, and when the parent is gone, however that ended. SIGINT and
     SIGTERM, which may be sent to all processes of a run, are left to the parent.
 
-    device: its name. options: the Poisoner's, `packed`. threads: those of torch.
+    device: its name. options: the Poisoner's, `packed`. threads: those of torch. stall_seconds: without a step, after
+    which it counts as hung.
     """
 
-    def __init__(self, device: str, options: Mapping[str, bytes], threads: int) -> None:
+    def __init__(self, device: str, options: Mapping[str, bytes], threads: int, stall_seconds: float = 900.0) -> None:
         self.device = device
+        self._stall_seconds = stall_seconds
         self._setup = (options, device, threads)
         self._anchors: dict[int, Anchor] = {}
         self._connection, theirs = Pipe()
-        # The child has this thread's mask for good: a signal to all must not end it before it can look away.
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
-        try:
-            self.process = subprocess.Popen(
-                [
-                    sys.executable,
-                    "-P",
-                    "-c",
-                    f"from shade_fast.workers.process import main; main({theirs.fileno()}, {os.getpid()})",
-                ],
-                pass_fds=[theirs.fileno()],
-                stdin=subprocess.DEVNULL,
-                stdout=2,  # what networks print is none of the parent's results
-                env=_environment(threads),
-            )
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
-            theirs.close()
+        with theirs:
+            self.process = start("shade_fast.workers.process", theirs.fileno(), _environment(threads))
 
     def start(self) -> None:
-        """Let it load the networks, and wait for it. Raises CannotStartError, EOFError and OSError where it ended."""
-        send(self._connection, self._setup)
-        problem = receive(self._connection)
+        """Let it load the networks, and wait for it.
+
+        Raises CannotStartError, EOFError and OSError where it ended, StalledError where it hangs.
+        """
+        self._wait_at_most(max(self._stall_seconds, LEAST_START))
+        self._send(self._setup)
+        problem = self._answer()
         if problem is not None:
             raise CannotStartError(problem)
+        self._wait_at_most(self._stall_seconds)
 
     def send(self, works: Sequence[Work], output: Output | None) -> None:
-        """Give it a batch of one size; it takes them in turn, and is sent the next while it works on one."""
+        """Give it a batch of one size; it takes them in turn, and is sent the next while it works on one.
+
+        Raises OSError where the process has ended, StalledError where it hangs.
+        """
         new = {id(work.anchor): work.anchor for work in works if id(work.anchor) not in self._anchors}
         forget = len(self._anchors) + len(new) > MOST_ANCHORS
         if forget:
             self._anchors, new = {}, {id(work.anchor): work.anchor for work in works}
         self._anchors |= new
-        send(self._connection, (forget, new, [(work.image, id(work.anchor)) for work in works], output))
+        self._send((forget, new, [(work.image, id(work.anchor)) for work in works], output))
 
     def receive(self, works: Sequence[Work]) -> list[Protected]:
-        """The outcomes of the batch that was sent first. Raises EOFError or OSError where the process has ended."""
-        outcomes = receive(self._connection)
+        """The outcomes of the batch that was sent first.
+
+        Raises EOFError or OSError where the process has ended, StalledError where it takes no step any more.
+        """
+        outcomes = self._answer()
         return [Protected(work.image, *outcome) for work, outcome in zip(works, outcomes, strict=True)]
 
     def kill(self) -> None:
         """End it at once: all that it knows, its parent knows."""
-        self.process.kill()
-        self.process.wait()
+        kill(self.process)
 
     def ended(self) -> str:
         """How it ended, waiting for it."""
+        return ended(self.process)
+
+    def _wait_at_most(self, seconds: float) -> None:
+        """Bound the silence of the connection. The system counts it, as what does not go on while all is suspended."""
+        whole, rest = divmod(min(seconds, 1e9), 1)
+        bound = struct.pack("@ll", int(whole), max(1, int(1e6 * rest)))
+        with socket.fromfd(self._connection.fileno(), socket.AF_UNIX, socket.SOCK_STREAM) as end:
+            end.setblocking(True)
+            end.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, bound)
+            end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, bound)
+        self._silence = seconds
+
+    def _send(self, message: Any) -> None:
+        with self._watched():
+            send(self._connection, message)
+
+    def _answer(self) -> Any:
+        """What it has to say, past the signs that it goes on."""
+        with self._watched():
+            while (data := self._connection.recv_bytes()) == PULSE:
+                pass
+        return pickle.loads(data)
+
+    @contextlib.contextmanager
+    def _watched(self) -> Iterator[None]:
         try:
-            code = self.process.wait(GRACE)
-        except subprocess.TimeoutExpired:
-            self.kill()
-            return "it closed its connection"
-        if code >= 0:
-            return f"it exited with code {code}"
-        try:
-            name = signal.Signals(-code).name
-        except ValueError:
-            name = f"signal {-code}"
-        return f"it was ended by {name}" + (", as the system does where memory runs out" if name == "SIGKILL" else "")
+            yield
+        except BlockingIOError as error:
+            raise StalledError(f"no step for {self._silence:g} s; it counts as hung") from error
 
 
 def send(connection: Connection, message: Any) -> None:
@@ -139,6 +158,5 @@ def _on_cpu(value: Any) -> Any:
 
 
 def _environment(threads: int) -> dict[str, str]:
-    """What a worker finds: the parent's modules, its share of the threads, algorithms that no measurement chose."""
-    own = {"PYTHONPATH": os.pathsep.join(path or str(Path.cwd()) for path in sys.path), "OMP_NUM_THREADS": str(threads)}
-    return {"SHADE_FAST_PLAN": "fixed"} | os.environ | own
+    """What a worker has besides the parent's: its share of the threads, and algorithms that no measurement chose."""
+    return {"OMP_NUM_THREADS": str(threads), "SHADE_FAST_PLAN": os.environ.get("SHADE_FAST_PLAN", "fixed")}

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from shade_fast import ShadeFastError, verify_archive
+from shade_fast import Access, ShadeFastError, verify_archive
 from shade_fast.archive import tables
 from shade_fast.archive.storage import ArchiveStoppedError
 from shade_fast.images import decode
@@ -134,7 +134,7 @@ def test_rows_that_cannot_be(run: Run, many: Path, tmp_path: Path) -> None:
         {"path": "../../many/../many/02.png", "target": "dog"},
     ]
     (folder / "t.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    rows = list(run(folder / "t.jsonl", target=None).rows())
+    rows = list(run(folder / "t.jsonl", target=None, access=Access(paths=(str(tmp_path),))).rows())
     errors = [row.error or "" for row in rows]
     assert [row.status for row in rows] == ["ok", *["failed"] * 6]
     assert rows[0].output == "many/00.png"

@@ -153,9 +153,13 @@ def test_overwriting_shards_that_was_killed_between_them_goes_on(run: Run, shard
     assert images(tmp_path / "out") == images(tmp_path / "anew")
 
 
-def test_a_shard_that_no_run_has_written_is_overwritten(run: Run, shards: Path, tmp_path: Path) -> None:
+def test_a_shard_that_no_run_has_written_is_never_overwritten(run: Run, shards: Path, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out/00.tar").touch()
+    with pytest.raises(ShadeFastError, match=r"out/00.tar: exists and no run's record names it; move it away"):
+        run(shards / "00.tar", mode="overwrite")
+    assert (tmp_path / "out/00.tar").read_bytes() == b""
+    (tmp_path / "out/00.tar").unlink()
     assert run(shards / "00.tar", mode="overwrite").ok == 4
     assert len(read_tar(tmp_path / "out/00.tar")) == 16
 

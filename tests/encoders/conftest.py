@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import os
-import pickle
 from pathlib import Path
 
 import numpy as np
@@ -30,24 +29,3 @@ def models() -> Path:
     if not (folder / "taef2_encoder.safetensors").is_file():
         pytest.skip(f"no taef2_encoder.safetensors in {folder}: name its folder in SHADE_FAST_MODELS")
     return folder
-
-
-class _Opens:
-    """Unpickled by a loader that runs code, it creates a file."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self) -> object:
-        return open, (str(self.path), "w")
-
-
-@pytest.fixture
-def malicious(tmp_path: Path) -> _Opens:
-    """An object whose unpickling creates `malicious.path`."""
-    content = _Opens(tmp_path / "code_ran")
-    pickle.loads(pickle.dumps(content)).close()
-    if not content.path.is_file():
-        pytest.fail("the malicious pickle does nothing, so refusing it shows nothing")
-    content.path.unlink()
-    return content

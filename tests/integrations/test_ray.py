@@ -98,8 +98,21 @@ def test_the_same_bytes_as_without_and_an_actor_that_is_killed(
 def test_a_shard_that_actors_die_of_is_given_up_after_all_others(cluster: None, photos: Path, tmp_path: Path) -> None:
     from shade_fast.integrations.ray import poison_archive
 
-    Image.fromarray(np.full((64, 64, 3), DEADLY, np.uint8)).save(photos / "05.png")
+    # Two of them: over one alone actors die twice, then it has a process to itself.
+    for name, width in (("05.png", 64), ("05a.png", 72)):
+        Image.fromarray(np.full((64, width, 3), DEADLY, np.uint8)).save(photos / name)
     options = OPTIONS | {"encoder": Deadly()}
     with pytest.raises(ShadeFastError, match=r"given up, 3 actors died over each.*the same again goes on"):
         poison_archive(photos, tmp_path / "ray", "castle", actors=1, shard_size=4, **options)
     assert {"00.png", "15.jpg"} <= written(tmp_path / "ray").keys()
+
+
+def test_an_image_that_actors_die_of_is_passed_by(cluster: None, photos: Path, tmp_path: Path) -> None:
+    from shade_fast.integrations.ray import poison_archive
+
+    Image.fromarray(np.full((64, 64, 3), DEADLY, np.uint8)).save(photos / "05.png")
+    options = OPTIONS | {"encoder": Deadly()}
+    report = poison_archive(photos, tmp_path / "ray", "castle", actors=1, shard_size=4, **options)
+    assert (report.images, report.failed) == (18, 2)
+    (row,) = (row for row in report.rows() if row.key == "05.png")
+    assert "worker processes died over this image" in str(row.error)

@@ -5,7 +5,10 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 import tarfile
+import tracemalloc
+from collections.abc import Sequence
 from pathlib import Path
 
 import pyarrow as pa
@@ -13,6 +16,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from shade_fast.errors import ShadeFastError
+from shade_fast.limits import Limits
+from shade_fast.study import pool as pools
 from shade_fast.study import read_captions, read_pool
 from tests.study.conftest import picture, png
 
@@ -156,3 +161,127 @@ def test_what_cannot_be_read_is_named(tmp_path: Path) -> None:
     (tmp_path / "plain.csv").write_text("path\nlake.png\n")
     with pytest.raises(ShadeFastError, match="no captions; name a column"):
         list(read_pool(tmp_path / "plain.csv"))
+
+
+def write_tar(path: Path, members: Sequence[tuple[str, bytes]], mode: str = "w") -> Path:
+    with tarfile.open(path, mode) as tar:  # type: ignore[call-overload]
+        for name, data in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    return path
+
+
+@pytest.mark.parametrize("mode", ["w", "w:gz"])
+@pytest.mark.parametrize("told", ["never", "at the end"])
+def test_images_that_wait_for_captions_are_not_held(
+    mode: str, told: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    images = [(f"{number:03d}.png", bytes(1 << 20)) for number in range(40)]
+    last = [] if told == "never" else [(f"{number:03d}.txt", b"a lake") for number in range(40)]
+    path = write_tar(tmp_path / "pool.tar", [*images, ("beside.png", b"image"), ("beside.txt", b"beside"), *last], mode)
+    tracemalloc.start()
+    captions = [pair.caption for pair in read_pool(path)]
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 8 << 20
+    # The way back in a compressed tar is from its start, so what is apart there is left out.
+    if mode == "w" and told == "at the end":
+        assert captions == ["beside"] + ["a lake"] * 40
+        assert read_all(path)["007"] == bytes(1 << 20)
+    else:
+        assert captions == ["beside"] and "40 images without a caption" in caplog.text
+
+
+def read_all(path: Path) -> dict[str, bytes]:
+    return {pair.key: pair.read() for pair in read_pool(path)}
+
+
+def test_no_more_wait_in_a_tar_than_there_is_room_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(pools, "WAITING", 3)
+    members = [(f"{number}.png", b"image") for number in range(5)] + [(f"{number}.txt", b"told") for number in range(5)]
+    assert sorted(read_all(write_tar(tmp_path / "pool.tar", members))) == ["0", "1", "2"]
+    assert "2 images without a caption are left out" in caplog.text
+
+
+def test_members_that_are_too_large_are_left_out_and_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "pool.tar"
+    text = b"a lake " * (1 << 18)
+    write_tar(path, [("0.txt", text), ("0.png", b"a"), ("1.json", b'{"caption": "' + text + b'"}'), ("1.png", b"b")])
+    with tarfile.open(path, "a") as tar:
+        large = tarfile.TarInfo("2.png")
+        large.size = Limits().image_bytes + 1
+        tar.addfile(large)
+        tar.fileobj.seek(-(-large.size // 512) * 512 - 512, os.SEEK_CUR)  # type: ignore[union-attr]
+        tar.fileobj.write(bytes(512))  # type: ignore[union-attr]
+        tar.offset += -(-large.size // 512) * 512
+        for name, data in (("2.txt", b"too large"), ("3.txt", b"told"), ("3.png", b"image")):
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    assert read_all(path) == {"3": b"image"}
+    assert "3 members that are too large are left out" in caplog.text
+    assert "2 images without a caption are left out" in caplog.text
+
+
+def test_an_extended_header_larger_than_any_name_is_refused(tmp_path: Path) -> None:
+    path = write_tar(tmp_path / "pool.tar", [("0.png", b"image")])
+    info = tarfile.TarInfo("1.png")
+    info.pax_headers = {"comment": "x" * (2 << 20)}
+    with tarfile.open(path, "a", format=tarfile.PAX_FORMAT) as tar:
+        tar.addfile(info)
+    with pytest.raises(ShadeFastError, match=r"pool\.tar: cannot be read as a pool .*an extended header of 2097"):
+        list(read_pool(path))
+
+
+@pytest.mark.parametrize("ending", ["json", "jsonl"])
+def test_json_as_deep_as_it_likes_is_an_error_or_ignored(ending: str, tmp_path: Path) -> None:
+    deep = b"[" * 200_000
+    path = tmp_path / f"pool.{ending}"
+    if ending == "json":
+        path = write_tar(tmp_path / "pool.tar", [("0.png", b"image"), ("0.txt", b"told"), ("0.json", deep)])
+        assert list(read_all(path)) == ["0"]
+        write_tar(path, [("0.png", b"image"), ("0.json", deep)])
+    else:
+        path.write_bytes(deep)
+    with pytest.raises(ShadeFastError, match="cannot be read as a pool"):
+        list(read_pool(path))
+
+
+def test_headers_nested_without_end_are_an_error(tmp_path: Path) -> None:
+    path = tmp_path / "pool.tar"
+    extended = tarfile.TarInfo("x")
+    extended.type, extended.size = tarfile.XHDTYPE, 512
+    record = b"12 comment=x".ljust(512, b"\0")
+    path.write_bytes((extended.tobuf(tarfile.USTAR_FORMAT) + record) * 5000)
+    with pytest.raises(ShadeFastError, match=r"pool\.tar: cannot be read as a pool"):
+        list(read_pool(path))
+
+
+def test_links_in_a_circle_end_and_captions_and_images_have_their_bounds(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    (folder / "lake/round").symlink_to("..")
+    (folder / "meadow/round").symlink_to("../meadow")
+    (folder / "lake/2.png").write_bytes(b"image")
+    (folder / "lake/2.txt").write_bytes(b"x" * ((1 << 20) + 1))
+    assert {pair.key: pair.caption for pair in read_pool(folder)} == CAPTIONS
+    assert "1 images with a caption of more than 1 MiB are left out" in caplog.text
+    os.mkfifo(folder / "meadow/1.png")
+    (pair,) = (pair for pair in read_pool(folder) if pair.key == "meadow/1.png")
+    with pytest.raises(ShadeFastError, match=r"1\.png: is no file"):
+        pair.read()
+    monkeypatch.setattr(pools, "LIMITS", Limits(image_bytes=10))
+    with pytest.raises(ShadeFastError, match=r"0\.png: \d+ bytes; at most 10 are read"):
+        next(iter(read_pool(folder))).read()
+
+
+@pytest.mark.parametrize("kind", ["txt", "csv", "jsonl"])
+def test_a_line_has_a_bound(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pools, "LIMITS", Limits(image_bytes=100))
+    path = tmp_path / f"captions.{kind}"
+    path.write_text(json.dumps({"caption": "x" * 200}) if kind == "jsonl" else "caption\n" + "x" * 200)
+    with pytest.raises(ShadeFastError, match=rf"captions\.{kind}: a line of more than 100 characters"):
+        list(read_captions(path))

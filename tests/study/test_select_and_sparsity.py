@@ -24,7 +24,6 @@ from shade_fast.study import (
     write_selected,
     write_sparsity,
 )
-from tests.conftest import letter_tokenizer
 from tests.study.conftest import picture, png
 
 CORPUS = [
@@ -43,25 +42,9 @@ def pairs(captions: list[str]) -> list[Pair]:
 
 
 @pytest.fixture(scope="module")
-def clip(tmp_path_factory: pytest.TempPathFactory) -> Clip:
+def clip(clip_folder: Path) -> Clip:
     """A CLIP of random weights: its figures mean nothing, but they are the same every time."""
-    transformers = pytest.importorskip("transformers")
-    folder = tmp_path_factory.mktemp("clip")
-    tokenizer = letter_tokenizer(folder)
-    tokenizer.save_pretrained(folder)
-    small = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
-    config = transformers.CLIPConfig(
-        text_config={
-            **small, "vocab_size": len(tokenizer), "max_position_embeddings": 16,
-            "bos_token_id": len(tokenizer) - 2, "eos_token_id": len(tokenizer) - 1,
-        },
-        vision_config={**small, "image_size": 32, "patch_size": 8},
-        projection_dim=8,
-    )  # fmt: skip
-    torch.manual_seed(0)
-    transformers.CLIPModel(config).save_pretrained(folder)
-    transformers.CLIPImageProcessor(size={"shortest_edge": 32}, crop_size=32).save_pretrained(folder)
-    return Clip(str(folder))
+    return Clip(str(clip_folder))
 
 
 def test_embeddings_are_of_length_1_and_know_what_is_alike(sentences: SentenceEncoder) -> None:

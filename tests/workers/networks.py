@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from typing import Any
 
 import torch
@@ -35,6 +36,23 @@ class Deadly(Tiny):
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         if bool(((images - DEADLY / 255).abs() < 1e-3).all()):
             os.kill(os.getpid(), signal.SIGKILL)
+        return super().forward(images)
+
+
+class Hanging(Tiny):
+    """Its process stands still, as in a driver that never answers, when it is shown an image all of one grey."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        if bool(((images - DEADLY / 255).abs() < 1e-3).all()):
+            os.kill(os.getpid(), signal.SIGSTOP)
+        return super().forward(images)
+
+
+class Slow(Tiny):
+    """Takes half a second for each step."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        time.sleep(0.5)
         return super().forward(images)
 
 

@@ -6,19 +6,15 @@ import time
 from pathlib import Path
 
 
-def workers_of(parent: int) -> list[int]:
-    """Worker processes that this one started and that have not ended."""
+def workers_of(parent: int, module: bytes = b"shade_fast.workers") -> list[int]:
+    """Processes of a room that this one started and that have not ended."""
     found = []
     for entry in Path("/proc").iterdir():
         if not entry.name.isdigit():
             continue
         try:
             state, parent_of_it = (entry / "stat").read_text().rpartition(")")[2].split()[:2]
-            if (
-                state != "Z"
-                and int(parent_of_it) == parent
-                and b"shade_fast.workers" in (entry / "cmdline").read_bytes()
-            ):
+            if state != "Z" and int(parent_of_it) == parent and module in (entry / "cmdline").read_bytes():
                 found.append(int(entry.name))
         except OSError:  # it has ended
             continue

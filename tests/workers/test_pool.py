@@ -15,7 +15,7 @@ from shade_fast.images import DecodedImage, Output
 from shade_fast.results import PoisonedImage
 from shade_fast.work import Protected, Work
 from shade_fast.workers import DevicesLostError, Pool
-from shade_fast.workers.worker import CannotStartError
+from shade_fast.workers.worker import CannotStartError, StalledError
 
 ANCHOR = Anchor("grey", [np.full((8, 8, 3), 128, np.uint8)])
 Behaviour = Callable[["StandIn", list[str]], None]
@@ -127,6 +127,23 @@ def test_an_image_that_workers_die_of_fails_alone(pool: Any, caplog: pytest.LogC
     assert names(second.result(20)) == ["4:ok", "5:ok"]
     assert 2 in sizes
     assert "its images go to the next that is free" in caplog.text
+
+
+def test_a_worker_that_hangs_is_ended_and_its_images_are_done_by_the_next(
+    pool: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    hangs = iter([True])
+    hung: list[StandIn] = []
+
+    def behave(worker: StandIn, images: list[str]) -> None:
+        if "2" in images and next(hangs, False):
+            hung.append(worker)
+            raise StalledError("no step for 7 s; it counts as hung")
+
+    made = pool(["a"], behave)
+    assert names(made.submit(batch("1 2 3"), None).result(20)) == ["1:ok", "2:ok", "3:ok"]
+    assert hung[0].dead.is_set()
+    assert "a: no step for 7 s; it counts as hung; its images go to the next that is free" in caplog.text
 
 
 @pytest.mark.parametrize("count", [1, 3])

@@ -11,8 +11,13 @@ import numpy as np
 import pytest
 import torch
 
-from shade_fast import Budget, PoisonResult, ShadeFastError, View, poison_batch
-from tests.workers.networks import DEADLY, Deadly, Homebound, Tiny
+from shade_fast import Anchor, Budget, PoisonResult, ShadeFastError, View, poison_batch
+from shade_fast.images import DecodedImage
+from shade_fast.limits import Limits
+from shade_fast.work import Work
+from shade_fast.workers import Worker, packed
+from shade_fast.workers.worker import StalledError
+from tests.workers.networks import DEADLY, Deadly, Hanging, Homebound, Slow, Tiny
 from tests.workers.processes import is_running, workers_of
 
 THREE = ["cpu", "cpu", "cpu"]
@@ -76,6 +81,55 @@ def test_an_image_that_kills_its_process_fails_and_the_others_go_on(options: dic
     assert [one.status for one in result] == ["ok", "ok", "failed", "ok", "ok", "ok"]
     assert "2 worker processes died over this image, the last on cpu" in str(result[2].error)
     assert "SIGKILL" in str(result[2].error)
+
+
+def test_an_image_that_its_process_hangs_over_fails_and_the_others_go_on(
+    options: dict[str, Any], draw: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    images = [draw(64, 64, index) for index in range(5)]
+    images.insert(2, np.full((64, 64, 3), DEADLY, np.uint8))
+    options |= {"encoder": Hanging(), "backend": "reference", "steps": 5, "limits": Limits(stall_seconds=2)}
+    result = poison_batch(images, **options, devices="cpu,cpu")
+    assert [one.status for one in result] == ["ok", "ok", "failed", "ok", "ok", "ok"]
+    assert "2 worker processes died over this image" in str(result[2].error)
+    assert "no step for 2 s; it counts as hung" in str(result[2].error)
+    assert "no step for 2 s; it counts as hung" in caplog.text
+    assert workers_of(os.getpid()) == []
+
+
+def test_a_worker_that_is_slow_but_takes_its_steps_is_left_alone(
+    options: dict[str, Any], draw: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    options |= {"encoder": Slow(), "backend": "reference", "steps": 5, "limits": Limits(stall_seconds=2)}
+    (one,) = poison_batch([draw(64, 64, 1)], **options, devices="cpu,cpu")
+    assert (one.status, one.steps) == ("ok", 5)
+    assert one.seconds > 2
+    assert caplog.text == ""
+
+
+def test_a_process_that_stands_still_takes_no_batch_either(draw: Any) -> None:
+    """What it does not read any more would be waited for as long as what it does not say."""
+    worker = Worker("cpu", packed({"encoder": Tiny(), "perceptual": None, "budget": Budget(16 / 255, None)}), 1, 1)
+    try:
+        worker.start()
+        worker.process.send_signal(signal.SIGSTOP)
+        work = Work(DecodedImage("large", draw(1024, 1024, 1)), Anchor("grey", [draw(64, 64, 2)]))
+        with pytest.raises(StalledError, match="no step for 1 s; it counts as hung"):
+            worker.send([work], None)
+    finally:
+        worker.kill()
+    assert not is_running(worker.process.pid)
+
+
+def test_a_process_that_hangs_before_it_begins_counts_as_hung(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shade_fast.workers.worker.LEAST_START", 0.5)
+    worker = Worker("cpu", packed({"encoder": Tiny()}), 1, 0.5)
+    try:
+        worker.process.send_signal(signal.SIGSTOP)
+        with pytest.raises(StalledError, match=r"no step for 0\.5 s"):
+            worker.start()
+    finally:
+        worker.kill()
 
 
 def test_a_share_of_the_threads_does_not_show(options: dict[str, Any], draw: Any, encoder_folder: Path) -> None:
