@@ -205,11 +205,10 @@ class Archive:
         """End the process so many seconds after `stop` is set, unless this is closed by then: what hangs in a driver or
         a file system cannot be ended otherwise, and a crash loses nothing."""
         closed = threading.Event()
-        self._end.callback(closed.set)
 
         def watch() -> None:
-            while not closed.is_set():
-                if stop.wait(0.5) and not closed.wait(grace):
+            while not closed.wait(0.2):
+                if stop.is_set() and not closed.wait(grace):
                     # What hangs may be the output itself.
                     acquit = threading.Thread(target=self.suspects.acquit, daemon=True)
                     acquit.start()
@@ -222,7 +221,10 @@ class Archive:
                     )
                     os._exit(128 + number)
 
-        threading.Thread(target=watch, name="shade_fast-end", daemon=True).start()
+        watcher = threading.Thread(target=watch, name="shade_fast-end", daemon=True)
+        watcher.start()
+        self._end.callback(watcher.join)
+        self._end.callback(closed.set)
 
     def look(self) -> None:
         """Take in what is done as `begin` does, and change nothing."""

@@ -73,7 +73,7 @@ class Room:
         if size:
             with self._changed:
                 self._held += size
-            weakref.finalize(holder, self._free, size)
+            weakref.finalize(holder, self._free, size).atexit = False
 
     def wait(self, stop: threading.Event) -> None:
         """Wait until no more are held than may be, or until one is let in all the same."""

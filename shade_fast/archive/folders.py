@@ -336,7 +336,10 @@ def is_below(place: str, root: Storage) -> bool:
     if root.local:
         place = os.path.realpath(place)
         return os.path.commonpath([place, os.path.realpath(root.root)]) == os.path.realpath(root.root)
-    return ".." not in place.split("/") and (place == root.url or place.startswith(f"{root.url}/"))
+    # Of a chain (zip://a.png::https://host/b.zip) a path is of the first part.
+    (first, chain), (own, its_chain) = ((*url.partition("::")[::2],) for url in (place, root.url))
+    inside = first == own or first.startswith(f"{own.rstrip('/')}/") or own.endswith("://")
+    return chain == its_chain and inside and ".." not in first.split("/")
 
 
 def source_path(row: Row, out: Storage) -> str:

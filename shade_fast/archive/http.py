@@ -23,10 +23,6 @@ from shade_fast.version import __version__
 _CHUNK = 1 << 16
 
 
-class RefusedError(ShadeFastError):
-    """A place that a row may not reach."""
-
-
 def fetch(
     url: str,
     access: Access,
@@ -65,7 +61,7 @@ def fetch(
         with opener.open(request, timeout=_left(deadline, access)) as answer:
             declared = answer.headers.get("Content-Length", "")
             if declared.isdigit() and int(declared) > limit:
-                raise ShadeFastError(f"{url}: {declared} bytes; at most {limit} are read: --max image-bytes=...")
+                raise ShadeFastError(f"{url}: {declared} bytes; at most {limit} are read: --max image-bytes={declared}")
             while True:
                 _left(deadline, access)
                 chunk = answer.read1(_CHUNK)
@@ -73,9 +69,9 @@ def fetch(
                     break
                 body += chunk
                 if len(body) > limit:
-                    raise ShadeFastError(f"{url}: over {limit} bytes; no more are read: --max image-bytes=...")
+                    raise ShadeFastError(f"{url}: over {limit} bytes; no more are read: --max image-bytes={2 * limit}")
             if watch.fired:
-                raise TimeoutError("took too long: --max read-seconds=...")
+                raise TimeoutError("took too long; --max read-seconds=SECONDS allows more")
             if declared.isdigit() and len(body) < int(declared):
                 raise ConnectionError(f"the connection ended after {len(body)} of {declared} bytes")
     except (OSError, http.client.HTTPException) as error:
@@ -104,21 +100,23 @@ def _left(deadline: float, access: Access) -> float:
     """Seconds that the next answer may take."""
     left = deadline - time.monotonic()
     if left <= 0:
-        raise TimeoutError("took too long: --max read-seconds=...")
+        raise TimeoutError("took too long; --max read-seconds=SECONDS allows more")
     return min(left, access.timeout)
 
 
 def _check(url: str, access: Access, own: Collection[str]) -> None:
-    """Raise RefusedError for a protocol or a host that is not allowed."""
+    """Raise ShadeFastError for a protocol or a host that is not allowed."""
     try:
         parts = urllib.parse.urlsplit(url)
         place = place_of(url)
     except ValueError as error:
-        raise RefusedError(f"{url}: not a URL ({error})") from error
+        raise ShadeFastError(f"{url}: not a URL ({error})") from error
     if place not in own and parts.scheme.lower() not in access.protocols:
-        raise RefusedError(f"{url}: {parts.scheme} is not allowed for rows; --allow-protocols {parts.scheme} allows it")
+        raise ShadeFastError(
+            f"{url}: {parts.scheme} is not allowed for rows; --allow-protocols {parts.scheme} allows it"
+        )
     if not parts.hostname:
-        raise RefusedError(f"{url}: names no host")
+        raise ShadeFastError(f"{url}: names no host")
 
 
 class _Redirects(urllib.request.HTTPRedirectHandler):
@@ -150,7 +148,7 @@ def _connected(host: str, port: int, timeout: float, access: Access, trusted: bo
             continue
         return connection
     if refused is not None:
-        raise RefusedError(
+        raise ShadeFastError(
             f"{host}: is at {refused}, a loopback, link-local or private address; --allow-private lets rows reach those"
         )
     raise problem or ConnectionError(f"{host}: has no address")

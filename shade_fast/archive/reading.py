@@ -57,7 +57,7 @@ class Reader:
                 pause = min(_LONGEST_WAIT, _FIRST_WAIT * 2**number) * random.uniform(0.8, 1.2)
                 if number == self.access.retries or time.monotonic() + pause > until:
                     reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-                    raise TransientError(f"{reason} (tried {number + 1} times)") from error
+                    raise TransientError(f"{reason} (tried {number + 1} times)" if number else reason) from error
             if self.stop.wait(pause):
                 raise Interrupted
         raise AssertionError
@@ -72,6 +72,7 @@ class Reader:
             except BaseException as error:
                 results.put(error)
 
+        seconds = self.limits.read_seconds
         threading.Thread(target=run, name="shade_fast-read", daemon=True).start()
         while True:
             try:
@@ -81,7 +82,7 @@ class Reader:
                     raise Interrupted from None
                 # What ends by itself at the deadline says more than that it was left behind.
                 if time.monotonic() > until + 1:
-                    raise TimeoutError(f"took over {self.limits.read_seconds:g} s: --max read-seconds=...") from None
+                    raise TimeoutError(f"took over {seconds:g} s: --max read-seconds={2 * seconds:g}") from None
                 continue
             if isinstance(result, BaseException):
                 raise result

@@ -165,7 +165,7 @@ class Storage:
                 if refusal is not None:
                     raise ShadeFastError(refusal)
                 if time.monotonic() > deadline:
-                    raise TimeoutError("took too long: --max read-seconds=...")
+                    raise TimeoutError("took too long; --max read-seconds=SECONDS allows more")
                 piece = file.read(min(limit + 1 - len(data), _PIECE))
                 if not piece:
                     return bytes(data)

@@ -71,7 +71,8 @@ class Targets:
                 raise ShadeFastError(f"target {own!r}: the folder holds no images ({', '.join(INPUT_SUFFIXES)})")
             if len(names) > most:
                 raise ShadeFastError(
-                    f"target {own!r}: a folder of {len(names)} images; a row's may have {most}: --max target-images=..."
+                    f"target {own!r}: a folder of {len(names)} images; a row's may have {most}: --max "
+                    f"target-images={len(names)}"
                 )
             paths = [os.path.join(own, name) for name in names]
         images: list[UInt8Array] = []
