@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import posixpath
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from urllib.parse import quote
 
@@ -107,11 +107,8 @@ class RowFiles:
             real = os.path.realpath(place)
         except ValueError:  # no name that a file can have: reading it says so
             real = ""
-        if real and not any(real == root or real.startswith(f"{root.rstrip('/')}/") for root in self._roots):
-            raise ShadeFastError(
-                f"{key}: cannot be read: it is outside the table's folder; --allow-paths DIR lets rows name files "
-                "below DIR"
-            )
+        if real:
+            check_below(real, self._roots, key)
         # What was looked at is what is read: `..` behind a link leads elsewhere than it seems to.
         file = Storage.named(real or os.path.abspath(place), local=True)
         shown = file if ".." in place.split("/") else Storage.named(os.path.abspath(place), local=True)
@@ -146,6 +143,15 @@ class RowFiles:
         elif protocol not in _WHOLE:
             prefix, root = f"{posixpath.dirname(root)}/", ""
         return prefix + posixpath.normpath(f"/{posixpath.dirname(root)}/{path}").lstrip("/")
+
+
+def check_below(real: str, roots: Sequence[str], name: str) -> None:
+    """Raise ShadeFastError for a real path outside all of these folders; name: how a row says it."""
+    if not any(real == root or real.startswith(f"{root.rstrip('/')}/") for root in roots):
+        raise ShadeFastError(
+            f"{name}: cannot be read: it is outside the table's folder; --allow-paths DIR lets rows name files "
+            "below DIR"
+        )
 
 
 def _is_web(url: str) -> bool:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from shade_fast.anchors import Anchor
+from shade_fast.archive.access import check_below
 from shade_fast.archive.reading import Reader, is_passing
 from shade_fast.archive.storage import Storage
 from shade_fast.codecs import Codecs
@@ -93,11 +94,7 @@ class Targets:
     def _inside(self, path: str) -> str:
         """Where a path really leads. Raises ShadeFastError for what is outside the folders that rows may name."""
         real = os.path.realpath(path)
-        if not any(real == root or real.startswith(f"{root.rstrip('/')}/") for root in self._roots):
-            raise ShadeFastError(
-                f"target {path!r}: cannot be read: it is outside the table's folder; --allow-paths DIR lets rows name "
-                "files below DIR"
-            )
+        check_below(real, self._roots, f"target {path!r}")
         return real
 
 
