@@ -74,10 +74,8 @@ class Index:
             if row.output is not None:
                 self._claim(row.output, row.source)
                 self._claim(_target_of(row.output), row.target_sha256 or "")
-                if row.duplicate_of is None:
-                    self._database.execute(
-                        "insert or ignore into contents values (?, ?)", (content(row), row.to_json())
-                    )
+            if row.duplicate_of is None and row.status != "failed":
+                self._database.execute("insert or ignore into contents values (?, ?)", (content(row), row.to_json()))
 
     def load_replaced(self, manifest: Manifest) -> None:
         """Take in which files an earlier run has written, that this one replaces."""
@@ -123,7 +121,7 @@ class Index:
         return self._one("select owner from names where name = ?", _target_of(name)) is not None
 
     def result(self, key: str) -> Row | None:
-        """The row of an image with the same content (see `content`) that has an output."""
+        """The row of an image with the same content (see `content`) that has a result."""
         found = self._one("select row from contents where content = ?", key)
         return None if found is None else Row.from_json(bytes(found))
 

@@ -236,6 +236,8 @@ def test_an_image_that_may_not_be_written_takes_none_of_its_duplicates_with_it(
     assert [row.duplicate_of for row in rows.values()] == [None, None, "b.png"]
     assert (tmp_path / "out/a.png").read_bytes() == b"mine"
     assert run(folder, tmp_path / "measured", output="dummy").duplicates == 2
+    (folder / "d.png").write_bytes((many / "00.png").read_bytes())
+    assert run(folder, tmp_path / "measured", output="dummy").duplicates == 3  # of an earlier run's, without a file
 
 
 def test_duplicates_of_an_image_that_fails_fail_as_it_does(run: Run, tmp_path: Path) -> None:
