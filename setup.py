@@ -334,12 +334,11 @@ setup(
     package_data={
         "shade_fast": [
             "py.typed",
-            "report.html",
+            "report/report.html",
             "kernels/__init__.py",
             "data/anchors/**",
             "encoders/embedded/*.safetensors",
             "encoders/embedded/CARD.md",
-            "encoders/embedded/photographs.tsv",
         ],
     },
     ext_modules=extensions(),

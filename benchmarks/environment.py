@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from shade_fast.version import __version__
+from shade_fast.terms.version import __version__
 
 #: glibc gives every large tensor back to the system as it is freed, and the next one pays for its pages anew: more
 #: than a third of an eager step. With these it keeps them.

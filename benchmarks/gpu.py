@@ -40,9 +40,9 @@ from shade_fast.encoders import Encoder
 from shade_fast.engine import Problem, Slots, resolve_backend
 from shade_fast.engine.capture import captured, is_out_of_memory
 from shade_fast.engine.step import Recipe
-from shade_fast.errors import ShadeFastError, reason
 from shade_fast.perceptual import Perceptual
 from shade_fast.runtime import CUDA_PRECISIONS, CudaNetwork, freeze
+from shade_fast.terms.errors import ShadeFastError, reason
 
 #: By which share of what float32 makes of it the fall of the objective may differ.
 FALL = 0.05

@@ -27,7 +27,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.environment import Environment, environment, with_allocator
 from benchmarks.registry import Case, Side, select
-from shade_fast.errors import ShadeFastError
+from shade_fast.terms.errors import ShadeFastError
 
 
 @dataclass(frozen=True)

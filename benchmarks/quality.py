@@ -25,12 +25,12 @@ import numpy as np
 
 from benchmarks.photographs import squares
 from shade_fast import Anchor, Budget, PoisonResult, View, WarmStart, fit_start
+from shade_fast.api.poisoner import Poisoner
 from shade_fast.archive import find_images
-from shade_fast.cli import bound
+from shade_fast.cli.program import bound
 from shade_fast.engine import BACKENDS
 from shade_fast.images import UInt8Array
-from shade_fast.poisoner import Poisoner
-from shade_fast.survival import TREATMENTS
+from shade_fast.protect.survival import TREATMENTS
 
 COLUMNS = ["optimizer", "start", "robust", "steps", "images", "encoder", "linf", "lpips", "clean", "distance", "left"]
 COLUMNS += ["worst_linf_levels", "worst_lpips", "mean_lpips", "left_by_encoder", "correlation", "seconds", "step_ms"]

@@ -11,7 +11,7 @@ import numpy as np
 from benchmarks.environment import Environment, environment
 from benchmarks.memory import peak_bytes
 from benchmarks.registry import Case, Side, threads_of
-from shade_fast.errors import ShadeFastError
+from shade_fast.terms.errors import ShadeFastError
 
 #: Timed turns of a case where their number is not asked for: what fits these seconds, within these bounds.
 TURNS_SECONDS, LEAST_REPEATS, MOST_REPEATS = 10.0, 5, 50

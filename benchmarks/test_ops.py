@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from benchmarks.registry import Case, all_cases
-from shade_fast.errors import ShadeFastError
+from shade_fast.terms.errors import ShadeFastError
 
 CASES = [case for case in all_cases() if case.name.startswith("ops.")]
 

@@ -27,8 +27,8 @@ from torch import Tensor
 from benchmarks.environment import Environment, environment
 from benchmarks.photographs import squares
 from shade_fast import Budget, View
+from shade_fast.api.poisoner import Poisoner
 from shade_fast.engine import Problem, optimize, project
-from shade_fast.poisoner import Poisoner
 from shade_fast.reference import mist_loop, photoguard_loop
 
 MOMENTUM = "momentum"

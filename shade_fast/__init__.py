@@ -6,28 +6,26 @@ What is public is imported when it is first asked for: a process that only decod
 from __future__ import annotations
 
 import importlib
-import sys
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from shade_fast.anchors import Anchor, AnchorLibrary, generate_anchors
+    from shade_fast.api.export import export_onnx
+    from shade_fast.api.fit import fit_start
+    from shade_fast.api.poison import poison_batch
+    from shade_fast.api.poisoner import PRESETS, Poisoner
     from shade_fast.archive import ArchiveReport, archive_status, poison_archive, verify_archive
-    from shade_fast.budget import Budget
     from shade_fast.encoders import Encoder, load_encoder
-    from shade_fast.errors import ShadeFastError
-    from shade_fast.export import export_onnx
-    from shade_fast.fit import fit_start
-    from shade_fast.limits import Access, Limits
     from shade_fast.perceptual import load_perceptual
-    from shade_fast.poison import poison_batch
-    from shade_fast.poisoner import PRESETS, Poisoner
+    from shade_fast.protect.outcome import PoisonedImage, PoisonResult
+    from shade_fast.protect.survival import Survival, survival
+    from shade_fast.protect.warm_start import WarmStart
     from shade_fast.report import write_report
-    from shade_fast.results import PoisonedImage, PoisonResult
-    from shade_fast.survival import Survival, survival
-    from shade_fast.version import __version__
-    from shade_fast.view import View
-    from shade_fast.warm_start import WarmStart
+    from shade_fast.terms.budget import Budget
+    from shade_fast.terms.errors import ShadeFastError
+    from shade_fast.terms.limits import Access, Limits
+    from shade_fast.terms.version import __version__
+    from shade_fast.views import View
 
 __all__ = [
     "Access",
@@ -64,22 +62,22 @@ _HOMES = {
     name: module
     for module, names in {
         "anchors": ("Anchor", "AnchorLibrary", "generate_anchors"),
+        "api.export": ("export_onnx",),
+        "api.fit": ("fit_start",),
+        "api.poison": ("poison_batch",),
+        "api.poisoner": ("PRESETS", "Poisoner"),
         "archive": ("ArchiveReport", "archive_status", "poison_archive", "verify_archive"),
-        "budget": ("Budget",),
         "encoders": ("Encoder", "load_encoder"),
-        "errors": ("ShadeFastError",),
-        "export": ("export_onnx",),
-        "fit": ("fit_start",),
-        "limits": ("Access", "Limits"),
         "perceptual": ("load_perceptual",),
-        "poison": ("poison_batch",),
-        "poisoner": ("PRESETS", "Poisoner"),
+        "protect.outcome": ("PoisonResult", "PoisonedImage"),
+        "protect.survival": ("Survival", "survival"),
+        "protect.warm_start": ("WarmStart",),
         "report": ("write_report",),
-        "results": ("PoisonResult", "PoisonedImage"),
-        "survival": ("Survival", "survival"),
-        "version": ("__version__",),
-        "view": ("View",),
-        "warm_start": ("WarmStart",),
+        "terms.budget": ("Budget",),
+        "terms.errors": ("ShadeFastError",),
+        "terms.limits": ("Access", "Limits"),
+        "terms.version": ("__version__",),
+        "views": ("View",),
     }.items()
     for name in names
 }
@@ -102,13 +100,3 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
-
-
-class _Package(ModuleType):
-    """Keeps a public function in place of the module of the same name, which its import would put there."""
-
-    def __setattr__(self, name: str, value: object) -> None:
-        super().__setattr__(name, getattr(value, name) if isinstance(value, ModuleType) and name in _HOMES else value)
-
-
-sys.modules[__name__].__class__ = _Package

@@ -11,7 +11,8 @@ from torch import nn
 from torch.nn import functional
 
 from shade_fast import Anchor, AnchorLibrary, Budget, Encoder, ShadeFastError, View, load_encoder, poison_batch
-from shade_fast.anchors import CACHED_VIEWS, generate_anchors, resolve_anchor
+from shade_fast.anchors import generate_anchors, resolve_anchor
+from shade_fast.anchors.anchor import CACHED_VIEWS
 
 
 @pytest.fixture(scope="module")

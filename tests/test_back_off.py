@@ -11,8 +11,8 @@ import torch
 from shade_fast import Budget, Poisoner, View
 from shade_fast.engine import Slots
 from shade_fast.images import decode
-from shade_fast.upload import Uploader
-from shade_fast.work import Work
+from shade_fast.protect.outcome import Work
+from shade_fast.protect.upload import Uploader
 from tests.workers.networks import Hungry, Tiny
 
 

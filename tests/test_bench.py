@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from shade_fast import Budget, ShadeFastError, bench, cli
+from shade_fast import Budget, ShadeFastError, cli
+from shade_fast.api import bench
 from shade_fast.ops import native
 
 BACKENDS = ["reference", "native"] if native.cpu_available() else ["reference"]

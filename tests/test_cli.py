@@ -15,8 +15,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from shade_fast import Budget, __version__, cli, cli_archive
+from shade_fast import Budget, __version__
 from shade_fast.archive import Manifest, Row, Storage
+from shade_fast.cli import archive as cli_archive
+from shade_fast.cli import program as cli
 from shade_fast.images import decode
 
 Poison = Callable[..., list[str]]

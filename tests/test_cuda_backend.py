@@ -28,7 +28,7 @@ def on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         networks.append(self)
 
     monkeypatch.setattr(CudaNetwork, "__init__", watched)
-    monkeypatch.setattr("shade_fast.poisoner.resolve_backend", lambda backend, device: backend)
+    monkeypatch.setattr("shade_fast.api.poisoner.resolve_backend", lambda backend, device: backend)
     monkeypatch.setattr("shade_fast.runtime.exact_products", lambda device: products(tf32=False))
     yield
     assert networks
@@ -76,7 +76,7 @@ def test_half_precision_moves_images_as_far_and_figures_are_exact(
 def test_the_scale_is_searched_by_lpips_alone_and_the_bound_held(
     on_the_cpu: None, tiny_module: nn.Module, draw: Callable[..., np.ndarray], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from shade_fast.poisoner import Poisoner
+    from shade_fast.api.poisoner import Poisoner
 
     poisoner = Poisoner(encoder=tiny_module, backend="cuda", **OPTIONS)
     assert all(isinstance(encoder.module, CudaNetwork) for encoder in poisoner.encoders)

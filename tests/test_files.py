@@ -10,8 +10,8 @@ import pytest
 
 from shade_fast.archive.record import locked
 from shade_fast.archive.storage import Storage
-from shade_fast.errors import ShadeFastError
-from shade_fast.files import whole_file, write_whole
+from shade_fast.system.files import whole_file, write_whole
+from shade_fast.terms.errors import ShadeFastError
 
 
 def test_a_file_that_was_not_written_to_its_end_leaves_what_was_there(tmp_path: Path) -> None:

@@ -24,10 +24,10 @@ from shade_fast import Budget, poison_archive
 from shade_fast.anchors import generate_anchors
 from shade_fast.archive import verify_archive
 from shade_fast.encoders import load_encoder
-from shade_fast.errors import ShadeFastError
-from shade_fast.hub import AUTOENCODER, find_model, load_pipeline
+from shade_fast.encoders.hub import AUTOENCODER, find_model, load_pipeline
+from shade_fast.protect.warm_start import WarmStart
 from shade_fast.study import Clip, SentenceEncoder, sample_pipeline
-from shade_fast.warm_start import WarmStart
+from shade_fast.terms.errors import ShadeFastError
 
 COMMIT = "0" * 40
 #: Before a child's script: connections fail, and are counted.

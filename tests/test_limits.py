@@ -13,7 +13,7 @@ from typing import Any, cast
 import pytest
 
 from shade_fast import Access, Limits, ShadeFastError
-from shade_fast.text import Terminal, print_json, printable, redacted
+from shade_fast.terms.text import Terminal, print_json, printable, redacted
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from shade_fast.memory import free_bytes
+from shade_fast.system.memory import free_bytes
 
 GIB = 1 << 30
 

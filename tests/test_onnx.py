@@ -12,7 +12,8 @@ import torch
 from PIL import Image
 from torch import nn
 
-from shade_fast import Budget, ShadeFastError, View, cli, export, load_encoder, load_perceptual, poison_batch
+from shade_fast import Budget, ShadeFastError, View, cli, load_encoder, load_perceptual, poison_batch
+from shade_fast.api import export
 from shade_fast.engine import resolve_backend
 
 onnx = pytest.importorskip("onnx")

@@ -8,11 +8,10 @@ import pytest
 
 from shade_fast import ShadeFastError
 from shade_fast.anchors import Anchor
-from shade_fast.buckets import Buckets
+from shade_fast.api.order import in_order
 from shade_fast.images import DecodedImage
-from shade_fast.order import in_order
-from shade_fast.results import PoisonedImage
-from shade_fast.work import Protected
+from shade_fast.protect.buckets import Buckets
+from shade_fast.protect.outcome import PoisonedImage, Protected
 from shade_fast.workers import DevicesLostError
 
 ANCHOR = Anchor("grey", [np.full((8, 8, 3), 128, np.uint8)])

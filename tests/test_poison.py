@@ -14,10 +14,10 @@ from PIL import Image
 from torch import nn
 
 from shade_fast import Anchor, AnchorLibrary, Budget, PoisonResult, ShadeFastError, View, load_encoder, poison_batch
+from shade_fast.api.poisoner import Poisoner
 from shade_fast.images import decode
-from shade_fast.limits import Limits
-from shade_fast.poisoner import Poisoner
-from shade_fast.work import Work
+from shade_fast.protect.outcome import Work
+from shade_fast.terms.limits import Limits
 
 
 def picture(height: int, width: int, seed: int = 0) -> np.ndarray:
@@ -277,13 +277,13 @@ def test_an_image_that_needs_more_memory_than_is_allowed_is_refused_before_it_is
 def test_an_image_that_needs_more_memory_than_is_free_is_refused(
     options: dict[str, Any], target: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("shade_fast.poisoner.ORDINARY_PIXELS", 64 * 100)
-    monkeypatch.setattr("shade_fast.poisoner.free_bytes", lambda: 9_000_000)
+    monkeypatch.setattr("shade_fast.api.poisoner.ORDINARY_PIXELS", 64 * 100)
+    monkeypatch.setattr("shade_fast.api.poisoner.free_bytes", lambda: 9_000_000)
     result = poison_batch([picture(64, 64), picture(64, 2048)], target, **options)
     assert [one.status for one in result] == ["ok", "failed"]
     assert "2048x64 pixels need about " in str(result[1].error)
     assert "9.0 MB are free: give a smaller --view" in str(result[1].error)
-    monkeypatch.setattr("shade_fast.poisoner.free_bytes", lambda: None)
+    monkeypatch.setattr("shade_fast.api.poisoner.free_bytes", lambda: None)
     assert poison_batch([picture(64, 2048)], target, **options)[0].status == "ok"
 
 

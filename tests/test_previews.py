@@ -16,7 +16,7 @@ import pytest
 from PIL import ExifTags, Image, PngImagePlugin, TiffImagePlugin
 
 from shade_fast.images import Output, decode
-from shade_fast.previews import without_previews_exif, without_previews_xmp
+from shade_fast.images.previews import without_previews_exif, without_previews_xmp
 from tests.metadata import block, encoded, jpeg_entries, shows, strip_entries
 
 ORDERS = ("<", ">")

@@ -23,10 +23,11 @@ from torch import nn
 from shade_fast.archive import Manifest, Row, Storage
 from shade_fast.archive.names import to_text
 from shade_fast.encoders import Encoder
-from shade_fast.errors import ShadeFastError
-from shade_fast.limits import Limits
-from shade_fast.report import inline_picture, write_report
-from shade_fast.report_run import Figures, ImageRecord, choose, read_run, totals
+from shade_fast.report import write_report
+from shade_fast.report.report import inline_picture
+from shade_fast.report.run import Figures, ImageRecord, choose, read_run, totals
+from shade_fast.terms.errors import ShadeFastError
+from shade_fast.terms.limits import Limits
 
 HOSTILE = "<script>alert('x')</script>&\".png"
 VOID = {"meta", "img", "input", "br", "wbr"}
@@ -109,7 +110,7 @@ def write_picture(path: Path, seed: int, size: tuple[int, int] = (40, 24)) -> No
 @pytest.fixture(autouse=True)
 def _own(monkeypatch: pytest.MonkeyPatch) -> None:
     """The records that tests write pass for this user's own."""
-    monkeypatch.setattr("shade_fast.report.is_own", lambda out, record: True)
+    monkeypatch.setattr("shade_fast.report.report.is_own", lambda out, record: True)
 
 
 @pytest.fixture
@@ -345,8 +346,8 @@ def _rows(page: Page) -> list[str]:
 def test_a_large_run_lists_the_pictured_the_short_ones_and_an_even_spread(
     run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("shade_fast.report_run.LISTED", 20)
-    monkeypatch.setattr("shade_fast.report_run.CURVES", 6)
+    monkeypatch.setattr("shade_fast.report.run.LISTED", 20)
+    monkeypatch.setattr("shade_fast.report.run.CURVES", 6)
     images = [done("clean/a.png", "a.png", 30.0 + place % 50) for place in range(100)]
     for place in (10, 20, 30):
         images[place] = record("notes.png", "failed", error="no image")
@@ -364,7 +365,7 @@ def test_a_large_run_lists_the_pictured_the_short_ones_and_an_even_spread(
 
 
 def test_more_short_ones_than_rows_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("shade_fast.report_run.LISTED", 20)
+    monkeypatch.setattr("shade_fast.report.run.LISTED", 20)
     images = [record(f"{place}.png", "failed", error="no image") for place in range(50)]
     images += [done("a.png", "b.png", 50.0)] * 10
     page = Page(write_report(write_run(tmp_path, images), limit=4))
@@ -444,7 +445,7 @@ def test_whose_the_record_is_decides_by_default(run: Path, monkeypatch: pytest.M
         asked.append((out.root, record["options"]["target"]))
         return False
 
-    monkeypatch.setattr("shade_fast.report.is_own", is_own)
+    monkeypatch.setattr("shade_fast.report.report.is_own", is_own)
     assert "--trust-record" in Page(write_report(run, encoder=blocks())).text
     assert asked == [(str(run), "cat")]
     assert "--trust-record" not in Page(write_report(run, encoder=blocks(), trust=True)).text and len(asked) == 1
@@ -519,7 +520,7 @@ def test_figures_beyond_all_measure_make_a_page(tmp_path: Path) -> None:
 
 
 def test_a_view_too_large_for_the_encoder_says_so(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("shade_fast.report.LIMITS", Limits(view_pixels=16 * 16 - 1))
+    monkeypatch.setattr("shade_fast.report.report.LIMITS", Limits(view_pixels=16 * 16 - 1))
     text = Page(write_report(run, encoder=blocks())).text
     assert "Could not be decoded: the encoder would see 24x16 pixels, more than 255" in text
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from shade_fast import PoisonedImage, PoisonResult
-from shade_fast.results import summarize
+from shade_fast.protect.outcome import summarize
 
 
 def outcome(before: float | None, after: float | None, status: str = "ok", lpips: float | None = 0.05) -> PoisonedImage:

@@ -13,7 +13,19 @@ from PIL import Image
 
 from shade_fast import Budget, ShadeFastError, View, poison_batch
 from shade_fast.ops import axis, jpeg, native, separable
-from shade_fast.transforms import Blur, Crop, Draw, Flip, Jpeg, Noise, OneOf, Resize, Rounding, Transform, resample
+from shade_fast.views.transforms import (
+    Blur,
+    Crop,
+    Draw,
+    Flip,
+    Jpeg,
+    Noise,
+    OneOf,
+    Resize,
+    Rounding,
+    Transform,
+    resample,
+)
 
 TRANSFORMS = [Resize(), Blur(), Crop(), Flip(), Noise(), Jpeg(), Rounding(), OneOf(Resize(), Jpeg())]
 

@@ -14,9 +14,9 @@ from safetensors.torch import save_file
 from torch import nn
 
 from shade_fast import Anchor, Budget, ShadeFastError, View, WarmStart, fit_start, poison_batch
+from shade_fast.api.poisoner import Poisoner
 from shade_fast.archive import Manifest, Storage, archive_status
 from shade_fast.cli import main
-from shade_fast.poisoner import Poisoner
 
 
 @pytest.fixture(scope="module")

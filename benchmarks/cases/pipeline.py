@@ -15,9 +15,9 @@ from benchmarks import photographs
 from benchmarks.networks import SPECS
 from benchmarks.registry import Case, Side, register
 from shade_fast import Budget, View, runtime
+from shade_fast.api.poisoner import Poisoner
 from shade_fast.engine import Problem, kernels
 from shade_fast.ops import optimizer_update
-from shade_fast.poisoner import Poisoner
 
 BACKENDS = ("reference", "reference networks", "native", "native networks")
 #: Label -> side of the file in pixels, and of the view.

@@ -15,9 +15,9 @@ import numpy as np
 from benchmarks import photographs
 from benchmarks.registry import Case, Side, register
 from shade_fast import Budget, View, runtime
+from shade_fast.api.poisoner import Poisoner
 from shade_fast.images import UInt8Array
-from shade_fast.poisoner import Poisoner
-from shade_fast.results import PoisonedImage
+from shade_fast.protect.outcome import PoisonedImage
 
 IMAGES, SIZES = (1, 4, 16), (128, 256, 512, 1024)
 #: Side of the images where their number, and where the threads grow.

@@ -18,9 +18,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks import networks, photographs
 from benchmarks.registry import Case, Side, register
 from shade_fast import runtime
-from shade_fast.errors import ShadeFastError
 from shade_fast.ops import native
 from shade_fast.perceptual import Perceptual
+from shade_fast.terms.errors import ShadeFastError
 
 SIZES, BATCHES = (256, 512), (1, 2, 4)
 #: Name, size, batch and LPIPS of the one larger batch among the standard cases, which `make bench` runs.

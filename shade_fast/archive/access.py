@@ -14,8 +14,8 @@ from shade_fast.archive.http import place_of
 from shade_fast.archive.names import to_text
 from shade_fast.archive.reading import Reader
 from shade_fast.archive.storage import Storage
-from shade_fast.errors import ShadeFastError
-from shade_fast.limits import ROW_PROTOCOLS
+from shade_fast.terms.errors import ShadeFastError
+from shade_fast.terms.limits import ROW_PROTOCOLS
 
 _PROTOCOL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://(.*)", re.DOTALL)
 #: Stores whose paths begin with a bucket, which is the table's own; those that are its own as a whole. Of others,

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from shade_fast.api.poisoner import Poisoner
 from shade_fast.archive.flow import Clock, Flow
 from shade_fast.archive.folders import Folder, source_text
 from shade_fast.archive.index import Index
@@ -46,13 +47,12 @@ from shade_fast.archive.suspects import BEGUN, Suspects
 from shade_fast.archive.tables import Tables
 from shade_fast.archive.targets import Targets
 from shade_fast.archive.tars import TAR_SUFFIXES, Tars
-from shade_fast.checks import at_least
 from shade_fast.codecs import Codecs
-from shade_fast.errors import ShadeFastError
 from shade_fast.images import Output
-from shade_fast.limits import Access, Limits
-from shade_fast.poisoner import Poisoner
-from shade_fast.version import __version__
+from shade_fast.terms.checks import at_least
+from shade_fast.terms.errors import ShadeFastError
+from shade_fast.terms.limits import Access, Limits
+from shade_fast.terms.version import __version__
 
 MODES = ("resume", "overwrite", "fail")
 OUTPUTS = ("same", "png", "jpeg", "webp", "dummy")

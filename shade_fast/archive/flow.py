@@ -16,6 +16,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from shade_fast.anchors import Anchor
+from shade_fast.api.poisoner import WAITING_BATCHES, Poisoner
 from shade_fast.archive.index import Index, content
 from shade_fast.archive.layout import Sample
 from shade_fast.archive.manifest import Row, finite
@@ -23,13 +24,12 @@ from shade_fast.archive.names import to_text
 from shade_fast.archive.reading import is_passing
 from shade_fast.archive.storage import ArchiveStoppedError
 from shade_fast.archive.suspects import ALONE, APART, PASSED, Suspects
-from shade_fast.buckets import Buckets
 from shade_fast.codecs import Codecs, Interrupted
-from shade_fast.errors import ShadeFastError, TransientError
 from shade_fast.images import DecodedImage, Output
-from shade_fast.limits import Limits
-from shade_fast.poisoner import WAITING_BATCHES, Poisoner
-from shade_fast.work import Protected, Work, failed
+from shade_fast.protect.buckets import Buckets
+from shade_fast.protect.outcome import Protected, Work, failed
+from shade_fast.terms.errors import ShadeFastError, TransientError
+from shade_fast.terms.limits import Limits
 from shade_fast.workers import DevicesLostError
 
 #: Images that wait for the result of another of the same content, before that is brought to its end.

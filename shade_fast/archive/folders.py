@@ -18,10 +18,10 @@ from shade_fast.archive.manifest import Row
 from shade_fast.archive.names import from_text, to_text
 from shade_fast.archive.reading import Reader
 from shade_fast.archive.storage import RECORD_FOLDER, Facts, Storage, hidden
-from shade_fast.errors import ShadeFastError, reason
 from shade_fast.images import INPUT_SUFFIXES, Output
-from shade_fast.limits import Access, Limits
-from shade_fast.text import printable
+from shade_fast.terms.errors import ShadeFastError, reason
+from shade_fast.terms.limits import Access, Limits
+from shade_fast.terms.text import printable
 
 log = logging.getLogger(__name__)
 

@@ -16,9 +16,9 @@ import urllib.request
 from collections.abc import Collection
 from typing import Any
 
-from shade_fast.errors import ShadeFastError
-from shade_fast.limits import Access, is_public
-from shade_fast.version import __version__
+from shade_fast.terms.errors import ShadeFastError
+from shade_fast.terms.limits import Access, is_public
+from shade_fast.terms.version import __version__
 
 _CHUNK = 1 << 16
 

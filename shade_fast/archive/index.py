@@ -12,8 +12,8 @@ from typing import Any
 
 from shade_fast.archive.manifest import Manifest, Row
 from shade_fast.archive.storage import Storage
-from shade_fast.errors import ShadeFastError
-from shade_fast.files import scratch_folder
+from shade_fast.system.files import scratch_folder
+from shade_fast.terms.errors import ShadeFastError
 
 
 class Index:

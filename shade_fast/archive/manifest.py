@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from shade_fast.archive.names import legible
 from shade_fast.archive.storage import RECORD_FOLDER, Storage
-from shade_fast.text import redacted
+from shade_fast.terms.text import redacted
 
 STATS_NAME = "_stats.json"
 PARTIAL = ".partial.parquet"

@@ -12,8 +12,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from shade_fast.archive.storage import Storage
-from shade_fast.errors import ShadeFastError
-from shade_fast.limits import Limits
+from shade_fast.terms.errors import ShadeFastError
+from shade_fast.terms.limits import Limits
 
 #: Key of why a record is refused, among its columns.
 REFUSED = "\0refused"

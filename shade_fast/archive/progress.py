@@ -17,7 +17,7 @@ from tqdm import tqdm
 from shade_fast.archive.layout import Layout
 from shade_fast.archive.manifest import Row
 from shade_fast.archive.storage import ArchiveStoppedError
-from shade_fast.errors import ShadeFastError
+from shade_fast.terms.errors import ShadeFastError
 
 
 class Reporter:

@@ -14,8 +14,8 @@ from typing import Any
 from shade_fast.archive.http import fetch
 from shade_fast.archive.storage import Storage
 from shade_fast.codecs import Interrupted
-from shade_fast.errors import ShadeFastError, TransientError
-from shade_fast.limits import Access, Limits
+from shade_fast.terms.errors import ShadeFastError, TransientError
+from shade_fast.terms.limits import Access, Limits
 
 #: Answers of servers, and errors of systems, that another try may not meet.
 _PASSING_ANSWERS = (408, 425, 429, 500, 502, 503, 504)

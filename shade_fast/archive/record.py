@@ -23,16 +23,16 @@ from pathlib import Path
 from typing import Any
 
 from shade_fast.anchors import Anchor, AnchorLibrary
+from shade_fast.api.poisoner import Poisoner
 from shade_fast.archive.names import from_text
 from shade_fast.archive.storage import RECORD_FOLDER, TABLE_SUFFIXES, Storage
-from shade_fast.checks import number, whole
-from shade_fast.errors import ShadeFastError
-from shade_fast.files import cache_folder
 from shade_fast.images import Output
-from shade_fast.limits import Access
-from shade_fast.poisoner import Poisoner
-from shade_fast.text import redacted
-from shade_fast.version import __version__
+from shade_fast.system.files import cache_folder
+from shade_fast.terms.checks import number, whole
+from shade_fast.terms.errors import ShadeFastError
+from shade_fast.terms.limits import Access
+from shade_fast.terms.text import redacted
+from shade_fast.terms.version import __version__
 
 RUN_NAME = f"{RECORD_FOLDER}/run.json"
 #: What URLs are hashed with in the record, and the records that overwriting runs have replaced.

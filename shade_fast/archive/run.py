@@ -13,10 +13,10 @@ from shade_fast.archive.manifest import Row
 from shade_fast.archive.names import to_text
 from shade_fast.archive.progress import Reporter
 from shade_fast.archive.storage import ArchiveStoppedError
-from shade_fast.checks import at_least
-from shade_fast.errors import ShadeFastError
-from shade_fast.limits import Access, Limits
-from shade_fast.text import redacted
+from shade_fast.terms.checks import at_least
+from shade_fast.terms.errors import ShadeFastError
+from shade_fast.terms.limits import Access, Limits
+from shade_fast.terms.text import redacted
 
 
 def poison_archive(

@@ -19,10 +19,10 @@ from typing import IO, Any
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
-from shade_fast.errors import ShadeFastError
-from shade_fast.files import scratch_folder, whole_file
 from shade_fast.images import read_file
-from shade_fast.text import without_secrets
+from shade_fast.system.files import scratch_folder, whole_file
+from shade_fast.terms.errors import ShadeFastError
+from shade_fast.terms.text import without_secrets
 
 #: Errors of the whole output, not of one file: a full disk, a quota, a disk gone or read-only.
 STOPPING = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ENOTCONN, errno.ESTALE, errno.ENODEV)

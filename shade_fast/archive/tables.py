@@ -25,10 +25,10 @@ from shade_fast.archive.parquet import COLUMNS, REFUSED, Parquet
 from shade_fast.archive.reading import Reader
 from shade_fast.archive.storage import ArchiveStoppedError, Facts, Storage
 from shade_fast.archive.tars import expand
-from shade_fast.errors import ShadeFastError
 from shade_fast.images import Output
-from shade_fast.limits import Limits
-from shade_fast.text import redacted
+from shade_fast.terms.errors import ShadeFastError
+from shade_fast.terms.limits import Limits
+from shade_fast.terms.text import redacted
 
 #: Names of columns, in the order that they are looked for.
 BYTES_COLUMNS = ("image", "bytes", "image_bytes", "jpg", "png", "webp")

@@ -11,13 +11,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from shade_fast.anchors import Anchor
+from shade_fast.api.poisoner import Poisoner
 from shade_fast.archive.access import check_below
 from shade_fast.archive.reading import Reader, is_passing
 from shade_fast.archive.storage import Storage
 from shade_fast.codecs import Codecs
-from shade_fast.errors import ShadeFastError, TransientError
 from shade_fast.images import INPUT_SUFFIXES, UInt8Array
-from shade_fast.poisoner import Poisoner
+from shade_fast.terms.errors import ShadeFastError, TransientError
 
 #: Bytes of pixels of rows' targets that are kept, and how many targets.
 _KEPT, _MOST = 512 << 20, 1000

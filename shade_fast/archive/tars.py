@@ -28,10 +28,10 @@ from shade_fast.archive.layout import Read, Sample, Shard
 from shade_fast.archive.manifest import Row
 from shade_fast.archive.names import from_text, to_text, unsafe
 from shade_fast.archive.storage import ArchiveStoppedError, Facts, Storage, too_large
-from shade_fast.errors import ShadeFastError
 from shade_fast.images import INPUT_SUFFIXES, Output
-from shade_fast.limits import Limits
-from shade_fast.text import redacted
+from shade_fast.terms.errors import ShadeFastError
+from shade_fast.terms.limits import Limits
+from shade_fast.terms.text import redacted
 
 log = logging.getLogger(__name__)
 

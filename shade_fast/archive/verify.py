@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from shade_fast.anchors import AnchorLibrary
+from shade_fast.api.poisoner import Poisoner
 from shade_fast.archive.archive import Source, fixed_plan, open_layout, target_roots
 from shade_fast.archive.layout import Layout
 from shade_fast.archive.manifest import Manifest, Row, totals
@@ -19,15 +20,14 @@ from shade_fast.archive.reading import Reader
 from shade_fast.archive.record import is_own, read_run, url_key
 from shade_fast.archive.storage import Storage, is_hidden
 from shade_fast.archive.targets import Targets
-from shade_fast.budget import Budget
 from shade_fast.codecs import Codecs
-from shade_fast.errors import ShadeFastError
-from shade_fast.hub import never_asked
+from shade_fast.encoders.hub import never_asked
 from shade_fast.images import DecodedImage, Output
-from shade_fast.limits import Access, Limits
-from shade_fast.poisoner import Poisoner
-from shade_fast.text import redacted
-from shade_fast.view import View
+from shade_fast.terms.budget import Budget
+from shade_fast.terms.errors import ShadeFastError
+from shade_fast.terms.limits import Access, Limits
+from shade_fast.terms.text import redacted
+from shade_fast.views import View
 
 #: Another machine, or batch, sums in another order: distances and LPIPS agree to this share, or this much.
 RELATIVE, ABSOLUTE = 2e-3, 2e-4

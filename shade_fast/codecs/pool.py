@@ -15,11 +15,11 @@ from types import TracebackType
 
 from shade_fast.codecs.process import SHORT_OF_MEMORY
 from shade_fast.codecs.wire import Answer, Request, message, receive
-from shade_fast.errors import ShadeFastError, TransientError
 from shade_fast.images import INPUT_FORMATS, DecodedImage, Output, UInt8Array
-from shade_fast.jpeg import JpegSettings
-from shade_fast.limits import Limits
-from shade_fast.processes import ended, kill, start
+from shade_fast.images.jpeg import JpegSettings
+from shade_fast.system.processes import ended, kill, start
+from shade_fast.terms.errors import ShadeFastError, TransientError
+from shade_fast.terms.limits import Limits
 
 #: Seconds between two looks whether a caller still wants an answer.
 SLICE = 0.1

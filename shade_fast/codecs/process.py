@@ -22,9 +22,9 @@ from pathlib import Path
 from PIL import Image
 
 from shade_fast.codecs.wire import Answer, Request, message, receive
-from shade_fast.errors import ShadeFastError, reason
 from shade_fast.images import decode
-from shade_fast.limits import Limits
+from shade_fast.terms.errors import ShadeFastError, reason
+from shade_fast.terms.limits import Limits
 
 #: Seconds between two looks whether the parent is still there, where its end does not close the connection.
 LOOK = 2.0

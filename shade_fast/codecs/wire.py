@@ -14,7 +14,7 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 
 from shade_fast.images import DecodedImage, Output
-from shade_fast.jpeg import JpegSettings
+from shade_fast.images.jpeg import JpegSettings
 
 #: Bytes of a message's JSON, which holds neither pixels nor files.
 LONGEST = 1 << 20

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from shade_fast.encoders.encoder import Encoder
-from shade_fast.errors import ShadeFastError, reason
+from shade_fast.terms.errors import ShadeFastError, reason
 
 
 def read_autoencoder(folder: Path, name: str, device: torch.device | str) -> Encoder:

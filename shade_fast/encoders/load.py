@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from shade_fast.encoders.autoencoder import is_diffusers_model, read_autoencoder, wrap_autoencoder
 from shade_fast.encoders.encoder import Encoder
+from shade_fast.encoders.hub import AUTOENCODER, PREFIX, find_model, is_identifier
 from shade_fast.encoders.probe import probe, wrap_callable, wrap_module
 from shade_fast.encoders.taesd import SUFFIXES, read_taesd, read_tensors
-from shade_fast.errors import ShadeFastError
-from shade_fast.hub import AUTOENCODER, PREFIX, find_model, is_identifier
+from shade_fast.terms.errors import ShadeFastError
 
 EncoderSpec = Encoder | str | os.PathLike[str] | nn.Module | Callable[[Tensor], Tensor]
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from shade_fast.encoders.encoder import Encoder
-from shade_fast.errors import ShadeFastError, reason
+from shade_fast.terms.errors import ShadeFastError, reason
 
 BASE_SIZES = (64, 256, 512)
 """Sides in pixels that are tried in turn; the larger ones where an encoder refuses the smaller."""

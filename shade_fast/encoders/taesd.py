@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from shade_fast.encoders.encoder import Encoder
-from shade_fast.errors import ShadeFastError, reason
+from shade_fast.terms.errors import ShadeFastError, reason
 
 WIDTH = 64
 FACTOR = 8

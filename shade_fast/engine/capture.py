@@ -13,7 +13,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from shade_fast.errors import ShadeFastError, reason
+from shade_fast.terms.errors import ShadeFastError, reason
 
 #: What a device or a machine without memory for a step raises.
 OUT_OF_MEMORY = (torch.cuda.OutOfMemoryError, MemoryError)

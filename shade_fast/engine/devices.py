@@ -9,9 +9,9 @@ import torch
 
 from shade_fast import runtime
 from shade_fast.encoders import Encoder
-from shade_fast.errors import ShadeFastError
 from shade_fast.ops import gpu, native
 from shade_fast.runtime import ONNXRUNTIME, check_onnxruntime, check_precision, onnx_provider
+from shade_fast.terms.errors import ShadeFastError
 
 #: `auto`, and what there is; it never chooses ONNX Runtime, which stands for the provider of the device where none is
 #: named.

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from shade_fast import runtime
 from shade_fast.encoders import Encoder
 from shade_fast.perceptual import Perceptual
-from shade_fast.view import ViewPlan
+from shade_fast.views import ViewPlan
 
 #: Bytes of the engine's own tensors for each pixel of the image, of its view, and of one whose way to the encoder
 #: autograd follows: perturbation, momentum, gradient, the best so far, and what is between them.

@@ -7,15 +7,15 @@ from typing import cast
 
 import torch
 
-from shade_fast.budget import Budget
 from shade_fast.engine.problem import Problem
 from shade_fast.engine.slots import Optimized, Slots
 from shade_fast.engine.step import Recipe
 from shade_fast.engine.stopping import NEVER, Stopping
-from shade_fast.errors import ShadeFastError
-from shade_fast.pulse import pulse
 from shade_fast.reference import paper_loop, release_loop
-from shade_fast.view import View
+from shade_fast.system.pulse import pulse
+from shade_fast.terms.budget import Budget
+from shade_fast.terms.errors import ShadeFastError
+from shade_fast.views import View
 
 History = list[torch.Tensor]
 

@@ -16,9 +16,9 @@ from shade_fast.engine.devices import kernels
 from shade_fast.ops import latent_distance
 from shade_fast.ops.layout import memory_order
 from shade_fast.perceptual import Perceptual
-from shade_fast.pulse import pulse
-from shade_fast.transforms import Draw
-from shade_fast.view import ViewPlan
+from shade_fast.system.pulse import pulse
+from shade_fast.views import ViewPlan
+from shade_fast.views.transforms import Draw
 
 
 class Problem:

@@ -9,11 +9,11 @@ from typing import cast
 import torch
 from torch.nn import functional
 
-from shade_fast.budget import Budget
 from shade_fast.engine.devices import kernels
 from shade_fast.engine.problem import Problem
 from shade_fast.ops import bisect_scale, quantize
 from shade_fast.ops.bisect_scale import start as first_interval
+from shade_fast.terms.budget import Budget
 
 #: What a file's codec makes of an image: uint8 [3, H, W] -> uint8 [3, H, W], decoded again.
 Codec = Callable[[torch.Tensor], torch.Tensor]

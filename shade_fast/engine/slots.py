@@ -13,8 +13,8 @@ import torch
 from shade_fast.engine.capture import captured
 from shade_fast.engine.problem import Problem
 from shade_fast.engine.step import Recipe, Step
-from shade_fast.errors import ShadeFastError
-from shade_fast.pulse import pulse
+from shade_fast.system.pulse import pulse
+from shade_fast.terms.errors import ShadeFastError
 
 log = logging.getLogger(__name__)
 

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 
 import torch
 
-from shade_fast.budget import Budget
 from shade_fast.engine.devices import kernels
 from shade_fast.engine.lpips_control import LpipsControl
 from shade_fast.engine.masking import step_shares
 from shade_fast.engine.problem import Problem
 from shade_fast.engine.stopping import NEVER, Progress, Stopping
 from shade_fast.ops import optimizer_update
+from shade_fast.terms.budget import Budget
 
 #: Length of the first step, in units of linf: with L∞ alone, and with an LPIPS bound, which keeps most pixels well
 #: inside the box; and the share of the momentum that is kept from step to step.

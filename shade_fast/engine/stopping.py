@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import torch
 
-from shade_fast.checks import share, whole
-from shade_fast.errors import ShadeFastError
+from shade_fast.terms.checks import share, whole
+from shade_fast.terms.errors import ShadeFastError
 
 
 @dataclass(frozen=True)

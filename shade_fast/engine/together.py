@@ -7,12 +7,12 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 
-from shade_fast.budget import Budget
 from shade_fast.engine.devices import kernels
 from shade_fast.engine.lpips_control import LpipsControl
 from shade_fast.engine.problem import Problem
 from shade_fast.engine.step import DECAY, DEFAULT_UNIT, STEP_SIZE, inside
 from shade_fast.ops import optimizer_update
+from shade_fast.terms.budget import Budget
 
 
 def optimize_together(

@@ -20,9 +20,9 @@ from shade_fast.archive.archive import Archive, ArchiveReport, Source
 from shade_fast.archive.manifest import Row
 from shade_fast.archive.progress import Reporter
 from shade_fast.archive.record import check_same, read_run
-from shade_fast.checks import at_least
-from shade_fast.errors import ShadeFastError
-from shade_fast.limits import Access, Limits
+from shade_fast.terms.checks import at_least
+from shade_fast.terms.errors import ShadeFastError
+from shade_fast.terms.limits import Access, Limits
 
 try:
     import ray

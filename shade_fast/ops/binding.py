@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from shade_fast.errors import ShadeFastError
 from shade_fast.ops import gpu
 from shade_fast.ops.finish import Call, Finish, check_channels_last
+from shade_fast.terms.errors import ShadeFastError
 
 _CPU = torch.device("cpu")
 

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from shade_fast.errors import ShadeFastError
 from shade_fast.ops import native
 from shade_fast.ops.binding import bound, check_device, check_scratch
 from shade_fast.ops.finish import Call, Finish, check_channels_last
+from shade_fast.terms.errors import ShadeFastError
 
 #: Algorithms, each with the compiled module's number for it.
 NUMBERS = {"direct": 0, "narrow": 1, "winograd2": 2, "winograd4": 4, "winograd6": 6, "tiles": 10}

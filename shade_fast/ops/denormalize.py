@@ -7,10 +7,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from shade_fast.errors import ShadeFastError
 from shade_fast.ops import gpu, native
 from shade_fast.ops.layout import check_images, check_levels, in_order, per_image
 from shade_fast.ops.normalize import check_factors, factors
+from shade_fast.terms.errors import ShadeFastError
 
 
 def denormalize(

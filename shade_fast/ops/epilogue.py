@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from shade_fast.errors import ShadeFastError
 from shade_fast.ops import gpu
 from shade_fast.ops.finish import mask_shape, pack_mask, unpack_mask
 from shade_fast.ops.layout import channels_last
+from shade_fast.terms.errors import ShadeFastError
 
 
 def epilogue(x: Tensor, bias: Tensor | None = None, residual: Tensor | None = None, *, relu: bool = False) -> Tensor:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from shade_fast.errors import ShadeFastError
+from shade_fast.terms.errors import ShadeFastError
 
 #: Runs an op on the buffers that it was bound to; a status, for `native.check`.
 Call = Callable[[], int]

@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from shade_fast.errors import ShadeFastError
 from shade_fast.ops import native
 from shade_fast.ops.finish import Call
+from shade_fast.terms.errors import ShadeFastError
 
 #: What the Triton kernels take; sums are float32 in all of them.
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)

@@ -22,10 +22,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from shade_fast.errors import ShadeFastError
 from shade_fast.ops import native
 from shade_fast.ops.binding import bound, check_array, check_images, check_scratch, extent
 from shade_fast.ops.finish import Call, Finish
+from shade_fast.terms.errors import ShadeFastError
 
 #: Names of the activations, in the order of the compiled module's numbers.
 ACTIVATIONS = ("none", "relu", "silu")

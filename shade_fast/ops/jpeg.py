@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from shade_fast.errors import ShadeFastError
 from shade_fast.ops import native
+from shade_fast.terms.errors import ShadeFastError
 
 #: ITU-T T.81, annex K: quantisation of luminance and chrominance, rows of 8.
 LUMINANCE = (

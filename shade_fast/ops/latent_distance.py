@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from shade_fast.errors import ShadeFastError
 from shade_fast.ops import gpu, native
 from shade_fast.ops.layout import in_order, memory_order
+from shade_fast.terms.errors import ShadeFastError
 
 
 def latent_distance(latents: Tensor, anchor: Tensor, *, backend: str = "native") -> Tensor:

@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from shade_fast.errors import ShadeFastError
 from shade_fast.ops import gpu, native
 from shade_fast.ops.binding import bound, check_array, check_images, check_scratch, extent
 from shade_fast.ops.finish import Call, Finish
 from shade_fast.ops.layout import channels_last
+from shade_fast.terms.errors import ShadeFastError
 
 EPSILON = 1e-10
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from shade_fast.errors import ShadeFastError
 from shade_fast.ops import native
 from shade_fast.ops.binding import bound, check_device, check_scratch
 from shade_fast.ops.convolution import NUMBERS
 from shade_fast.ops.finish import Call
+from shade_fast.terms.errors import ShadeFastError
 
 
 def reference(left: Tensor, right: Tensor, out: Tensor, factor: float, accumulate: bool) -> None:

@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from shade_fast.errors import ShadeFastError
 from shade_fast.ops import gpu, pool
 from shade_fast.ops.finish import Finish
 from shade_fast.ops.layout import channels_last
+from shade_fast.terms.errors import ShadeFastError
 
 #: Windows of more than 4 · 4 pixels are not looked at one pixel after the other.
 LARGEST_KERNEL = 4

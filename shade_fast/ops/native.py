@@ -9,7 +9,7 @@ from types import ModuleType
 
 import torch
 
-from shade_fast.errors import ShadeFastError
+from shade_fast.terms.errors import ShadeFastError
 
 #: Where ops run; `meta` has shapes alone, for what is counted and checked without values.
 DEVICES = ("cpu", "cuda", "meta")

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from shade_fast.errors import ShadeFastError
 from shade_fast.ops import gpu, native
 from shade_fast.ops.layout import check_images, in_order, per_image
+from shade_fast.terms.errors import ShadeFastError
 
 
 def normalize(

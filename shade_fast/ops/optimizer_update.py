@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from shade_fast.errors import ShadeFastError
 from shade_fast.ops import gpu, native
 from shade_fast.ops.layout import in_order, memory_order, per_image
+from shade_fast.terms.errors import ShadeFastError
 
 #: What shares of a step are counted in: this many are the whole of it.
 WHOLE_STEP = 64

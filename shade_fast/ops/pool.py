@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from shade_fast.errors import ShadeFastError
 from shade_fast.ops import native
 from shade_fast.ops.binding import bound, check_array, check_images
 from shade_fast.ops.finish import Call, Finish
+from shade_fast.terms.errors import ShadeFastError
 
 LARGEST_KERNEL = 15
 

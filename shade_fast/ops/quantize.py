@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from shade_fast.errors import ShadeFastError
 from shade_fast.ops import gpu, native
 from shade_fast.ops.layout import check_images, check_levels, in_order, memory_order, per_image
+from shade_fast.terms.errors import ShadeFastError
 
 
 def quantize(clean: Tensor, delta: Tensor, scale: Tensor, *, levels: int, backend: str = "native") -> Tensor:

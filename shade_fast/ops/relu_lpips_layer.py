@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from shade_fast.errors import ShadeFastError
 from shade_fast.ops import epilogue, gpu, lpips_layer
 from shade_fast.ops.layout import channels_last
+from shade_fast.terms.errors import ShadeFastError
 
 
 def relu_lpips_layer(x: Tensor, bias: Tensor | None, clean: Tensor, head: Tensor) -> tuple[Tensor, Tensor]:

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from shade_fast.errors import ShadeFastError
 from shade_fast.ops import gpu, group_norm
 from shade_fast.ops.finish import Finish
 from shade_fast.ops.layout import channels_last
+from shade_fast.terms.errors import ShadeFastError
 
 
 def residual_group_norm(

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from shade_fast.errors import ShadeFastError
 from shade_fast.ops import native
 from shade_fast.ops.separable import Band, apply_bands, banded
+from shade_fast.terms.errors import ShadeFastError
 
 
 def resize(images: Tensor, size: tuple[int, int], *, backend: str = "native") -> Tensor:

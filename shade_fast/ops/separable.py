@@ -9,8 +9,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from shade_fast.errors import ShadeFastError
 from shade_fast.ops import native
+from shade_fast.terms.errors import ShadeFastError
 
 
 class Band(NamedTuple):

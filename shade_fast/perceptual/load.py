@@ -15,9 +15,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from shade_fast.errors import ShadeFastError
 from shade_fast.perceptual.lpips import Perceptual
 from shade_fast.perceptual.trunks import TRUNKS
+from shade_fast.terms.errors import ShadeFastError
 
 WEIGHTS_VARIABLE = "SHADE_FAST_WEIGHTS"
 

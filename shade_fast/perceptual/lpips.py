@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from shade_fast.errors import ShadeFastError
 from shade_fast.ops.lpips_layer import lpips_layer, unit_length
+from shade_fast.terms.errors import ShadeFastError
 
 # LPIPS takes images in [-1,1] to (image - shift) / scale, per RGB channel.
 _SHIFT = (-0.030, -0.088, -0.188)

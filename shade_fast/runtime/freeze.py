@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from shade_fast.errors import ShadeFastError, reason
 from shade_fast.ops import native
 from shade_fast.runtime import plan
 from shade_fast.runtime.arena import BLOCKS, Block
@@ -22,6 +21,7 @@ from shade_fast.runtime.graph import Graph
 from shade_fast.runtime.onnx import CUDA, FLOAT32, PRECISIONS, PROVIDERS, OnnxNetwork
 from shade_fast.runtime.program import Program
 from shade_fast.runtime.trace import Packs, lower
+from shade_fast.terms.errors import ShadeFastError, reason
 
 log = logging.getLogger(__name__)
 

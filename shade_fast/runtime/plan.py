@@ -23,14 +23,14 @@ from pathlib import Path
 
 import torch
 
-from shade_fast.errors import ShadeFastError
-from shade_fast.files import cache_folder, write_whole
 from shade_fast.ops import convolution as conv
 from shade_fast.ops import matrix_product, native
 from shade_fast.ops.convolution import Convolution
 from shade_fast.ops.finish import Call, Finish
 from shade_fast.runtime.layers import Dims
-from shade_fast.version import __version__
+from shade_fast.system.files import cache_folder, write_whole
+from shade_fast.terms.errors import ShadeFastError
+from shade_fast.terms.version import __version__
 
 #: What an accuracy admits, the one to take without measurements first, where it supports the convolution.
 ACCURACIES = {

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from PIL import Image
 
-from shade_fast.errors import ShadeFastError, reason
-from shade_fast.hub import PLAIN, TRANSFORMER, find_model
+from shade_fast.encoders.hub import PLAIN, TRANSFORMER, find_model
 from shade_fast.images import UInt8Array
 from shade_fast.study.text import import_transformers
+from shade_fast.terms.errors import ShadeFastError, reason
 
 
 class Clip:

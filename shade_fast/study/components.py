@@ -17,10 +17,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from shade_fast.encoders import Encoder
-from shade_fast.errors import ShadeFastError
-from shade_fast.files import write_whole
 from shade_fast.images import UInt8Array
 from shade_fast.study.examples import encode
+from shade_fast.system.files import write_whole
+from shade_fast.terms.errors import ShadeFastError
 
 #: Side of the patches, in elements of the latent.
 PATCH = 2

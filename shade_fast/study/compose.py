@@ -21,10 +21,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from shade_fast.errors import ShadeFastError
 from shade_fast.images import decode
 from shade_fast.study.pool import Pair, caption_of, read_pool, require_empty
 from shade_fast.study.select import Selected
+from shade_fast.terms.errors import ShadeFastError
 
 KINDS = ("optimised", "placebo", "dirty-label")
 ANCHORS = 50

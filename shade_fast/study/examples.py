@@ -11,11 +11,11 @@ import torch
 from PIL import Image, ImageOps
 
 from shade_fast.encoders import Encoder
-from shade_fast.errors import ShadeFastError
 from shade_fast.images import UInt8Array, decode
 from shade_fast.study.pool import Pair
 from shade_fast.study.text import SentenceEncoder
 from shade_fast.study.training import Examples
+from shade_fast.terms.errors import ShadeFastError
 
 
 def square(data: bytes | Path | UInt8Array, size: int, name: str | None = None) -> UInt8Array:

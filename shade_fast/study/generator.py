@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from shade_fast.errors import ShadeFastError
+from shade_fast.terms.errors import ShadeFastError
 
 
 @dataclass(frozen=True)

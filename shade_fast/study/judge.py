@@ -14,13 +14,13 @@ from safetensors.torch import save as serialized
 from torch import Tensor, nn
 from torch.nn import functional
 
-from shade_fast.checks import at_least
-from shade_fast.errors import ShadeFastError
-from shade_fast.files import write_whole
 from shade_fast.images import UInt8Array
 from shade_fast.study.clip import Clip
 from shade_fast.study.examples import tensors
 from shade_fast.study.pool import caption_of
+from shade_fast.system.files import write_whole
+from shade_fast.terms.checks import at_least
+from shade_fast.terms.errors import ShadeFastError
 
 #: Side of what the classifier sees.
 SIDE = 32

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw
 
-from shade_fast.errors import ShadeFastError
 from shade_fast.images import UInt8Array
+from shade_fast.terms.errors import ShadeFastError
 
 
 def import_pyplot() -> Any:

@@ -22,9 +22,9 @@ import pyarrow.parquet as pq
 
 from shade_fast.archive.tables import BYTES_COLUMNS, PATH_COLUMNS
 from shade_fast.archive.tars import expand
-from shade_fast.errors import ShadeFastError, reason
 from shade_fast.images import INPUT_SUFFIXES
-from shade_fast.limits import Limits
+from shade_fast.terms.errors import ShadeFastError, reason
+from shade_fast.terms.limits import Limits
 
 CAPTION_COLUMNS = ("caption", "text", "prompt", "TEXT")
 CONCEPT_COLUMNS = ("concept", "label", "class")

@@ -13,7 +13,6 @@ import numpy as np
 from PIL import Image
 
 from shade_fast.encoders import Encoder
-from shade_fast.errors import ShadeFastError, reason
 from shade_fast.images import UInt8Array, decode
 from shade_fast.study.examples import examples_of, square, squares
 from shade_fast.study.generator import GeneratorShape
@@ -22,6 +21,7 @@ from shade_fast.study.plots import write_sheet
 from shade_fast.study.pool import read_pool, require_empty
 from shade_fast.study.text import SentenceEncoder, batches
 from shade_fast.study.training import Checkpoint, Schedule, train
+from shade_fast.terms.errors import ShadeFastError, reason
 
 #: What the small generator is trained with unless another is asked for.
 SCHEDULE = Schedule(steps=2000, batch=96)

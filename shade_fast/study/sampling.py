@@ -10,13 +10,13 @@ import numpy as np
 import torch
 
 from shade_fast.encoders import Encoder
-from shade_fast.errors import ShadeFastError, reason
-from shade_fast.hub import load_pipeline
+from shade_fast.encoders.hub import load_pipeline
 from shade_fast.images import UInt8Array
 from shade_fast.study.examples import decode_latents
 from shade_fast.study.generator import draw
 from shade_fast.study.text import SentenceEncoder
 from shade_fast.study.training import Checkpoint
+from shade_fast.terms.errors import ShadeFastError, reason
 
 STEPS = 20
 GUIDANCE = 3.0

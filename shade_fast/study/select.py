@@ -17,11 +17,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from shade_fast.errors import ShadeFastError
 from shade_fast.images import UInt8Array, decode
 from shade_fast.study.clip import Clip
 from shade_fast.study.pool import Pair, caption_of
 from shade_fast.study.text import SentenceEncoder, batches
+from shade_fast.terms.errors import ShadeFastError
 
 IMAGE_THRESHOLD = 0.24
 TOP = 5000

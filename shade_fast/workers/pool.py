@@ -9,9 +9,9 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 
-from shade_fast.errors import ShadeFastError, TransientError, reason
 from shade_fast.images import Output
-from shade_fast.work import Protected, Work, failed
+from shade_fast.protect.outcome import Protected, Work, failed
+from shade_fast.terms.errors import ShadeFastError, TransientError, reason
 from shade_fast.workers.worker import CannotStartError, StalledError, Worker
 
 #: Deaths of workers over one image before it counts as their cause; on as many devices, where there are others.

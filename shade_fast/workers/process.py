@@ -16,10 +16,10 @@ from typing import Any
 import torch
 
 from shade_fast.anchors import Anchor
-from shade_fast.errors import ShadeFastError, reason
-from shade_fast.poisoner import Poisoner
-from shade_fast.pulse import listen
-from shade_fast.work import Work
+from shade_fast.api.poisoner import Poisoner
+from shade_fast.protect.outcome import Work
+from shade_fast.system.pulse import listen
+from shade_fast.terms.errors import ShadeFastError, reason
 from shade_fast.workers.worker import PULSE, receive, send
 
 #: Seconds between two looks whether the parent is still there, where its end does not close the connection.

@@ -14,11 +14,11 @@ from typing import Any
 
 from shade_fast.anchors import Anchor
 from shade_fast.encoders import Encoder
-from shade_fast.errors import ShadeFastError, reason
 from shade_fast.images import Output
 from shade_fast.perceptual import Perceptual
-from shade_fast.processes import ended, kill, start
-from shade_fast.work import Protected, Work
+from shade_fast.protect.outcome import Protected, Work
+from shade_fast.system.processes import ended, kill, start
+from shade_fast.terms.errors import ShadeFastError, reason
 
 #: Anchors that a worker keeps, with their latents; then it starts anew.
 MOST_ANCHORS = 256

@@ -17,10 +17,10 @@ import pytest
 from PIL import Image
 
 from shade_fast import Access, Limits, ShadeFastError, verify_archive
+from shade_fast.api.poisoner import Poisoner
 from shade_fast.archive import Row
 from shade_fast.archive.http import fetch
-from shade_fast.limits import is_public
-from shade_fast.poisoner import Poisoner
+from shade_fast.terms.limits import is_public
 from tests.archive.outputs import Command, Run, finish, images
 
 Rows = Callable[..., list[Row]]

@@ -29,7 +29,7 @@ from shade_fast.archive.storage import Storage
 from shade_fast.archive.tables import Tables
 from shade_fast.archive.tars import Tars
 from shade_fast.images import Output
-from shade_fast.limits import Access, Limits
+from shade_fast.terms.limits import Access, Limits
 
 KB, MB = 1 << 10, 1 << 20
 #: A limit of each kind, small enough for tests that take moments.

@@ -23,10 +23,10 @@ import pytest
 from PIL import Image
 
 from shade_fast import Limits
+from shade_fast.api.poisoner import Poisoner
 from shade_fast.archive import Manifest, Storage
 from shade_fast.archive.flow import Room
 from shade_fast.archive.storage import ArchiveStoppedError
-from shade_fast.poisoner import Poisoner
 from tests.archive.outputs import Command, Run, finish, images, wait_for_images
 from tests.codecs.hostile import jpeg
 from tests.workers.processes import workers_of
@@ -202,7 +202,7 @@ def test_sigterm_ends_a_run_whatever_is_decoded_or_read(
 def test_sigterm_ends_a_run_whose_engine_hangs(fatal: Any, many: Path, tmp_path: Path) -> None:
     run = (tmp_path / "run.py").read_text().replace("target_ratio=", "stop=stop, grace=2, target_ratio=")
     (tmp_path / "run.py").write_text(
-        "import sys\nfrom shade_fast.cli_archive import stopping\nimport contextlib\n"
+        "import sys\nfrom shade_fast.cli.archive import stopping\nimport contextlib\n"
         "stack = contextlib.ExitStack()\nstop = stack.enter_context(stopping())\n" + run
     )
     process = subprocess.Popen(

@@ -12,7 +12,7 @@ from PIL import ExifTags, Image, ImageCms, JpegImagePlugin
 from shade_fast import Budget, Poisoner
 from shade_fast.archive import verify_archive
 from shade_fast.images import Output, decode
-from shade_fast.jpeg import JpegSettings
+from shade_fast.images.jpeg import JpegSettings
 from tests.archive.outputs import Run, by_key
 
 XMP = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rights>kept</rights></x:xmpmeta>'

@@ -16,7 +16,7 @@ from shade_fast.archive import folders
 from shade_fast.archive.folders import Folder, SourceFile
 from shade_fast.archive.reading import Reader
 from shade_fast.images import Output
-from shade_fast.limits import Access, Limits
+from shade_fast.terms.limits import Access, Limits
 
 
 def listed(*sources: Any, **limits: int) -> list[SourceFile]:

@@ -13,13 +13,13 @@ from PIL import Image
 from torch import nn
 
 from shade_fast import AnchorLibrary, Budget, ShadeFastError, View, fit_start
+from shade_fast.api.poisoner import Poisoner
 from shade_fast.archive import Manifest, Storage, archive_status, find_images, verify_archive
 from shade_fast.archive.archive import Archive
 from shade_fast.archive.names import from_text, legible, to_text
 from shade_fast.archive.storage import ArchiveStoppedError
 from shade_fast.images import decode
 from shade_fast.perceptual import load_perceptual
-from shade_fast.poisoner import Poisoner
 from tests.archive.outputs import Run, by_key, images
 
 

@@ -12,10 +12,10 @@ import pytest
 from PIL import Image
 
 from shade_fast import Access, ShadeFastError, verify_archive
+from shade_fast.api.poisoner import Poisoner
 from shade_fast.archive import tables
 from shade_fast.archive.storage import ArchiveStoppedError
 from shade_fast.images import decode
-from shade_fast.poisoner import Poisoner
 from tests.archive.outputs import Run, by_key, images
 
 

@@ -15,8 +15,8 @@ import webdataset
 from PIL import Image
 
 from shade_fast import ShadeFastError, verify_archive
+from shade_fast.api.poisoner import Poisoner
 from shade_fast.archive.storage import ArchiveStoppedError, Storage
-from shade_fast.poisoner import Poisoner
 from tests.archive.outputs import Run, by_key, images
 
 

@@ -14,9 +14,9 @@ import pytest
 from PIL import Image
 
 from shade_fast import ShadeFastError, verify_archive, write_report
+from shade_fast.api.poisoner import Poisoner
 from shade_fast.archive import Manifest, Storage, read_pairs
 from shade_fast.archive.record import is_own, read_run
-from shade_fast.poisoner import Poisoner
 from tests.archive.outputs import Command, Run, finish
 
 

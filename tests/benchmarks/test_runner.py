@@ -13,7 +13,7 @@ from benchmarks import __main__ as command
 from benchmarks import registry, runner
 from benchmarks.registry import Case, Side
 from benchmarks.rows import write_rows
-from shade_fast.errors import ShadeFastError
+from shade_fast.terms.errors import ShadeFastError
 
 
 def case_of(prepare: Callable[[], Callable[[str], Side]], *backends: str) -> Case:

@@ -11,10 +11,10 @@ import pytest
 from benchmarks.cases import scaling
 from benchmarks.registry import Case
 from benchmarks.runner import measure
+from shade_fast.api.poisoner import Poisoner
 from shade_fast.images import UInt8Array
 from shade_fast.ops import native
-from shade_fast.poisoner import Poisoner
-from shade_fast.results import PoisonedImage
+from shade_fast.protect.outcome import PoisonedImage
 
 BACKENDS = ("reference", "native") if native.cpu_available() else ("reference",)
 

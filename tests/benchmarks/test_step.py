@@ -13,9 +13,9 @@ from benchmarks.cases import step
 from benchmarks.registry import Case
 from benchmarks.runner import Row, measure
 from shade_fast import runtime
-from shade_fast.errors import ShadeFastError
 from shade_fast.ops import convolution, native
 from shade_fast.perceptual import Perceptual
+from shade_fast.terms.errors import ShadeFastError
 
 SIZE, BATCH = 32, 2
 

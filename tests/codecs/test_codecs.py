@@ -25,8 +25,8 @@ from PIL import ExifTags, Image, ImageCms
 from shade_fast import ShadeFastError
 from shade_fast.codecs import CodecDiedError, Codecs, DeadlineError, Interrupted, pool
 from shade_fast.images import DecodedImage, Output, decode
-from shade_fast.limits import Limits
-from shade_fast.processes import start
+from shade_fast.system.processes import start
+from shade_fast.terms.limits import Limits
 from tests.codecs import hostile
 from tests.workers.processes import is_running, wait_until_gone, workers_of
 
@@ -273,7 +273,7 @@ def test_a_parent_that_is_killed_leaves_no_process_behind(what: str, tmp_path: P
     code = f"""
         import pathlib, sys
         from shade_fast.codecs import Codecs
-        from shade_fast.limits import Limits
+        from shade_fast.terms.limits import Limits
         codecs = Codecs(Limits(decode_seconds=1000), 1)
         try:
             codecs.decode(b"none", "none")
@@ -305,8 +305,8 @@ import json, socket, struct
 from shade_fast.codecs.wire import Answer, message, receive, Request
 from shade_fast.codecs.process import _Stream
 from shade_fast.images import DecodedImage
-from shade_fast.jpeg import JpegSettings
-from shade_fast.limits import Limits
+from shade_fast.images import JpegSettings
+from shade_fast.terms.limits import Limits
 import numpy as np
 
 def image(**changes):

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from shade_fast.encoders import load_encoder
-from shade_fast.errors import ShadeFastError
+from shade_fast.terms.errors import ShadeFastError
 
 diffusers = pytest.importorskip("diffusers")
 

@@ -9,8 +9,9 @@ import pytest
 import torch
 from PIL import Image
 
+from benchmarks.embedded import collect, measure, train
 from shade_fast.encoders import load_encoder
-from shade_fast.encoders.embedded import collect, measure, network, train
+from shade_fast.encoders.embedded import network
 
 FOLDER = Path(network.__file__).parent
 PHOTOGRAPHS = Path(__file__).parents[1] / "photographs"

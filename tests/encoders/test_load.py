@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from shade_fast.encoders import load_encoder
 from shade_fast.encoders.encoder import weights_sha256
-from shade_fast.errors import ShadeFastError
+from shade_fast.terms.errors import ShadeFastError
 
 
 @pytest.fixture

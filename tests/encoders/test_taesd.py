@@ -11,7 +11,7 @@ from torch import Tensor
 
 from shade_fast.encoders import load_encoder
 from shade_fast.encoders.taesd import taesd_decoder, taesd_encoder
-from shade_fast.errors import ShadeFastError
+from shade_fast.terms.errors import ShadeFastError
 
 Weights = dict[str, Tensor]
 

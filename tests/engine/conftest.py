@@ -9,7 +9,7 @@ from torch import nn
 from shade_fast.encoders import Encoder, load_encoder
 from shade_fast.engine import Problem
 from shade_fast.perceptual import Perceptual, load_perceptual
-from shade_fast.view import View
+from shade_fast.views import View
 
 
 @pytest.fixture(scope="session")

@@ -18,10 +18,10 @@ from shade_fast.encoders import Encoder
 from shade_fast.engine import Problem, Stopping
 from shade_fast.engine.capture import captured, complaints, is_out_of_memory
 from shade_fast.engine.step import Recipe, Step
-from shade_fast.errors import ShadeFastError
 from shade_fast.perceptual import Perceptual
 from shade_fast.runtime import freeze
-from shade_fast.view import View
+from shade_fast.terms.errors import ShadeFastError
+from shade_fast.views import View
 
 META = torch.device("meta")
 

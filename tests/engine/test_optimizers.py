@@ -12,7 +12,7 @@ from shade_fast.engine.lpips_control import LpipsControl
 from shade_fast.engine.step import Recipe, Step
 from shade_fast.perceptual import Perceptual
 from shade_fast.reference import release_loop
-from shade_fast.view import View
+from shade_fast.views import View
 
 MakeProblem = Callable[..., Problem]
 

@@ -10,8 +10,8 @@ import torch
 from shade_fast import Budget
 from shade_fast.engine import Optimized, Problem, Slots, Stopping, optimize
 from shade_fast.engine.step import Recipe
-from shade_fast.errors import ShadeFastError
 from shade_fast.runtime import freeze
+from shade_fast.terms.errors import ShadeFastError
 
 MakeProblem = Callable[..., Problem]
 BUDGET, STEPS = Budget(linf=0.05, lpips=0.1), 10

@@ -16,7 +16,7 @@ from PIL import Image
 import shade_fast
 from shade_fast import Budget, View
 from shade_fast.archive import Manifest, Row, Storage
-from shade_fast.errors import ShadeFastError
+from shade_fast.terms.errors import ShadeFastError
 from tests.workers.networks import DEADLY, Deadly
 
 ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'shade-fast[ray]'")

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from shade_fast.errors import ShadeFastError
 from shade_fast.ops import bisect_scale, normalize, quantize
 from shade_fast.ops.bisect_scale import start
+from shade_fast.terms.errors import ShadeFastError
 
 LEVELS = 16
 

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from shade_fast.errors import ShadeFastError
 from shade_fast.ops import native
 from shade_fast.ops.convolution import (
     ALGORITHMS,
@@ -25,6 +24,7 @@ from shade_fast.ops.convolution import (
     supports,
 )
 from shade_fast.ops.finish import Finish, mask_shape, pack_mask
+from shade_fast.terms.errors import ShadeFastError
 
 pytestmark = pytest.mark.skipif(not native.cpu_available(), reason="shade_fast._cpu is not built")
 

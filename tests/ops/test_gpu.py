@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import torch
 
+from shade_fast.api.info import describe_machine, info_lines
 from shade_fast.engine.devices import resolve_backend, resolve_device, resolve_devices
-from shade_fast.errors import ShadeFastError
-from shade_fast.info import describe_machine, info_lines
 from shade_fast.ops import gpu, native
+from shade_fast.terms.errors import ShadeFastError
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda:0")
 

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from shade_fast.errors import ShadeFastError
 from shade_fast.ops import jpeg, native
 from shade_fast.ops.jpeg import _cosines, _steps
+from shade_fast.terms.errors import ShadeFastError
 
 SHAPES = [
     (1, 3, 16, 16),

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from shade_fast.errors import ShadeFastError
 from shade_fast.ops import latent_distance
+from shade_fast.terms.errors import ShadeFastError
 
 
 def random_latents(shape: tuple[int, ...] = (2, 4, 5, 7), dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:

@@ -6,7 +6,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from shade_fast.errors import ShadeFastError
 from shade_fast.ops import native
 from shade_fast.ops.finish import Finish
 from shade_fast.ops.lpips_layer import (
@@ -20,6 +19,7 @@ from shade_fast.ops.lpips_layer import (
     scratch_size,
     unit_length,
 )
+from shade_fast.terms.errors import ShadeFastError
 
 pytestmark = pytest.mark.skipif(not native.cpu_available(), reason="shade_fast._cpu is not built")
 

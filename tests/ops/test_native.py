@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from shade_fast.errors import ShadeFastError
 from shade_fast.ops import native, quantize
+from shade_fast.terms.errors import ShadeFastError
 
 CSRC = Path(__file__).resolve().parents[2] / "csrc"
 SOURCES = sorted(path for path in CSRC.rglob("*") if path.suffix in (".h", ".cpp", ".cu"))

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from shade_fast.errors import ShadeFastError
 from shade_fast.ops import denormalize, native, normalize
+from shade_fast.terms.errors import ShadeFastError
 
 needs_gpu = pytest.mark.skipif(
     not (native.cuda_available() and torch.cuda.is_available()), reason="needs shade_fast._cuda and a GPU"

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from shade_fast.errors import ShadeFastError
 from shade_fast.ops import native, quantize
+from shade_fast.terms.errors import ShadeFastError
 
 SHAPES = [(0, 3, 4, 4), (1, 3, 1, 1), (2, 3, 0, 5), (1, 3, 13, 7), (3, 3, 31, 29), (2, 3, 127, 131)]
 

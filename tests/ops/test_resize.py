@@ -11,9 +11,9 @@ import torch
 from PIL import Image
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from shade_fast.errors import ShadeFastError
 from shade_fast.ops import native, resize
 from shade_fast.ops.resize import _Gathered
+from shade_fast.terms.errors import ShadeFastError
 
 SHAPES = [
     ((1, 3, 64, 64), (32, 32)),

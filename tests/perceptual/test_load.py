@@ -12,9 +12,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from shade_fast.errors import ShadeFastError
 from shade_fast.perceptual import available, load, load_perceptual
 from shade_fast.perceptual.trunks import TRUNKS
+from shade_fast.terms.errors import ShadeFastError
 
 SQUEEZE = "squeezenet1_1-b8a52dc0.pth"
 ALEX = "alexnet-owt-7be5be79.pth"

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from shade_fast.errors import ShadeFastError
 from shade_fast.ops.lpips_layer import lpips_layer
 from shade_fast.perceptual import Perceptual
 from shade_fast.perceptual.trunks import TRUNKS
+from shade_fast.terms.errors import ShadeFastError
 
 Pair = Callable[..., tuple[Tensor, Tensor]]
 Build = Callable[[str], Perceptual]

@@ -16,9 +16,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from shade_fast import load_encoder
 from shade_fast.encoders.taesd import taesd_encoder
-from shade_fast.errors import ShadeFastError
 from shade_fast.perceptual.trunks import TRUNKS
 from shade_fast.runtime import CUDA_PRECISIONS, CudaNetwork, freeze
+from shade_fast.terms.errors import ShadeFastError
 from tests.perceptual.random_weights import random_perceptual
 from tests.runtime.networks import NETS, flat, gradients, made, photograph, relative, small_kl, smooth_taesd
 

@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from shade_fast import runtime
-from shade_fast.errors import ShadeFastError
 from shade_fast.ops import convolution, native
 from shade_fast.ops.lpips_layer import lpips_layer
 from shade_fast.runtime import BLOCKS, CudaNetwork, Frozen, freeze
 from shade_fast.runtime.graph import Graph
+from shade_fast.terms.errors import ShadeFastError
 from tests.runtime.networks import NETS, STOPS, Net, Quantized, Stops, conv, flat, gradients, made, photograph, relative
 
 pytestmark = pytest.mark.skipif(not native.cpu_available(), reason="shade_fast._cpu is not built")

@@ -12,9 +12,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from shade_fast.errors import ShadeFastError
 from shade_fast.runtime import OnnxNetwork, freeze
 from shade_fast.runtime.onnx import export, libraries, model_of
+from shade_fast.terms.errors import ShadeFastError
 from tests.runtime.networks import (
     ONNX_NETS,
     STOPS,

@@ -16,10 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from shade_fast.engine import resolve_backend
-from shade_fast.errors import ShadeFastError
 from shade_fast.runtime import freeze
 from shade_fast.runtime.onnx import LatentDistance, OnnxNetwork, in_precision, libraries, model_of, network
 from shade_fast.runtime.onnx.half import Half
+from shade_fast.terms.errors import ShadeFastError
 from tests.runtime.networks import ONNX_NETS, conv, gradients, made, photograph, relative, small_kl
 
 onnx = pytest.importorskip("onnx")

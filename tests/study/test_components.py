@@ -11,11 +11,11 @@ import torch
 from torch.nn import functional
 
 from shade_fast import load_encoder
-from shade_fast.errors import ShadeFastError
 from shade_fast.study.components import with_components
 from shade_fast.study.examples import encode
 from shade_fast.study.experiments.arms import Arm, run_arm
 from shade_fast.study.experiments.prepare import prepare
+from shade_fast.terms.errors import ShadeFastError
 from tests.study.test_experiments import SCALE
 
 

@@ -8,8 +8,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from shade_fast import AnchorLibrary, Budget, View, poison_archive
-from shade_fast.errors import ShadeFastError
 from shade_fast.study import Ingredient, SentenceEncoder, compose, read_pool, select
+from shade_fast.terms.errors import ShadeFastError
 
 
 def test_no_image_is_used_twice(pool: Path, tmp_path: Path) -> None:

@@ -15,7 +15,6 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from shade_fast.errors import ShadeFastError
 from shade_fast.study import GeneratorShape
 from shade_fast.study.examples import encode
 from shade_fast.study.experiments import SMOKE, Scale, run_experiments
@@ -25,6 +24,7 @@ from shade_fast.study.experiments.figures import Figures, Summary, wilson
 from shade_fast.study.experiments.prepare import ANCHORS, Bench, prepare
 from shade_fast.study.experiments.registry import EXPERIMENTS, RARITIES, base, chain
 from shade_fast.study.sampling import sample
+from shade_fast.terms.errors import ShadeFastError
 
 SCALE = Scale(
     "tiny",

@@ -13,7 +13,6 @@ import pytest
 import torch
 
 from shade_fast import load_encoder
-from shade_fast.errors import ShadeFastError
 from shade_fast.study import (
     Checkpoint,
     Classifier,
@@ -31,6 +30,7 @@ from shade_fast.study import (
 )
 from shade_fast.study.generator import Generator, draw
 from shade_fast.study.judge import frechet_distance, low_pass
+from shade_fast.terms.errors import ShadeFastError
 
 SHAPE = GeneratorShape(channels=2, side=4, text=8, width=32, depth=2, heads=2)
 

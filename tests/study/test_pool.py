@@ -15,10 +15,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from shade_fast.errors import ShadeFastError
-from shade_fast.limits import Limits
 from shade_fast.study import pool as pools
 from shade_fast.study import read_captions, read_pool
+from shade_fast.terms.errors import ShadeFastError
+from shade_fast.terms.limits import Limits
 from tests.study.conftest import picture, png
 
 CAPTIONS = {"lake/0.png": "a lake at dawn", "lake/1.png": "a photo of a lake", "meadow/0.png": "a photo of a meadow"}

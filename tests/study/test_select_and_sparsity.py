@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 
-from shade_fast.errors import ShadeFastError
 from shade_fast.study import (
     Clip,
     ClipJudge,
@@ -24,6 +23,7 @@ from shade_fast.study import (
     write_selected,
     write_sparsity,
 )
+from shade_fast.terms.errors import ShadeFastError
 from tests.study.conftest import picture, png
 
 CORPUS = [

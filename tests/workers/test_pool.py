@@ -12,8 +12,7 @@ import pytest
 
 from shade_fast.anchors import Anchor
 from shade_fast.images import DecodedImage, Output
-from shade_fast.results import PoisonedImage
-from shade_fast.work import Protected, Work
+from shade_fast.protect.outcome import PoisonedImage, Protected, Work
 from shade_fast.workers import DevicesLostError, Pool
 from shade_fast.workers.worker import CannotStartError, StalledError
 

@@ -13,8 +13,8 @@ import torch
 
 from shade_fast import Anchor, Budget, PoisonResult, ShadeFastError, View, poison_batch
 from shade_fast.images import DecodedImage
-from shade_fast.limits import Limits
-from shade_fast.work import Work
+from shade_fast.protect.outcome import Work
+from shade_fast.terms.limits import Limits
 from shade_fast.workers import Worker, packed
 from shade_fast.workers.worker import StalledError
 from tests.workers.networks import DEADLY, Deadly, Hanging, Homebound, Slow, Tiny

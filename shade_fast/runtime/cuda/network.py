@@ -13,11 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from shade_fast.errors import ShadeFastError, reason
 from shade_fast.runtime.cuda import layers
 from shade_fast.runtime.cuda.rewrite import Constants, rewrite
 from shade_fast.runtime.graph import Graph
 from shade_fast.runtime.switches import products
+from shade_fast.terms.errors import ShadeFastError, reason
 
 log = logging.getLogger(__name__)
 

@@ -16,12 +16,12 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from shade_fast.errors import ShadeFastError, reason
-from shade_fast.files import cache_folder, whole_file, write_whole
 from shade_fast.runtime.onnx import libraries
 from shade_fast.runtime.onnx.decompositions import OPSET, OPSET_OF_BFLOAT16
 from shade_fast.runtime.onnx.trace import TRACING, Source, read, trace
-from shade_fast.version import __version__
+from shade_fast.system.files import cache_folder, whole_file, write_whole
+from shade_fast.terms.errors import ShadeFastError, reason
+from shade_fast.terms.version import __version__
 
 #: Tensors of fewer bytes stay in the graph's own file.
 INLINE = 1024

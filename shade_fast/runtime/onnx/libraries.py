@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-from shade_fast.errors import ShadeFastError
+from shade_fast.terms.errors import ShadeFastError
 
 CPU, CUDA, TENSORRT = "cpu", "cuda", "tensorrt"
 #: Name -> execution providers in order of preference. TensorRT leaves to CUDA what it has no kernel for.

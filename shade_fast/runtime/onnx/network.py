@@ -11,13 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from shade_fast.errors import ShadeFastError
 from shade_fast.ops import latent_distance
 from shade_fast.runtime.onnx.export import cached, read_module
 from shade_fast.runtime.onnx.half import FLOAT32, PRECISIONS, in_precision
 from shade_fast.runtime.onnx.libraries import CPU, check_onnxruntime
 from shade_fast.runtime.onnx.session import Session
 from shade_fast.runtime.onnx.trace import Source
+from shade_fast.terms.errors import ShadeFastError
 
 #: Sessions that a network keeps, each with its weights: of one kind, for inputs of one shape.
 MOST_SESSIONS = 8

@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from shade_fast.errors import ShadeFastError, reason
 from shade_fast.runtime.onnx import libraries
 from shade_fast.runtime.onnx.libraries import CPU, INSTALL, PROVIDERS
+from shade_fast.terms.errors import ShadeFastError, reason
 
 
 class Session:

@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save
 
-from shade_fast.files import write_whole
 from shade_fast.images import UInt8Array
 from shade_fast.study.examples import examples_of
 from shade_fast.study.experiments.defences import Defended, defend
@@ -23,6 +22,7 @@ from shade_fast.study.experiments.world import captions_for, prompt
 from shade_fast.study.judge import frechet_distance, low_pass
 from shade_fast.study.sampling import sample
 from shade_fast.study.training import Schedule, train
+from shade_fast.system.files import write_whole
 
 #: Words that nothing is captioned with, from near the source to far from it.
 RELATED = ("puppy", "hound", "poodle", "wolf", "pet", "cat", "fox", "pony", "sheep", "bus", "boat", "castle")

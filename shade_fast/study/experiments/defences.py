@@ -10,12 +10,12 @@ import numpy as np
 import torch
 from PIL import Image
 
-from shade_fast.errors import ShadeFastError
 from shade_fast.images import UInt8Array
 from shade_fast.study.examples import examples_of
 from shade_fast.study.experiments.prepare import Bench
 from shade_fast.study.experiments.world import prompt
 from shade_fast.study.generator import flow_loss
+from shade_fast.terms.errors import ShadeFastError
 
 #: Share of all images that a filter leaves out.
 DROPPED = 0.2

@@ -14,9 +14,9 @@ from multiprocessing.connection import Connection, wait
 
 import torch
 
-from shade_fast.errors import ShadeFastError
 from shade_fast.study.experiments.arms import Arm, arm_file, run_arm
 from shade_fast.study.experiments.prepare import Bench, Perturbed
+from shade_fast.terms.errors import ShadeFastError
 
 #: An arm and its seed.
 Run = tuple[Arm, int]

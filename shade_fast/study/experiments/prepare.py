@@ -14,13 +14,10 @@ import torch
 from safetensors.torch import load_file, save
 
 from shade_fast.anchors import Anchor, most_typical
-from shade_fast.budget import Budget
+from shade_fast.api.poisoner import Poisoner
 from shade_fast.encoders import Encoder, load_encoder
 from shade_fast.engine import run_by
-from shade_fast.errors import ShadeFastError
-from shade_fast.files import write_whole
 from shade_fast.images import UInt8Array
-from shade_fast.poisoner import Poisoner
 from shade_fast.study.components import PATCH, check_components, with_components
 from shade_fast.study.examples import Known, decode_latents, encode, examples_of
 from shade_fast.study.experiments.scale import Scale
@@ -29,7 +26,10 @@ from shade_fast.study.judge import Classifier, accuracy, low_pass, train_classif
 from shade_fast.study.sampling import sample
 from shade_fast.study.text import SentenceEncoder
 from shade_fast.study.training import Checkpoint, Schedule, train
-from shade_fast.view import View
+from shade_fast.system.files import write_whole
+from shade_fast.terms.budget import Budget
+from shade_fast.terms.errors import ShadeFastError
+from shade_fast.views import View
 
 #: linf of a protection, in the file's own values.
 LEVELS = 16

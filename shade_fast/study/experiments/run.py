@@ -10,8 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from shade_fast.archive.archive import fixed_plan
-from shade_fast.checks import at_least
-from shade_fast.errors import ShadeFastError
 from shade_fast.study.experiments.arms import RELATED, Arm, Result, arm_file, run_arm, shown_images
 from shade_fast.study.experiments.figures import Figures, write_rows
 from shade_fast.study.experiments.makers import Run, make_by_processes, make_here
@@ -20,6 +18,8 @@ from shade_fast.study.experiments.registry import EXPERIMENTS, Experiment
 from shade_fast.study.experiments.scale import Scale
 from shade_fast.study.plots import import_pyplot, write_sheet
 from shade_fast.study.pool import caption_of
+from shade_fast.terms.checks import at_least
+from shade_fast.terms.errors import ShadeFastError
 
 Say = Callable[[str], None]
 

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import numpy as np
 
-from shade_fast.errors import ShadeFastError
 from shade_fast.images import UInt8Array
 from shade_fast.study.examples import square
 from shade_fast.study.pool import caption_of, named, read_pool
+from shade_fast.terms.errors import ShadeFastError
 
 #: How an image of a concept may be captioned; the first is what is asked for when drawing.
 CAPTIONS = (

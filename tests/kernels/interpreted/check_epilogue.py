@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from shade_fast.errors import ShadeFastError
 from shade_fast.ops import epilogue as op
 from shade_fast.ops import gpu
 from shade_fast.ops.epilogue import epilogue, reference
+from shade_fast.terms.errors import ShadeFastError
 
 SHAPES = [(1, 1, 1, 1), (2, 16, 5, 7), (1, 130, 9, 4), (3, 64, 17, 16), (1, 31, 23, 29)]
 

@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from shade_fast.errors import ShadeFastError
 from shade_fast.kernels import group_norm_silu as kernels
 from shade_fast.ops import gpu, group_norm
 from shade_fast.ops.residual_group_norm import residual_group_norm
+from shade_fast.terms.errors import ShadeFastError
 
 EPSILON = 1e-6
 # ([B, C, h, w], groups): 32 groups of 4, 8 and 16 channels, one pixel to more than one tile a program; then channels

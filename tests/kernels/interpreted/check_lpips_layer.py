@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from shade_fast.errors import ShadeFastError
 from shade_fast.kernels import lpips_layer as kernels
 from shade_fast.ops import gpu
 from shade_fast.ops import lpips_layer as op
 from shade_fast.ops.finish import Finish
+from shade_fast.terms.errors import ShadeFastError
 
 # [B, C, h, w]: the networks' channels, powers of two and not; one pixel to more than one tile a program.
 SHAPES = [

@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from shade_fast.errors import ShadeFastError
 from shade_fast.ops import gpu, pool
 from shade_fast.ops import max_pool as op
 from shade_fast.ops.max_pool import max_pool
+from shade_fast.terms.errors import ShadeFastError
 
 # [B, C, h, w], kernel, stride, padding, rounded up: the networks' own, and windows that overlap, leave pixels out,
 # begin before the image and run over its far edges.

@@ -6,12 +6,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from shade_fast.errors import ShadeFastError
 from shade_fast.kernels import lpips_layer as lpips_kernels
 from shade_fast.kernels import relu_lpips_layer as kernels
 from shade_fast.ops import gpu, lpips_layer
 from shade_fast.ops import relu_lpips_layer as op
 from shade_fast.ops.relu_lpips_layer import relu_lpips_layer
+from shade_fast.terms.errors import ShadeFastError
 
 SHAPES = [
     (1, 64, 1, 1),

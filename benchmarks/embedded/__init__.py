@@ -1,0 +1,1 @@
+"""How the embedded encoder came about: photographs, training, measures (shade_fast/encoders/embedded/CARD.md)."""

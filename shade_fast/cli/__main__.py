@@ -1,0 +1,7 @@
+"""`python -m shade_fast.cli`."""
+
+import sys
+
+from shade_fast.cli.program import main
+
+sys.exit(main())

@@ -1,0 +1,42 @@
+"""What options may be: Python's numbers and NumPy's, as Python's."""
+
+from __future__ import annotations
+
+import math
+import numbers
+from typing import Any
+
+from shade_fast.terms.errors import ShadeFastError
+
+
+def whole(value: Any) -> int | None:
+    """A whole number as an int; None for anything else, True and 2.0 among them."""
+    return int(value) if isinstance(value, numbers.Integral) and not isinstance(value, bool) else None
+
+
+def number(value: Any) -> float | None:
+    """A finite number as a float; None for anything else."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        return None
+    try:
+        found = float(value)
+    except OverflowError:
+        return None
+    return found if math.isfinite(found) else None
+
+
+def share(name: str, value: Any, otherwise: str = "") -> float:
+    """An option that is a share above 0, at most 1. Raises ShadeFastError for anything else; otherwise: what may be
+    given instead."""
+    found = number(value)
+    if found is None or not 0 < found <= 1:
+        raise ShadeFastError(f"{name}={value!r}: give a share above 0, at most 1{otherwise}")
+    return found
+
+
+def at_least(name: str, value: Any, least: int = 1) -> int:
+    """An option that is a whole number. Raises ShadeFastError for anything else, and below the least."""
+    found = whole(value)
+    if found is None or found < least:
+        raise ShadeFastError(f"{name}={value!r}: give a whole number, at least {least}")
+    return found

@@ -1,0 +1,27 @@
+"""The exception that shade_fast raises for a problem that its caller can mend, and how others' errors are quoted."""
+
+from __future__ import annotations
+
+from shade_fast.terms.text import redacted
+
+
+class ShadeFastError(ValueError):
+    """Something that the caller can mend: an input, an option, a missing piece; the message names it and the mend.
+
+    A URL in the message has no user, password, query or fragment.
+    """
+
+    def __init__(self, message: object = "") -> None:
+        super().__init__(redacted(str(message)))
+
+
+class TransientError(ShadeFastError):
+    """What may have passed when it is tried again: a place that does not answer, a machine that has too much to do."""
+
+
+def reason(error: Exception, longest: int = 200) -> str:
+    """The first line of another library's error, of at most so many characters, after its kind; our own as it is."""
+    if isinstance(error, ShadeFastError):
+        return str(error)
+    lines = str(error).strip().splitlines() or ["no message"]
+    return f"{type(error).__name__}: {lines[0][:longest]}"
