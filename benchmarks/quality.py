@@ -84,9 +84,9 @@ def main() -> int:
     rows.writerow([*COLUMNS, *(TREATMENTS if options.survival else ())])
     for budget, run in itertools.product(budgets, options.run):
         poisoner = _poisoner(options, budget, run, starts[budget] if run.start else None)
-        poisoner.steps = 1
+        poisoner.protector.steps = 1
         poisoner.poison_batch(images[:1], options.target)  # traced and packed before anything is timed
-        poisoner.steps = run.steps
+        poisoner.protector.steps = run.steps
         result = poisoner.poison_batch(images, options.target)
         clean = fmean(image.distance_before for image in result)
         distance = fmean(image.distance_after for image in result)

@@ -16,9 +16,11 @@ from shade_fast.anchors import Anchor
 from shade_fast.encoders import Encoder
 from shade_fast.images import Output
 from shade_fast.perceptual import Perceptual
+from shade_fast.protect.options import Options
 from shade_fast.protect.outcome import Protected, Work
 from shade_fast.system.processes import ended, kill, start
 from shade_fast.terms.errors import ShadeFastError, reason
+from shade_fast.terms.options import names_of
 
 #: Anchors that a worker keeps, with their latents; then it starts anew.
 MOST_ANCHORS = 256
@@ -42,7 +44,7 @@ class Worker:
     It ends with its connection: when this is killed, and when the parent is gone, however that ended. SIGINT and
     SIGTERM, which may be sent to all processes of a run, are left to the parent.
 
-    device: its name. options: the Poisoner's, `packed`. threads: those of torch. stall_seconds: without a step, after
+    device: its name. options: `packed`. threads: those of torch. stall_seconds: without a step, after
     which it counts as hung.
     """
 
@@ -134,9 +136,9 @@ def receive(connection: Connection) -> Any:
     return pickle.loads(connection.recv_bytes())
 
 
-def packed(options: Mapping[str, Any]) -> dict[str, bytes]:
-    """The Poisoner's options as a worker is sent them. Raises ShadeFastError for one that cannot be pickled."""
-    return {name: _pickled(name, _on_cpu(value)) for name, value in options.items()}
+def packed(options: Options) -> dict[str, bytes]:
+    """Options as a worker is sent them. Raises ShadeFastError for one that cannot be pickled."""
+    return {name: _pickled(name, _on_cpu(getattr(options, name))) for name in names_of(Options)}
 
 
 def _pickled(name: str, value: Any) -> bytes:
@@ -151,7 +153,7 @@ def _pickled(name: str, value: Any) -> bytes:
 
 def _on_cpu(value: Any) -> Any:
     if isinstance(value, list | tuple):
-        return [_on_cpu(one) for one in value]
+        return [_on_cpu(item) for item in value]
     if isinstance(value, Encoder):
         return value.without_decoder().to("cpu")
     return value.to("cpu") if isinstance(value, Perceptual) else value
