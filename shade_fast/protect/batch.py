@@ -19,6 +19,7 @@ from shade_fast.anchors import Anchor
 from shade_fast.encoders import Encoder, load_encoder
 from shade_fast.engine import (
     NEVER,
+    OPTIMIZERS,
     Codec,
     Footprint,
     Optimized,
@@ -93,7 +94,7 @@ class Protector:
         if backend == "cuda":
             self._slots = Slots(self.batch_size)
         self.start = options.start if isinstance(options.start, WarmStart | None) else WarmStart.load(options.start)
-        self._footprint = Footprint(*self.moving, paper=options.optimizer == "paper")
+        self._footprint = Footprint(*self.moving, together=OPTIMIZERS[options.optimizer].keeps_networks)
         #: shape of images -> how many of them the device has memory for
         self._fitting: dict[tuple[int, ...], int] = {}
 

@@ -96,7 +96,7 @@ class Options:
     )
     optimizer: str = option(
         "momentum",
-        Flag("optimizer", "momentum, or one of the published loops", "momentum", choices=lambda: OPTIMIZERS),
+        Flag("optimizer", "momentum, or one of the published loops", "momentum", choices=lambda: list(OPTIMIZERS)),
     )
     preset: str = option(
         "balanced",
@@ -182,9 +182,9 @@ class Options:
         check_options(self)
         if not self.encoders:
             raise ShadeFastError("encoder: an empty list; give at least one")
-        check_optimizer(self.optimizer, self.budget, len(self.encoders), self.view, self.stopping)
-        if self.start is not None and self.optimizer != "momentum":
-            raise ShadeFastError(f"optimizer {self.optimizer!r}: the published loops have no warm start; leave it out")
+        check_optimizer(
+            self.optimizer, self.budget, len(self.encoders), self.view, self.stopping, start=self.start is not None
+        )
         _ = self.encoder_weights
 
     @property
