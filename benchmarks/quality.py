@@ -27,9 +27,9 @@ from benchmarks.photographs import squares
 from shade_fast import Anchor, Budget, PoisonResult, View, WarmStart, fit_start
 from shade_fast.api.poisoner import Poisoner
 from shade_fast.archive import find_images
-from shade_fast.cli.program import bound
 from shade_fast.engine import BACKENDS
 from shade_fast.images import UInt8Array
+from shade_fast.protect.options import bound
 from shade_fast.protect.survival import TREATMENTS
 
 COLUMNS = ["optimizer", "start", "robust", "steps", "images", "encoder", "linf", "lpips", "clean", "distance", "left"]

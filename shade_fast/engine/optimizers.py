@@ -52,7 +52,7 @@ def check_optimizer(
 
     encoders: how many. start: whether there is a warm start.
     """
-    if optimizer not in OPTIMIZERS:
+    if not isinstance(optimizer, str) or optimizer not in OPTIMIZERS:
         raise ShadeFastError(f"optimizer {optimizer!r}: give one of {', '.join(OPTIMIZERS)}")
     known = OPTIMIZERS[optimizer]
     if known.needs is not None and getattr(budget, known.needs[0]) is None:
