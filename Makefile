@@ -58,7 +58,7 @@ bench: $(BENCH_EXTRA)
 	$(BIN)/python -m benchmarks table build/bench/*.csv
 
 bench-docs: $(BENCH_EXTRA)
-	$(BIN)/python -m benchmarks table build/bench/*.csv --into README.md docs/performance.md
+	$(BIN)/python -m benchmarks table build/bench/*.csv --into README.md docs/performance.md docs/lab/performance.md
 	$(BIN)/python -m benchmarks plot build/bench/*.csv --out docs
 
 $(BENCH_EXTRA): $(STAMP)
