@@ -52,8 +52,8 @@ class Check:
 class Kernel:
     """A Triton kernel as an op launches it on features of one dtype.
 
-    features: its pointers to values of the dtype; those without a type of their own. note: how it differs from the
-    op's others of its name. usual: whether a step has it most often this way.
+    features: its pointers to values of the dtype; the types of the others follow from their names. note: how it
+    differs from the op's others of its name. usual: whether a step has it most often this way.
     """
 
     function: Any

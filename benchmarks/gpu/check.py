@@ -33,7 +33,8 @@ from torch import Tensor, nn
 
 from benchmarks import networks
 from benchmarks.gpu.model import TABLE
-from benchmarks.ops import OPS, Check, Inputs
+from benchmarks.inputs import Inputs
+from benchmarks.ops import OPS, Check
 from benchmarks.rows import csv_file, read_rows
 from benchmarks.tables import markdown
 from shade_fast import Budget, View, load_encoder, load_perceptual

@@ -13,6 +13,7 @@ import torch
 from benchmarks import __main__ as command
 from benchmarks import ops
 from benchmarks.gpu import check
+from benchmarks.inputs import Inputs
 from benchmarks.rows import read_rows
 from shade_fast.engine import step
 from shade_fast.engine.capture import complaints
@@ -41,7 +42,7 @@ def test_a_wrong_kernel_is_seen(monkeypatch: pytest.MonkeyPatch, capsys: pytest.
 
 def test_what_is_timed_can_be_recorded_on_a_gpu() -> None:
     meta = torch.device("meta")
-    inputs = ops.Inputs(32, 16, 24, meta)
+    inputs = Inputs(32, 16, 24, meta)
     for op_check in itertools.chain.from_iterable(op.checks(inputs) for op in ops.OPS):
         for run in (op_check.run, op_check.eager):
 

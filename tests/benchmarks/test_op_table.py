@@ -6,13 +6,13 @@ import pytest
 import torch
 
 from benchmarks import ops
-from benchmarks.inputs import Pixels
+from benchmarks.inputs import Inputs, Pixels
 
 PIXEL_OPS = [op for op in ops.OPS if isinstance(op, ops.PixelOp)]
 
 
 def test_rows_are_told_apart_by_their_names() -> None:
-    inputs = ops.Inputs(16, 8, 8, torch.device("cpu"))
+    inputs = Inputs(16, 8, 8, torch.device("cpu"))
     assert len({op.name for op in ops.OPS}) == len(ops.OPS)
     checks = [check.name for op in ops.OPS for check in op.checks(inputs)]
     assert len(set(checks)) == len(checks) >= len(ops.OPS)
