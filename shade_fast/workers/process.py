@@ -22,7 +22,7 @@ from shade_fast.protect.options import Options
 from shade_fast.protect.outcome import Work
 from shade_fast.system.pulse import listen
 from shade_fast.terms.errors import ShadeFastError, reason
-from shade_fast.workers.worker import PULSE, receive, send
+from shade_fast.workers.wire import PULSE, receive, send
 
 #: Seconds between two looks whether the parent is still there, where its end does not close the connection.
 LOOK = 2.0

@@ -9,7 +9,6 @@ import socket
 import struct
 from collections.abc import Iterator, Mapping, Sequence
 from multiprocessing import Pipe
-from multiprocessing.connection import Connection
 from typing import Any
 
 from shade_fast.anchors import Anchor
@@ -21,13 +20,12 @@ from shade_fast.protect.outcome import Protected, Work
 from shade_fast.system.processes import ended, kill, start
 from shade_fast.terms.errors import ShadeFastError, reason
 from shade_fast.terms.options import names_of
+from shade_fast.workers.wire import PULSE, send
 
 #: Anchors that a worker keeps, with their latents; then it starts anew.
 MOST_ANCHORS = 256
 #: Seconds that a process has at least before its first sign of life: it imports its modules and loads networks.
 LEAST_START = 60.0
-#: What a worker sends to say that it goes on.
-PULSE = b""
 
 
 class CannotStartError(ShadeFastError):
@@ -124,16 +122,6 @@ class Worker:
             yield
         except BlockingIOError as error:
             raise StalledError(f"no step for {self._silence:g} s; it counts as hung") from error
-
-
-def send(connection: Connection, message: Any) -> None:
-    """Send a plain pickle: a connection's own puts tensors into shared memory, which ends with who put them there."""
-    connection.send_bytes(pickle.dumps(message, protocol=5))
-
-
-def receive(connection: Connection) -> Any:
-    """What `send` sent. Raises EOFError or OSError where the other side has ended."""
-    return pickle.loads(connection.recv_bytes())
 
 
 def packed(options: Options) -> dict[str, bytes]:
