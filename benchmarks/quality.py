@@ -29,8 +29,9 @@ from shade_fast.api.poisoner import Poisoner
 from shade_fast.archive import find_images
 from shade_fast.engine import BACKENDS
 from shade_fast.images import UInt8Array
+from shade_fast.protect.options import bound
 from shade_fast.protect.survival import TREATMENTS
-from shade_fast.terms.budget import parse_bound
+from shade_fast.terms.errors import ShadeFastError
 
 COLUMNS = ["optimizer", "start", "robust", "steps", "images", "encoder", "linf", "lpips", "clean", "distance", "left"]
 COLUMNS += ["worst_linf_levels", "worst_lpips", "mean_lpips", "left_by_encoder", "correlation", "seconds", "step_ms"]
@@ -86,9 +87,9 @@ def run(options: Namespace) -> int:
     rows.writerow([*COLUMNS, *(TREATMENTS if options.survival else ())])
     for budget, way in itertools.product(budgets, options.run):
         poisoner = _poisoner(options, budget, way, starts[budget] if way.start else None)
-        poisoner.steps = 1
+        poisoner.protector.steps = 1
         poisoner.poison_batch(images[:1], options.target)  # traced and packed before anything is timed
-        poisoner.steps = way.steps
+        poisoner.protector.steps = way.steps
         result = poisoner.poison_batch(images, options.target)
         clean = fmean(image.distance_before for image in result)
         distance = fmean(image.distance_after for image in result)
@@ -128,8 +129,8 @@ def left_by_encoder(result: PoisonResult) -> list[float]:
 
 def _bound(text: str) -> float | None:
     try:
-        return parse_bound(text)
-    except ValueError as error:
+        return bound(text)
+    except ShadeFastError as error:
         raise ArgumentTypeError(str(error)) from None
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from fractions import Fraction
 
 from shade_fast.terms.checks import number
 from shade_fast.terms.errors import ShadeFastError
@@ -42,13 +41,3 @@ class Budget:
     def levels(self) -> int:
         """Largest change of a uint8 value: floor(255·linf), 255 where linf is None."""
         return 255 if self.linf is None else math.floor(255 * self.linf + 1e-6)
-
-
-def parse_bound(text: str) -> float | None:
-    """A bound from text: a number, a fraction such as 16/255, or `none`. Raises ValueError for another text."""
-    if text.lower() == "none":
-        return None
-    try:
-        return float(Fraction(text))
-    except (ValueError, ArithmeticError):
-        raise ValueError(f"{text!r}: give a number, a fraction such as 16/255, or 'none'") from None

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from shade_fast import Budget, ShadeFastError
-from shade_fast.terms.budget import parse_bound
 
 
 @pytest.mark.parametrize(
@@ -41,10 +40,3 @@ def test_bounds_are_numbers_of_any_kind() -> None:
 def test_a_bound_that_is_none_is_named_with_its_mend(bounds: dict[str, object], named: str) -> None:
     with pytest.raises(ShadeFastError, match=named):
         Budget(**bounds)  # type: ignore[arg-type]
-
-
-def test_a_bound_is_read_from_text() -> None:
-    assert [parse_bound(text) for text in ("16/255", "0.05", "None")] == [16 / 255, 0.05, None]
-    for text in ("wide", "1/0", ""):
-        with pytest.raises(ValueError, match="give a number, a fraction such as 16/255, or 'none'"):
-            parse_bound(text)
