@@ -43,11 +43,11 @@ simt: $(STAMP)
 
 # Every kernel compiled for every architecture: spills, and figures worse than the committed ones, are errors.
 gpu-aot: $(STAMP)
-	$(BIN)/python -m benchmarks.gpu_resources
+	$(BIN)/python -m benchmarks gpu resources
 
 # Operations, bytes, time and memory of a step, counted from the modules' shapes, beside the committed table.
 gpu-model: $(STAMP)
-	$(BIN)/python -m benchmarks.gpu_model
+	$(BIN)/python -m benchmarks gpu model
 
 # Well under 40 minutes on 2 cores. `make bench-docs` then writes the results into README.md and docs/.
 BENCH_EXTRA := $(VENV)/.bench

@@ -13,17 +13,8 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from benchmarks.gpu_count import TRANSPOSE, Count, Op, attention
-
-#: Kernels of an op that has more than one.
-_LAUNCHES = {
-    "shade_fast::residual_group_norm": 3,
-    "shade_fast::residual_group_norm_gradient": 3,
-    "shade_fast::lpips_layer": 2,
-    "shade_fast::relu_lpips_layer": 2,
-    "shade_fast::latent_distance": 2,
-    "shade_fast::optimizer_update": 2,
-}
+from benchmarks.gpu.count import TRANSPOSE, Count, Op, attention
+from benchmarks.ops import launches_of
 
 
 def recorded(step: Callable[[], None], weights: Iterable[Tensor]) -> Count:
@@ -95,13 +86,15 @@ class _Recorder(TorchDispatchMode):
             if storage._cdata not in self._made | self._weights:
                 self.held[storage._cdata] = storage.nbytes()
         result = self._call(function, args, kwargs)
-        self._made |= {one.untyped_storage()._cdata for one in _tensors(result)} - self.held.keys() - self._weights
+        storages = {tensor.untyped_storage()._cdata for tensor in _tensors(result)}
+        self._made |= storages - self.held.keys() - self._weights
         return result
 
     def _call(self, function: Any, args: Any, kwargs: Any) -> Any:
         result = function(*args, **(kwargs or {}))
         name = function._schema.name.removeprefix("aten::")
-        views = any(one.alias_info is not None and not one.alias_info.is_write for one in function._schema.returns)
+        returns = [value.alias_info for value in function._schema.returns]
+        views = any(alias is not None and not alias.is_write for alias in returns)
         if views or name in ("empty", "empty_like", "new_empty", "detach", "_unsafe_view"):
             return result
         reads = _tensors(args)
@@ -131,14 +124,11 @@ class _Recorder(TorchDispatchMode):
             moved += _size(args[0])
         elif name == "native_group_norm_backward":
             moved += _size(args[0]) + _size(args[1])
-        elif name == "shade_fast::residual_group_norm":
-            # The statistics' pass reads x and writes the sum; the other reads that, or x.
-            moved += _size(result[0]) or _size(args[0])
-        elif name == "shade_fast::residual_group_norm_gradient":
-            moved += _size(args[0]) + _size(args[1])
+        launches = launches_of(name)
+        moved += sum(_size(tensor) for tensor in launches.again(args, result))
         moved += sum(_size(tensor) for tensor in _changed(function, args))
         self.record(name, operations, moved, writes)
-        for _ in range(_LAUNCHES.get(name, 1) - 1):
+        for _ in range(launches.kernels - 1):
             self.record(name, 0.0, 0.0, [])
         if name == "convolution" and args[2] is not None:
             self.record("bias", 0.0, 2 * _size(result), [])
@@ -147,7 +137,7 @@ class _Recorder(TorchDispatchMode):
     def _laid(self, x: Tensor, weight: Tensor, result: Tensor) -> Tensor:
         """A convolution's result as cuDNN lays it, which the meta device does not know: NHWC where one of the others is
         so; else it transposes what it takes and what it makes."""
-        if any(one.is_contiguous(memory_format=torch.channels_last) and not one.is_contiguous() for one in (x, weight)):
+        if any(_is_channels_last(tensor) for tensor in (x, weight)):
             return result.to(memory_format=torch.channels_last)
         for tensor in (x, result):
             self.record(TRANSPOSE, 0.0, 2 * _size(tensor), [])
@@ -196,7 +186,7 @@ def _attention_of(query: Tensor, key: Tensor, gradient: bool) -> tuple[float, fl
 
 def _changed(function: Any, args: Any) -> Iterator[Tensor]:
     """What an op writes in place without giving it back."""
-    if any(one.alias_info is not None for one in function._schema.returns):
+    if any(value.alias_info is not None for value in function._schema.returns):
         return
     for argument, given in zip(function._schema.arguments, args, strict=False):
         if argument.alias_info is not None and argument.alias_info.is_write:
@@ -207,8 +197,12 @@ def _tensors(structure: Any) -> list[Tensor]:
     if isinstance(structure, Tensor):
         return [structure]
     if isinstance(structure, list | tuple):
-        return [tensor for one in structure for tensor in _tensors(one)]
+        return [tensor for part in structure for tensor in _tensors(part)]
     return []
+
+
+def _is_channels_last(tensor: Tensor) -> bool:
+    return tensor.is_contiguous(memory_format=torch.channels_last) and not tensor.is_contiguous()
 
 
 def _size(tensor: Tensor) -> int:

@@ -1,10 +1,10 @@
-"""What a step costs on a GPU, counted from the real modules' shapes: `python -m benchmarks.gpu_model [--write]`.
+"""What a step costs on a GPU, counted from the real modules' shapes: `python -m benchmarks gpu model [--write]`.
 
 Two paths through one step (encoder forward, latent distance, gradient in the image; with LPIPS also the distance to the
 clean image): `fused`, the engine's own step as it is recorded, and `published`, the same modules in plain torch. Both
 are counted op by op as torch dispatches them on the meta device. Nothing is computed, and nothing was measured.
 
-Assumptions, their constants in gpu_count.py:
+Assumptions, their constants in count.py:
 - Features have 2 bytes, float16 or bfloat16, and an op reads and writes each of its tensors once; a group norm reads
   its input twice, its backward both of its inputs twice, on either path. Caches save nothing.
 - Matrix products, convolutions and attention run at `PRODUCTS` of the data sheet's dense rate, everything at no more
@@ -25,19 +25,20 @@ Assumptions, their constants in gpu_count.py:
 
 from __future__ import annotations
 
-import argparse
+import itertools
 import sys
+from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from benchmarks.gpu_count import DEVICES, RESERVED, Count
-from benchmarks.gpu_fused import fused
-from benchmarks.gpu_published import published
+from benchmarks.gpu.count import DEVICES, RESERVED, Count
+from benchmarks.gpu.fused import fused
+from benchmarks.gpu.published import published
 from benchmarks.rows import csv_file, read_rows
 from benchmarks.tables import markdown
 
-TABLE = Path(__file__).parent / "results" / "gpu_model.csv"
+TABLE = Path(__file__).parents[1] / "results" / "gpu_model.csv"
 SIZE = 512
 BATCHES = (1, 8)
 
@@ -72,15 +73,15 @@ class Row:
 
 def rows(size: int = SIZE, batches: Sequence[int] = BATCHES) -> list[Row]:
     """All paths, with and without LPIPS, on all devices."""
-    made = []
-    for lpips in (False, True):
-        for name, path in PATHS.items():
-            for batch in batches:
-                made += list(_rows(name, path(batch, lpips, size), batch, f"kl.{size}" + (".lpips" if lpips else "")))
-    return made
+    return [
+        row
+        for lpips, (name, path), batch in itertools.product((False, True), PATHS.items(), batches)
+        for row in rows_of(name, path(batch, lpips, size), batch, f"kl.{size}" + (".lpips" if lpips else ""))
+    ]
 
 
-def _rows(path: str, count: Count, batch: int, case: str) -> Iterator[Row]:
+def rows_of(path: str, count: Count, batch: int, case: str) -> Iterator[Row]:
+    """One path's, on all devices."""
     for device in DEVICES:
         products, other = count.seconds(device, graph=path == "fused")
         yield Row(
@@ -104,8 +105,8 @@ def _rows(path: str, count: Count, batch: int, case: str) -> Iterator[Row]:
         )
 
 
-def table(found: Sequence[dict[str, str]]) -> str:
-    """The rows for reading, and what the fused path takes of the published one."""
+def table(rows: Sequence[dict[str, str]]) -> str:
+    """The rows for reading, and the ratios of the fused path to the published one."""
     columns = {
         **{name: name for name in ("path", "case", "batch")},
         **{"GPU": "gpu", "ms a step": "step_ms", "products, ms": "product_ms", "the rest, ms": "other_ms"},
@@ -113,11 +114,11 @@ def table(found: Sequence[dict[str, str]]) -> str:
         **{"kept, MB an image": "kept_megabytes", "held, MB an image": "held_megabytes"},
         **{"largest batch": "largest_batch"},
     }
-    found = [row | _of_image(row) for row in found]
-    shown = markdown(list(columns), [[_short(row[name]) for name in columns.values()] for row in found])
-    published_rows = {(row["case"], row["batch"], row["gpu"]): row for row in found if row["path"] == "published"}
+    rows = [row | _of_image(row) for row in rows]
+    shown = markdown(list(columns), [[_short(row[name]) for name in columns.values()] for row in rows])
+    published_rows = {(row["case"], row["batch"], row["gpu"]): row for row in rows if row["path"] == "published"}
     lines = []
-    for row in found:
+    for row in rows:
         if row["path"] != "fused":
             continue
         other = published_rows[row["case"], row["batch"], row["gpu"]]
@@ -139,8 +140,8 @@ def table(found: Sequence[dict[str, str]]) -> str:
 def _of_image(row: dict[str, str]) -> dict[str, str]:
     """Bytes outside products of one image: all, the transposes, and all but these."""
     other, transposes = (float(row[name]) / int(row["batch"]) for name in ("other_megabytes", "transpose_megabytes"))
-    found = {"other": other, "transpose": transposes, "untransposed": other - transposes}
-    return {f"{name}_megabytes": str(value) for name, value in found.items()}
+    values = {"other": other, "transpose": transposes, "untransposed": other - transposes}
+    return {f"{name}_megabytes": str(value) for name, value in values.items()}
 
 
 def _short(text: str) -> str:
@@ -150,27 +151,26 @@ def _short(text: str) -> str:
         return text
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The command; exits with 1 where the committed table is not what is counted now."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu_model", description=__doc__)
+def arguments(parser: ArgumentParser) -> None:
+    """The command's options."""
     parser.add_argument("--write", action="store_true", help="write the table anew")
     parser.add_argument("--table", type=Path, default=TABLE, help="the table (default: %(default)s)")
-    options = parser.parse_args(arguments)
+
+
+def run(options: Namespace) -> int:
+    """The command; 1 where the committed table is not what is counted now."""
     counted = rows()
     if options.write:
         with csv_file(options.table) as write:
             write(counted)
-    found = read_rows(options.table)
-    print(table(found))
-    same = found == [{name: _written(value) for name, value in asdict(row).items()} for row in counted]
+    committed = read_rows(options.table)
+    print(table(committed))
+    same = committed == [as_text(row) for row in counted]
     if not same:
         print(f"{options.table} is not what is counted now: write it with --write", file=sys.stderr)
     return int(not same)
 
 
-def _written(value: object) -> str:
-    return f"{value:.6g}" if isinstance(value, float) else str(value)
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+def as_text(row: Row) -> dict[str, str]:
+    """A row as its file has it."""
+    return {name: f"{value:.6g}" if isinstance(value, float) else str(value) for name, value in asdict(row).items()}

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from benchmarks import networks
-from benchmarks.gpu_count import Count, images, on_meta, vgg
-from benchmarks.gpu_record import recorded
+from benchmarks.gpu.count import Count, images, on_meta, vgg
+from benchmarks.gpu.record import recorded
 
 
 def published(batch: int, lpips: bool, size: int) -> Count:
@@ -26,7 +26,7 @@ def published(batch: int, lpips: bool, size: int) -> Count:
         loss = torch.linalg.vector_norm(latents - torch.zeros_like(latents))
         if lpips:
             with torch.no_grad():
-                clean = [_unit(one) for one in modules[1](given)]
+                clean = [_unit(activations) for activations in modules[1](given)]
             for activations, target in zip(modules[1](perturbed), clean, strict=True):
                 head = torch.empty(activations.shape[1], 1, 1, dtype=torch.float16, device="meta")
                 loss = loss + ((_unit(activations) - target).square() * head).sum(1, keepdim=True).mean()

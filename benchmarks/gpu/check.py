@@ -1,20 +1,20 @@
-"""What a GPU makes of the engine: `python -m benchmarks.gpu`, in one command, on the machine that has it.
+"""Whether the engine is right on a GPU, and how fast it is there: `python -m benchmarks gpu check`.
 
 1. Each kernel against its plain-torch body, whole networks against float64, and a recorded step against float32 eager
    torch.
 2. Each kernel's time beside eager torch's for the same, and beside the least that its bytes take at the memory rate
    that a copy reaches here.
-3. The recorded step's time, forward, input gradient, LPIPS and update, beside what `benchmarks.gpu_model` predicts for
-   this GPU, or for the one in its table whose name is the nearest.
+3. The recorded step's time, forward, input gradient, LPIPS and update, beside what `gpu model` predicts for this GPU,
+   or for the one in its table whose name is the nearest.
 
-Eager torch rounds the factors of float32 convolutions, as is its default. Each line is printed as it is there. What
-fails does not end the others; what has no memory is told of, and is not wrong. Exits with 1 where something is wrong,
-not where it is slow. `--smoke` runs all of it on the CPU with tiny sizes, where its times mean nothing.
+Eager torch rounds the factors of float32 convolutions, as is its default. Each line is printed as soon as it is
+measured. A failure does not end the others; a line that runs out of memory is reported, and is not wrong. Exits with 1
+where something is wrong, not where it is slow. `--smoke` runs all of it on the CPU with tiny sizes, where its times
+mean nothing.
 """
 
 from __future__ import annotations
 
-import argparse
 import copy
 import difflib
 import functools
@@ -22,7 +22,8 @@ import itertools
 import math
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from argparse import ArgumentParser, Namespace
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,8 +32,9 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks import networks
-from benchmarks.gpu_eager import Kernel, kernels
-from benchmarks.gpu_model import TABLE
+from benchmarks.gpu.model import TABLE
+from benchmarks.inputs import Inputs
+from benchmarks.ops import OPS, Check
 from benchmarks.rows import csv_file, read_rows
 from benchmarks.tables import markdown
 from shade_fast import Budget, View, load_encoder, load_perceptual
@@ -88,32 +90,33 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Check:
-    """A line of the results that is to be measured."""
+class Line:
+    """A line of the results, and what measures it."""
 
     what: str
     case: str
     measure: Callable[[], Row]
 
 
-def kernel_checks(sizes: Sizes, device: torch.device) -> Iterator[Check]:
+def kernel_lines(sizes: Sizes, device: torch.device) -> Iterator[Line]:
     """Each kernel's error and times."""
 
     @functools.cache
     def rate() -> float:
         return copy_rate(sizes, device)
 
-    for one in kernels(sizes.channels, sizes.side, sizes.image, device):
+    inputs = Inputs(sizes.channels, sizes.side, sizes.image, device)
+    for check in itertools.chain.from_iterable(op.checks(inputs) for op in OPS):
 
-        def measure(one: Kernel = one) -> Row:
-            error = relative(one.run(), one.reference())
-            ms, eager_ms = (1e3 * seconds(run, device, sizes.repeats) for run in (one.run, one.eager))
-            return Row("kernel", one.name, error, one.error, ms, eager_ms, 1e3 * one.bytes / rate(), 0.0)
+        def measure(check: Check = check) -> Row:
+            error = relative(check.run(), check.reference())
+            ms, eager_ms = (1e3 * seconds(run, device, sizes.repeats) for run in (check.run, check.eager))
+            return Row("kernel", check.name, error, check.error, ms, eager_ms, 1e3 * check.bytes / rate(), 0.0)
 
-        yield Check("kernel", one.name, measure)
+        yield Line("kernel", check.name, measure)
 
 
-def network_checks(sizes: Sizes, encoder: Encoder, device: torch.device) -> Iterator[Check]:
+def network_lines(sizes: Sizes, encoder: Encoder, device: torch.device) -> Iterator[Line]:
     """The encoder's input gradient in each precision, against float64; times beside eager float32."""
     images = torch.rand(1, 3, sizes.image, sizes.image, generator=torch.Generator().manual_seed(0)).to(device)
 
@@ -142,10 +145,10 @@ def network_checks(sizes: Sizes, encoder: Encoder, device: torch.device) -> Iter
             ms = 1e3 * seconds(run, device, sizes.repeats)
             return Row("encoder's gradient", name, error, allowed, ms, eager_ms(), 0.0, 0.0)
 
-        yield Check("encoder's gradient", name, measure)
+        yield Line("encoder's gradient", name, measure)
 
 
-def step_checks(sizes: Sizes, encoder: Encoder, device: torch.device) -> Iterator[Check]:
+def step_lines(sizes: Sizes, encoder: Encoder, device: torch.device) -> Iterator[Line]:
     """The recorded step, with and without LPIPS, and the same recipe with the plain modules and backend `reference`.
 
     The error is of the fall of the objective, as a share of the reference's; infinite where that does not fall.
@@ -176,7 +179,7 @@ def step_checks(sizes: Sizes, encoder: Encoder, device: torch.device) -> Iterato
                 predicted = predicted if compared.name == "vgg" else 0.0  # of LPIPS' networks the model knows one
             return Row("step", f"{name}, batch {batch}", error, FALL, 1e3 * fast, 1e3 * eager, 0.0, predicted)
 
-        yield Check("step", f"{case}, batch {batch}", measure)
+        yield Line("step", f"{case}, batch {batch}", measure)
 
 
 def steps_of(problem: Problem, recipe: Recipe, slots: Slots) -> tuple[float, float]:
@@ -185,10 +188,10 @@ def steps_of(problem: Problem, recipe: Recipe, slots: Slots) -> tuple[float, flo
     device = problem.clean.device
     wait(device)
     started = time.perf_counter()
-    made = slots.run(problem, recipe)
+    result = slots.run(problem, recipe)
     wait(device)
-    taken = time.perf_counter() - started
-    return float((1 - made.history[-1] / made.history[0]).mean()), taken / recipe.steps
+    elapsed = time.perf_counter() - started
+    return float((1 - result.history[-1] / result.history[0]).mean()), elapsed / recipe.steps
 
 
 def step_problem(
@@ -261,15 +264,15 @@ def check_traced(networks: Iterable[nn.Module]) -> None:
 
 
 def wait(device: torch.device) -> None:
-    """Until the device has done all that it was given."""
+    """Until the device has finished its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
-def relative(made: Tensor, right: Tensor) -> float:
+def relative(result: Tensor, right: Tensor) -> float:
     """Relative root-mean-square error."""
-    right = right.to(made.device, torch.float64)
-    return float((made.double() - right).norm() / right.norm().clamp_min(1e-30))
+    right = right.to(result.device, torch.float64)
+    return float((result.double() - right).norm() / right.norm().clamp_min(1e-30))
 
 
 def small_encoder() -> nn.Module:
@@ -284,13 +287,15 @@ def small_encoder() -> nn.Module:
         return network
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The command; see the module's docstring."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__)
+def arguments(parser: ArgumentParser) -> None:
+    """The command's options."""
     parser.add_argument("--smoke", action="store_true", help="on the CPU, with tiny sizes: does it run through?")
     parser.add_argument("--device", default="cuda:0", help="the GPU (default: %(default)s)")
     parser.add_argument("--csv", type=Path, help="a file for the rows")
-    options = parser.parse_args(arguments)
+
+
+def run(options: Namespace) -> int:
+    """The command; see the module's docstring."""
     device = torch.device("cpu" if options.smoke else options.device)
     sizes = SMOKE if options.smoke else FULL
     if not options.smoke:
@@ -303,19 +308,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     heads = ("", "case", "error", "allowed", "ms", "eager ms", "least ms", "predicted ms")
     rows: list[Row] = []
     wrong: list[str] = []
-    checks = (kernel_checks(sizes, device), network_checks(sizes, encoder, device), step_checks(sizes, encoder, device))
-    for check in itertools.chain.from_iterable(checks):
+    parts = (kernel_lines(sizes, device), network_lines(sizes, encoder, device), step_lines(sizes, encoder, device))
+    for line in itertools.chain.from_iterable(parts):
         try:
-            row = check.measure()
+            row = line.measure()
         except Exception as error:  # whatever a GPU's libraries raise, the other lines are of use
-            told = f"{check.what}, {check.case}: {reason(error)}"
+            problem = f"{line.what}, {line.case}: {reason(error)}"
             if is_out_of_memory(error):
-                print(f"{told}; not measured", file=sys.stderr)
+                print(f"{problem}; not measured", file=sys.stderr)
             else:
-                wrong.append(told)
+                wrong.append(problem)
             continue
-        lines = markdown(heads, [[_shown(value) for value in vars(row).values()]]).splitlines()
-        print("\n".join(lines[-1:] if rows else lines), flush=True)
+        text = markdown(heads, [[_shown(value) for value in vars(row).values()]]).splitlines()
+        print("\n".join(text[-1:] if rows else text), flush=True)
         rows.append(row)
         if not row.right:
             wrong.append(f"{row.what}, {row.case}: error {row.error:.2g}, allowed {row.allowed:g}")
@@ -330,7 +335,3 @@ def _shown(value: str | float) -> str:
     if isinstance(value, str):
         return value
     return f"{value:.3g}" if value else ""
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,4 +1,4 @@
-"""What the GPU kernels take, read from their machine code: `python -m benchmarks.gpu_resources`, or `make gpu-aot`.
+"""What the GPU kernels take, read from their machine code: `python -m benchmarks gpu resources`, or `make gpu-aot`.
 
 Compiles every Triton kernel for every dtype and architecture, and takes the CUDA extension as it was built here.
 Registers, shared memory, spills, and how many global loads and stores there are and how many of them move 128 bits or
@@ -11,13 +11,12 @@ accesses, than in the committed table, which `--write` writes anew. Other compil
 
 from __future__ import annotations
 
-import argparse
 import os
 import re
 import shutil
 import subprocess
-import sys
 import tempfile
+from argparse import ArgumentParser, Namespace
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -27,7 +26,7 @@ from typing import Any
 from benchmarks.rows import csv_file, read_rows
 from benchmarks.tables import markdown
 
-TABLE = Path(__file__).parent / "results" / "gpu_resources.csv"
+TABLE = Path(__file__).parents[1] / "results" / "gpu_resources.csv"
 ARCHITECTURES = (80, 90, 100)
 WIDE = 128
 
@@ -45,14 +44,14 @@ class Usage:
 
     def count(self, kind: str, least: int = 0) -> int:
         """Loads, stores or spills of `least` bits or more."""
-        return sum(count for (found, bits), count in self.accesses.items() if found == kind and bits >= least)
+        return sum(count for (other, bits), count in self.accesses.items() if other == kind and bits >= least)
 
     @property
     def wide_share(self) -> float:
         """Of the bits that global accesses move, those that move in 128 or more; 1 where there are none."""
-        of = {key: count for key, count in self.accesses.items() if key[0] in ("load", "store")}
-        total = sum(bits * count for (_, bits), count in of.items())
-        return sum(bits * count for (_, bits), count in of.items() if bits >= WIDE) / total if total else 1.0
+        moved = [(bits, bits * count) for (kind, bits), count in self.accesses.items() if kind in ("load", "store")]
+        total = sum(amount for _, amount in moved)
+        return sum(amount for bits, amount in moved if bits >= WIDE) / total if total else 1.0
 
 
 @dataclass(frozen=True)
@@ -81,42 +80,42 @@ class Row:
 
 def usages(binary: Path) -> list[Usage]:
     """Every function in a cubin, or in a library's embedded ones."""
-    taken = _of_functions(_disassembler("-res-usage", binary))
+    resources = _of_functions(_disassembler("-res-usage", binary))
     code = _of_functions(_disassembler("-sass", binary))
     # A cubin's usage does not say for which architecture it is, its code does.
     (of_cubin, *_) = (architecture for _, architecture in code)
-    found = []
-    for (function, said), lines in taken.items():
-        resources = dict(re.findall(r"\b(REG|STACK|SHARED|LOCAL):(\d+)", " ".join(lines)))
-        architecture = said or of_cubin
-        counted = Counter(_accesses(code[function, architecture]))
-        stack = int(resources["STACK"]) + int(resources["LOCAL"])
-        found.append(Usage(function, architecture, int(resources["REG"]), int(resources["SHARED"]), stack, counted))
-    return found
+    functions = []
+    for (function, stated), lines in resources.items():
+        amounts = dict(re.findall(r"\b(REG|STACK|SHARED|LOCAL):(\d+)", " ".join(lines)))
+        registers, shared, stack, local = (int(amounts[name]) for name in ("REG", "SHARED", "STACK", "LOCAL"))
+        architecture = stated or of_cubin
+        accesses = Counter(_accesses(code[function, architecture]))
+        functions.append(Usage(function, architecture, registers, shared, stack + local, accesses))
+    return functions
 
 
 def triton_rows(dtypes: Sequence[str] | None = None, architectures: Sequence[int] = ARCHITECTURES) -> Iterator[Row]:
     """Every Triton kernel, compiled anew."""
     import triton
 
-    from benchmarks.gpu_kernels import DTYPES, configurations
+    from benchmarks.gpu.kernels import DTYPES, configurations
 
     with tempfile.TemporaryDirectory() as folder, triton.knobs.cache.scope():
         triton.knobs.cache.dir = folder
         done = set()
         for dtype in dtypes or DTYPES:
-            for one in configurations(dtype):
-                if (one.name, one.dtype) in done:
+            for kernel in configurations(dtype):
+                if (kernel.name, kernel.dtype) in done:
                     continue
-                done.add((one.name, one.dtype))
+                done.add((kernel.name, kernel.dtype))
                 for architecture in architectures:
-                    compiled = one.compile(architecture)
+                    compiled = kernel.compile(architecture)
                     cubin = Path(folder) / "kernel.cubin"
                     cubin.write_bytes(compiled.asm["cubin"])
                     (usage,) = usages(cubin)
                     # Shared memory is asked for at the launch.
                     shared = max(usage.shared_bytes, compiled.metadata.shared)
-                    yield _row(one.name, "triton", one.dtype, usage, f"triton {triton.__version__}", shared)
+                    yield row_of(kernel.name, "triton", kernel.dtype, usage, f"triton {triton.__version__}", shared)
 
 
 def cuda_rows() -> Iterator[Row]:
@@ -127,10 +126,11 @@ def cuda_rows() -> Iterator[Row]:
     for usage in usages(Path(str(module.__file__))):
         release = re.search(r"release (\S+?),", module.compiler)
         compiler = f"nvcc {release[1] if release else module.compiler}"
-        yield _row(_plain_name(usage.function), "cuda", "", usage, compiler, usage.shared_bytes)
+        yield row_of(plain_name(usage.function), "cuda", "", usage, compiler, usage.shared_bytes)
 
 
-def _row(kernel: str, language: str, dtype: str, usage: Usage, compiler: str, shared: int) -> Row:
+def row_of(kernel: str, language: str, dtype: str, usage: Usage, compiler: str, shared: int) -> Row:
+    """A kernel's line from its machine code, and what it was compiled by."""
     return Row(
         kernel,
         language,
@@ -151,32 +151,32 @@ def _row(kernel: str, language: str, dtype: str, usage: Usage, compiler: str, sh
 
 def complaints(rows: Iterable[Row], before: Iterable[dict[str, str]]) -> list[str]:
     """What is wrong with the rows: spills, and what is worse than in those of the table."""
-    found = []
+    problems = []
     table = {tuple(row[name] for name in ("kernel", "language", "dtype", "architecture")): row for row in before}
     rows = list(rows)
     for row in rows:
         name = " ".join(part for part in row.key if part)
         if row.spills or row.stack_bytes:
-            found.append(f"{name}: {row.spills} spilling instructions, {row.stack_bytes} bytes of stack")
+            problems.append(f"{name}: {row.spills} spilling instructions, {row.stack_bytes} bytes of stack")
         had = table.get(row.key)
         if had is None:
-            found.append(f"{name} is not in the table")
+            problems.append(f"{name} is not in the table")
         elif had["compiler"] == row.compiler:
             for column in ("registers", "shared_bytes"):
                 if getattr(row, column) > int(had[column]):
-                    found.append(f"{name}: {column} {had[column]} -> {getattr(row, column)}")
+                    problems.append(f"{name}: {column} {had[column]} -> {getattr(row, column)}")
             if float(row.wide_share) < float(had["wide_share"]):
-                found.append(f"{name}: wide_share {had['wide_share']} -> {row.wide_share}")
+                problems.append(f"{name}: wide_share {had['wide_share']} -> {row.wide_share}")
     gone = table.keys() - {row.key for row in rows}
-    return found + [f"{' '.join(part for part in key if part)} is in the table alone" for key in sorted(gone)]
+    return problems + [f"{' '.join(part for part in key if part)} is in the table alone" for key in sorted(gone)]
 
 
-def table(found: Iterable[dict[str, str]]) -> str:
+def table(rows: Iterable[dict[str, str]]) -> str:
     """For reading: the kernels of a step, on features in bfloat16, and on images that lie on the 16-byte grid."""
-    from benchmarks.gpu_kernels import configurations
+    from benchmarks.gpu.kernels import configurations
 
-    step = {(one.name, one.dtype) for one in configurations("bf16", complete=False)}
-    of = {(row["kernel"], row["dtype"], row["architecture"]): row for row in found}
+    step = {(kernel.name, kernel.dtype) for kernel in configurations("bf16", complete=False)}
+    of = {(row["kernel"], row["dtype"], row["architecture"]): row for row in rows}
     lines = []
     for kernel, dtype, architecture in of:
         row = of[kernel, dtype, "sm_90"]
@@ -194,7 +194,7 @@ def table(found: Iterable[dict[str, str]]) -> str:
 
 def _of_functions(text: str) -> dict[tuple[str, int], list[str]]:
     """The lines of a dump by function and architecture."""
-    found: dict[tuple[str, int], list[str]] = {}
+    functions: dict[tuple[str, int], list[str]] = {}
     architecture, function = 0, ""
     for line in text.splitlines():
         if named := re.search(r"arch = sm_(\d+)|code for sm_(\d+)|EF_CUDA_SM(\d+)", line):
@@ -202,8 +202,8 @@ def _of_functions(text: str) -> dict[tuple[str, int], list[str]]:
         elif named := re.match(r"\s*Function\s*:?\s*([^\s:]+):?\s*$", line):
             function = named[1]
         if function:
-            found.setdefault((function, architecture), []).append(line)
-    return found
+            functions.setdefault((function, architecture), []).append(line)
+    return functions
 
 
 _INSTRUCTION = re.compile(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.]*)")
@@ -219,7 +219,7 @@ def _accesses(lines: Iterable[str]) -> Iterator[tuple[str, int]]:
         operation, *modifiers = named[1].split(".")
         kind = _KINDS.get(operation)
         if kind:
-            widths = [int(bits[1]) for one in modifiers if (bits := re.fullmatch(r"[US]?(8|16|64|128|256)", one))]
+            widths = [int(bits[1]) for part in modifiers if (bits := re.fullmatch(r"[US]?(8|16|64|128|256)", part))]
             yield kind, widths[-1] if widths else 32
 
 
@@ -236,7 +236,7 @@ def _disassembler(option: str, binary: Path) -> str:
     return done.stdout
 
 
-def _plain_name(function: str) -> str:
+def plain_name(function: str) -> str:
     """A function's name with its template arguments, without namespaces and parameters."""
     tool = shutil.which("c++filt")
     if tool:
@@ -246,32 +246,26 @@ def _plain_name(function: str) -> str:
     return named[1] if named else function
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The command; see the module's docstring."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu_resources", description=__doc__)
+def arguments(parser: ArgumentParser) -> None:
+    """The command's options."""
     parser.add_argument("--write", action="store_true", help="write the table anew instead of comparing with it")
     parser.add_argument("--table", type=Path, default=TABLE, help="the table (default: %(default)s)")
     parser.add_argument("--show", action="store_true", help="print the table's kernels of a step, compile nothing")
-    options = parser.parse_args(arguments)
+
+
+def run(options: Namespace) -> int:
+    """The command; see the module's docstring."""
     if options.show:
         print(table(read_rows(options.table)))
         return 0
-    try:
-        rows: list[Any] = sorted([*cuda_rows(), *triton_rows()], key=lambda row: row.key)
-    except ValueError as error:
-        print(error, file=sys.stderr)
-        return 1
+    rows: list[Any] = sorted([*cuda_rows(), *triton_rows()], key=lambda row: row.key)
     before = [asdict(row) for row in rows] if options.write else read_rows(options.table)
-    found = complaints(rows, [{name: str(value) for name, value in row.items()} for row in before])
+    problems = complaints(rows, [{name: str(value) for name, value in row.items()} for row in before])
     if options.write:
         with csv_file(options.table) as write:
             write(rows)
     architectures = sorted({row.architecture for row in rows})
     most = max(rows, key=lambda row: row.registers)
     print(f"{len(rows)} kernels for {', '.join(architectures)}; most registers: {most.registers}, {most.kernel}")
-    print("\n".join(found) or "no spills, and nothing worse than in the table")
-    return int(bool(found))
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    print("\n".join(problems) or "no spills, and nothing worse than in the table")
+    return int(bool(problems))

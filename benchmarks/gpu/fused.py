@@ -8,9 +8,9 @@ import functools
 import torch
 from torch import nn
 
-from benchmarks import networks
-from benchmarks.gpu_count import Count, vgg
-from benchmarks.gpu_record import recorded
+from benchmarks.gpu.count import Count, vgg
+from benchmarks.gpu.record import recorded
+from benchmarks.networks import SPECS
 from shade_fast import Budget, View, load_encoder
 from shade_fast.encoders import Encoder
 from shade_fast.engine import Problem
@@ -22,11 +22,11 @@ META = torch.device("meta")
 
 def fused(batch: int, lpips: bool, size: int) -> Count:
     """Encoder, objective and update; with `lpips` also the distance to the clean image, its features kept."""
-    made: list[CudaNetwork] = []
+    networks: list[CudaNetwork] = []
 
     def frozen(module: nn.Module) -> nn.Module:
         network = freeze(module, "cuda")
-        made.append(network)  # type: ignore[arg-type]
+        networks.append(network)  # type: ignore[arg-type]
         return network
 
     encoder = _kl().frozen(frozen)
@@ -36,10 +36,10 @@ def fused(batch: int, lpips: bool, size: int) -> Count:
     latents = torch.empty(batch, encoder.channels, size // encoder.factor, size // encoder.factor, device=META)
     problem = Problem(clean, plan, [encoder], [latents], perceptual, "cuda")
     step = Step(problem, Recipe(Budget(16 / 255, 0.07 if lpips else None), 60))
-    step()  # the programs are made
-    return recorded(step, [weight for network in made for weight in network.weights()])
+    step()  # makes the programs
+    return recorded(step, [weight for network in networks for weight in network.weights()])
 
 
 @functools.cache
 def _kl() -> Encoder:
-    return load_encoder(networks.SPECS["kl"]()).to(META)
+    return load_encoder(SPECS["kl"]()).to(META)
