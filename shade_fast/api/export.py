@@ -69,7 +69,7 @@ def export_onnx(
     images = torch.zeros(batch, 3, height, width)
     loaded.check_images(images)
     latents = torch.zeros(batch, loaded.channels, height // loaded.factor, width // loaded.factor)
-    clean = () if network is None else tuple(torch.zeros_like(one) for one in network.features(images))
+    clean = () if network is None else tuple(torch.zeros_like(feature) for feature in network.features(images))
     if precision != FLOAT32:
         change = functools.partial(in_precision, precision=precision)
         loaded, network = loaded.frozen(change), None if network is None else network.frozen(change)
@@ -117,9 +117,9 @@ def card_lines(card: dict[str, Any]) -> list[str]:
         size = f"{row['bytes'] / 1e6:.1f} MB"
         lines.append(f"{row['file']}  {size}  opset {row['opset']}  sha256 {row['sha256']}")
         for arrow, what in (("<-", "inputs"), ("->", "outputs")):
-            for one in row[what]:
-                low, high = ("unbounded" if side is None else side for side in one["range"])
-                lines.append(f"  {arrow} {one['name']} {one['shape']}, {low} to {high}: {one['meaning']}")
+            for tensor in row[what]:
+                low, high = ("unbounded" if side is None else side for side in tensor["range"])
+                lines.append(f"  {arrow} {tensor['name']} {tensor['shape']}, {low} to {high}: {tensor['meaning']}")
     return lines
 
 

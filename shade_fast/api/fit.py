@@ -36,7 +36,7 @@ def fit_start(
     images: the sample, some dozens, as for `poison_batch`; sizes that few images have are fitted to those few.
     target: as for `poison_batch`. poisoner: the encoders, budget, view (without its random transforms) and seed to fit
         for; the fit runs on the first of its devices.
-    progress: told (done, total) after each step.
+    progress: called with (done, total) after each step.
 
     Raises ShadeFastError for no images, one that cannot be decoded or seen, and an encoder without a hash.
     """
