@@ -19,7 +19,7 @@ from shade_fast.terms.checks import at_least
 from shade_fast.terms.options import of_flags
 
 T = TypeVar("T")
-#: What of the options the fit depends on; it has steps of its own.
+#: The options that the fit depends on; it has steps of its own.
 FLAGS = (
     *("encoder", "weights", "linf", "lpips", "view", "perceptual", "backend", "accuracy", "devices", "seed"),
     "anchors",

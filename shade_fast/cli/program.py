@@ -37,7 +37,7 @@ class Command:
 COMMANDS = {
     "archive": Command(
         "protect images: files, folders, tar files, tables",
-        "Protect an archive into the same shape; run again, it goes on where it ended. Exit code: 0 all ok, 1 some "
+        "Protect an archive into the same shape; run again, it resumes where it ended. Exit code: 0 all ok, 1 some "
         "below target or failed, 2 nothing could run, 130 and 143 interrupted.",
         defaults=True,
         aliases=("poison",),
@@ -116,7 +116,7 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _fault(error: Exception) -> int:
-    """Tell of an error that nobody expected, and what it was about; a traceback where SHADE_FAST_TRACEBACK is set."""
+    """Report an unexpected error and what it was about; with a traceback where SHADE_FAST_TRACEBACK is set."""
     about = "".join(f"{note}: " for note in getattr(error, "__notes__", ())[:2])
     hint = "what is recorded stays, and SHADE_FAST_TRACEBACK=1 shows where it came from: please report it"
     print(f"shade-fast: {about}unexpected error: {reason(error)}; {hint}", file=sys.stderr)
