@@ -144,16 +144,16 @@ class Codecs:
     ) -> ShadeFastError | None:
         """What an error of a conversation means; None for one that has nothing to do with the image."""
         doing = f"{verb[:-1]}ing"
-        mend = f"give --max {verb}-seconds={2 * seconds:g} or leave this image out"
+        fix = f"give --max {verb}-seconds={2 * seconds:g} or leave this image out"
         if isinstance(error, _LateError):
-            return DeadlineError(f"{name}: {doing} took over {CLOCK * seconds:g} s by the clock; {mend}")
+            return DeadlineError(f"{name}: {doing} took over {CLOCK * seconds:g} s by the clock; {fix}")
         if isinstance(error, ValueError):
             return CodecDiedError(f"{name}: {doing} ended in an answer that makes no sense; leave this image out")
         if not isinstance(error, EOFError | ConnectionError):
             return None
         how, code = ended(process.process), process.process.returncode
         if code == -signal.SIGPROF:
-            return DeadlineError(f"{name}: {doing} took over {seconds:g} s of processor time; {mend}")
+            return DeadlineError(f"{name}: {doing} took over {seconds:g} s of processor time; {fix}")
         if code == SHORT_OF_MEMORY:
             most = self._limits.decode_memory / (1 << 20)
             return ShadeFastError(

@@ -92,7 +92,7 @@ def _plain(value: Any, buffers: list[memoryview]) -> Any:
         buffers.append(np.ascontiguousarray(value).reshape(-1).data)
         return value.shape
     if isinstance(value, tuple):
-        return [_plain(one, buffers) for one in value]
+        return [_plain(item, buffers) for item in value]
     if dataclasses.is_dataclass(value):
         return {entry.name: _plain(getattr(value, entry.name), buffers) for entry in dataclasses.fields(value)}
     return value
@@ -103,7 +103,7 @@ def _value(hint: Any, plain: Any, stream: Stream, sized: Callable[[int], int]) -
     if origin in (typing.Union, types.UnionType):
         if plain is None:
             return None
-        (hint,) = (one for one in arguments if one is not types.NoneType)
+        (hint,) = (argument for argument in arguments if argument is not types.NoneType)
         return _value(hint, plain, stream, sized)
     if origin is bytes:
         return stream.read(sized(plain))
@@ -115,7 +115,7 @@ def _value(hint: Any, plain: Any, stream: Stream, sized: Callable[[int], int]) -
         return array.reshape(plain)
     if origin is tuple:
         kinds = arguments[:1] * len(plain) if arguments[-1] is Ellipsis else arguments
-        return tuple(_value(kind, one, stream, sized) for kind, one in zip(kinds, plain, strict=True))
+        return tuple(_value(kind, item, stream, sized) for kind, item in zip(kinds, plain, strict=True))
     if dataclasses.is_dataclass(origin):
         hints = typing.get_type_hints(origin)
         names = [entry.name for entry in dataclasses.fields(origin)]
