@@ -77,8 +77,8 @@ def find_model(given: str | os.PathLike[str], kind: Kind) -> Model:
     cached = _cached(identifier, kind)
     if cached is None:
         absent = "" if identifier != text else "no such folder, and "
-        mend = "unset HF_HUB_OFFLINE and give" if HF_HUB_OFFLINE else "to download it, give"
-        raise ShadeFastError(f"model {text!r}: {absent}not in the hub's cache; {mend} {PREFIX}{identifier}")
+        fix = "unset HF_HUB_OFFLINE and give" if HF_HUB_OFFLINE else "to download it, give"
+        raise ShadeFastError(f"model {text!r}: {absent}not in the hub's cache; {fix} {PREFIX}{identifier}")
     return Model(identifier, cached)
 
 
@@ -148,9 +148,9 @@ def _cached(identifier: str, kind: Kind) -> Path | None:
     from huggingface_hub import try_to_load_from_cache
 
     for mark in kind.marks:
-        found = try_to_load_from_cache(identifier, mark)
-        if isinstance(found, str):
-            return Path(found).parents[mark.count("/")]
+        file = try_to_load_from_cache(identifier, mark)
+        if isinstance(file, str):
+            return Path(file).parents[mark.count("/")]
     return None
 
 

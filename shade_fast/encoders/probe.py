@@ -111,18 +111,16 @@ def _factor_and_channels(trials: list[tuple[Tensor, Tensor]], name: str) -> tupl
 
 def _check_gradient(encode: Callable[[Tensor], Tensor], name: str, images: Tensor, before: Tensor) -> None:
     images = images.clone().requires_grad_(True)
-    mend = "leave out no_grad, detach, rounding and numpy inside it"
+    fix = "leave out no_grad, detach, rounding and numpy inside it"
     try:
         with torch.enable_grad():
             latents = encode(images)
             (gradient,) = torch.autograd.grad(latents.square().sum(), images)
     except Exception as error:  # a user's code raises what it likes
-        raise ShadeFastError(
-            f"encoder {name!r} is not differentiable in the image ({reason(error)}): {mend}"
-        ) from error
+        raise ShadeFastError(f"encoder {name!r} is not differentiable in the image ({reason(error)}): {fix}") from error
     if not gradient.isfinite().all() or not gradient.any():
         state = "zero everywhere" if gradient.isfinite().all() else "not finite"
-        raise ShadeFastError(f"encoder {name!r} is not differentiable in the image (its gradient is {state}): {mend}")
+        raise ShadeFastError(f"encoder {name!r} is not differentiable in the image (its gradient is {state}): {fix}")
     if not torch.allclose(latents.detach().float(), before.float(), rtol=1e-2, atol=1e-2 * float(before.abs().max())):
         raise ShadeFastError(
             f"encoder {name!r} gives other latents for the same image when asked again: return the distribution's "
