@@ -50,9 +50,9 @@ def captured(run: Callable[[], None], device: torch.device) -> Callable[[], None
     """
     if device.type != "cuda":
         return run
-    found, reads = _examined(run, device)
-    if found:
-        raise ShadeFastError(f"the step cannot be recorded: {'; '.join(found)}")
+    problems, reads = _examined(run, device)
+    if problems:
+        raise ShadeFastError(f"the step cannot be recorded: {'; '.join(problems)}")
     try:
         return Recording(run, device, reads)
     except Exception as error:
@@ -136,7 +136,7 @@ def complaints(run: Callable[[], None], device: torch.device) -> list[str]:
 def _examined(run: Callable[[], None], device: torch.device) -> tuple[list[str], list[Any]]:
     """The complaints, and the storages that were there before and are read or written."""
     lists = []
-    found: list[str] = []
+    problems: list[str] = []
     try:
         run()  # what is made at the first use is not part of a step
     except Exception as error:
@@ -146,19 +146,19 @@ def _examined(run: Callable[[], None], device: torch.device) -> tuple[list[str],
     for _ in range(2):
         watch = _Watch(device)
         try:
-            with watch, _Makers(watch.found):
+            with watch, _Makers(watch.problems):
                 run()
         except Exception as error:  # what reads values has none on the meta device
             if is_out_of_memory(error):
                 raise
-            if not watch.found:
-                found.append(f"it fails ({type(error).__name__}: {error})")
-        found += watch.found
-        found += [f"{name} leaves a new tensor behind" for name in watch.alive()]
+            if not watch.problems:
+                problems.append(f"it fails ({type(error).__name__}: {error})")
+        problems += watch.problems
+        problems += [f"{name} leaves a new tensor behind" for name in watch.alive()]
         lists.append(watch.names)
-    if lists[0] != lists[1] and not found:
-        found.append("a second run does something else than the first")
-    return list(dict.fromkeys(found)), list(watch.known.values())
+    if lists[0] != lists[1] and not problems:
+        problems.append("a second run does something else than the first")
+    return list(dict.fromkeys(problems)), list(watch.known.values())
 
 
 class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -166,8 +166,8 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         super().__init__()  # type: ignore[no-untyped-call]
         self.device = device
         self.names: list[str] = []
-        self.found: list[str] = []
-        self._made: dict[int, tuple[str, Any]] = {}
+        self.problems: list[str] = []
+        self._created: dict[int, tuple[str, Any]] = {}
         #: storages that were there before, by their address
         self.known: dict[int, Any] = {}
 
@@ -177,22 +177,22 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.names.append(name)
         inputs = list(_tensors((args, kwargs)))
         for tensor in inputs:
-            if _key(tensor) not in self._made:
+            if _key(tensor) not in self._created:
                 self.known[_key(tensor)] = tensor.untyped_storage()
         problem = self._problem(name, args, kwargs, inputs)
         if problem is not None:
-            self.found.append(problem)
+            self.problems.append(problem)
         result = function(*args, **kwargs)
         for tensor in _tensors(result):
             key = _key(tensor)
-            if key not in self.known and key not in {_key(one) for one in inputs}:
+            if key not in self.known and key not in {_key(given) for given in inputs}:
                 storage: Any = tensor.untyped_storage()
-                self._made[key] = (name, StorageWeakRef(storage))  # type: ignore[no-untyped-call]
+                self._created[key] = (name, StorageWeakRef(storage))  # type: ignore[no-untyped-call]
         return result
 
     def alive(self) -> Iterator[str]:
         """Names of what made tensors that are still there."""
-        for name, storage in self._made.values():
+        for name, storage in self._created.values():
             if not storage.expired():
                 yield name
 
@@ -202,8 +202,8 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if name in _SIZED:
             return f"{name} gives a tensor whose size depends on values"
         if name in ("index", "index_put", "index_put_", "_index_put_impl_"):
-            indices = [one for one in args[1] if one is not None]
-            if any(one.dtype in (torch.bool, torch.uint8) for one in indices):
+            indices = [index for index in args[1] if index is not None]
+            if any(index.dtype in (torch.bool, torch.uint8) for index in indices):
                 return f"{name} by a mask finds on the host how many values are chosen"
         if name in ("_to_copy", "copy_", "copy"):
             target = kwargs.get("device") or args[0].device
@@ -221,15 +221,15 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
 class _Makers(TorchFunctionMode):
     """Finds tensors that are made of the host's values, which dispatch does not show."""
 
-    def __init__(self, found: list[str]) -> None:
+    def __init__(self, problems: list[str]) -> None:
         super().__init__()
-        self.found = found
+        self.problems = problems
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if function in (torch.tensor, torch.as_tensor, torch.asarray, torch.from_numpy, Tensor.new_tensor):
-            given = [one for one in args if not isinstance(one, Tensor)]
+            given = [arg for arg in args if not isinstance(arg, Tensor)]
             if len(given) == len(args) or function is Tensor.new_tensor:
-                self.found.append(f"{function.__name__} makes a tensor of the host's values")
+                self.problems.append(f"{function.__name__} makes a tensor of the host's values")
         return function(*args, **(kwargs or {}))
 
 
@@ -237,11 +237,11 @@ def _tensors(structure: Any) -> Iterator[Tensor]:
     if isinstance(structure, Tensor):
         yield structure
     elif isinstance(structure, list | tuple):
-        for one in structure:
-            yield from _tensors(one)
+        for part in structure:
+            yield from _tensors(part)
     elif isinstance(structure, dict):
-        for one in structure.values():
-            yield from _tensors(one)
+        for part in structure.values():
+            yield from _tensors(part)
 
 
 def _key(tensor: Tensor) -> int:

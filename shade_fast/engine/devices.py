@@ -34,20 +34,20 @@ def resolve_devices(devices: str | Sequence[str]) -> tuple[torch.device, ...]:
     if names == ["auto"]:
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
         return tuple(torch.device("cuda", index) for index in range(count)) or (torch.device("cpu"),)
-    found = tuple(map(_device, names))
-    if len({device.type for device in found}) > 1:
+    resolved = tuple(map(_device, names))
+    if len({device.type for device in resolved}) > 1:
         raise ShadeFastError(
             f"devices={','.join(names)!r}: a CPU beside GPUs would make other results than they do; give one kind"
         )
-    return found
+    return resolved
 
 
 def resolve_device(devices: str | Sequence[str]) -> torch.device:
     """The device of what runs on one: of `auto` the first. Raises ShadeFastError as above, and for several names."""
-    found = resolve_devices(devices)
-    if len(found) > 1 and devices not in ("auto", ["auto"], ("auto",)):
-        raise ShadeFastError(f"devices={','.join(map(str, found))!r}: this runs on one; give one of them")
-    return found[0]
+    resolved = resolve_devices(devices)
+    if len(resolved) > 1 and devices not in ("auto", ["auto"], ("auto",)):
+        raise ShadeFastError(f"devices={','.join(map(str, resolved))!r}: this runs on one; give one of them")
+    return resolved[0]
 
 
 def _device(name: str) -> torch.device:
@@ -90,8 +90,8 @@ def resolve_backend(backend: str, device: torch.device) -> str:
         return backend
     if backend != compiled:
         if backend == "cuda":
-            mend = refusal or "the CPU is in use; give devices='cuda:0', or backend='native'"
-            raise ShadeFastError(f"backend 'cuda': {mend}")
+            why = refusal or "the CPU is in use; give devices='cuda:0', or backend='native'"
+            raise ShadeFastError(f"backend 'cuda': {why}")
         raise ShadeFastError(f"backend {backend!r}: runs on the CPU, and {device} is in use; give backend='cuda'")
     if not built:
         problem = refusal or "the compiled module is not there; reinstall shade_fast where g++ or clang++ is"

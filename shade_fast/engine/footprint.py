@@ -109,7 +109,7 @@ def _kept_by(run: Callable[[Tensor], Iterable[Tensor]], module: nn.Module, image
         return tensor
 
     with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        made = list(run(images.requires_grad_()))
+        outputs = list(run(images.requires_grad_()))
     bytes_kept = sum(kept.values()) + 2 * max(kept.values(), default=0)
-    del made
+    del outputs
     return bytes_kept

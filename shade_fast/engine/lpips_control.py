@@ -14,7 +14,7 @@ class LpipsControl:
         share of the perturbation kept:  clip(aim/LPIPS, 0.9, 1)
 
     The response exp(2·v) damps what the accumulated w alone would swing through. Length and share are for images with
-    wide flat areas: signed steps of full length are noise there that breaks the bound by itself, which no weight mends,
+    wide flat areas: signed steps of full length are noise there that breaks the bound by itself, which no weight fixes,
     and which goes away only when the perturbation shrinks. That takes many steps, so the first ones are short, and w
     begins where it settles. The aim is above the bound, as part of what LPIPS is while steps are long is their noise,
     which goes away as they shorten: what would be held to the bound itself ends a fifth below it. Everything is kept in

@@ -61,7 +61,7 @@ class Problem:
         self.visible = visible
         self.through = through
         #: by the encoder's place, the tensors that its last distance and gradient were written to
-        self._made: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+        self._written: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
         with torch.no_grad(), runtime.exact_products(clean.device):
             self._clean_view = view = self.see(clean / 255)
             #: each encoder's distance at the clean images, [B]
@@ -83,21 +83,21 @@ class Problem:
 
     def room(self, count: int) -> Problem:
         """A problem of as many images that are to be put in; until then they are this one's first."""
-        made = copy.copy(self)
-        made._made = {}
+        problem = copy.copy(self)
+        problem._written = {}
         for name, value in self._of_images().items():
             several = isinstance(value, tuple)
             rooms = tuple(_room(tensor, count) for tensor in (value if several else (value,)))
-            setattr(made, name, rooms if several else rooms[0])
-        return made
+            setattr(problem, name, rooms if several else rooms[0])
+        return problem
 
     def put(self, place: int, other: Problem, image: int) -> None:
         """One image takes the place of another, in the tensors that are there."""
         theirs = other._of_images()
         for name, value in self._of_images().items():
             if isinstance(value, tuple):
-                for mine, one in zip(value, theirs[name], strict=True):
-                    mine[place].copy_(one[image])
+                for mine, source in zip(value, theirs[name], strict=True):
+                    mine[place].copy_(source[image])
             else:
                 value[place].copy_(theirs[name][image])
 
@@ -133,10 +133,10 @@ class Problem:
         pulse()
         encoder, latents = self.encoders[index], _drawn(self.anchor_latents[index], draws)
         encoder.check_images(view)
-        made = runtime.latent_gradient(encoder.module, view, latents, self._made.get(index))
-        if made is not None:
-            self._made[index] = made
-            return made
+        joint = runtime.latent_gradient(encoder.module, view, latents, self._written.get(index))
+        if joint is not None:
+            self._written[index] = joint
+            return joint
         view = view.requires_grad_(True)
         distance = self._latent_distance(encoder, view, latents)
         return distance.detach(), torch.autograd.grad(distance.sum(), view)[0]
@@ -222,15 +222,15 @@ def _drawn(latents: torch.Tensor, draws: Sequence[Draw]) -> torch.Tensor:
     if all(draw.latent is None for draw in draws):
         return latents
     moved = [latents[index : index + 1] for index in range(len(latents))]
-    moved = [one if draw.latent is None else draw.latent(one) for draw, one in zip(draws, moved, strict=True)]
+    moved = [latent if draw.latent is None else draw.latent(latent) for draw, latent in zip(draws, moved, strict=True)]
     return torch.cat(moved)
 
 
 def _room(tensor: torch.Tensor, count: int) -> torch.Tensor:
     """A tensor for as many images as asked for, filled with the first, in its memory order."""
     order = memory_order(tensor) if tensor.ndim == 4 else torch.contiguous_format
-    made = torch.empty((count, *tensor.shape[1:]), dtype=tensor.dtype, device=tensor.device, memory_format=order)
-    return made.copy_(tensor[:1])
+    copies = torch.empty((count, *tensor.shape[1:]), dtype=tensor.dtype, device=tensor.device, memory_format=order)
+    return copies.copy_(tensor[:1])
 
 
 def _normalized(gradient: torch.Tensor) -> torch.Tensor:

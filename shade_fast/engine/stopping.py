@@ -73,7 +73,7 @@ class Progress:
             self._target[image] = self.stopping.ratio * start
 
     def met(self, delta: torch.Tensor, distance: torch.Tensor, held: torch.Tensor) -> None:
-        """Told what `delta` was found to reach before a step; `moving` then says which images take it."""
+        """Take in what `delta` reaches before a step; `moving` then says which images take it."""
         # Those that have stopped stand where they stood: they are not judged again.
         judged = self.moving & (self.meetings < self._total)
         self._last.copy_(torch.where(judged, torch.where(held, distance, torch.inf), self._last))
