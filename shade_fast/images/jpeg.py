@@ -17,7 +17,7 @@ Table = tuple[int, ...]
 
 @dataclass(frozen=True)
 class JpegSettings:
-    """What an encoder is told. luminance, chrominance: quantisation tables, 64 divisors each, row by row.
+    """What an encoder needs to know. luminance, chrominance: quantisation tables, 64 divisors each, row by row.
     subsampling: of chroma: 0 none (4:4:4), 1 halved across (4:2:2), 2 halved both ways (4:2:0)."""
 
     luminance: Table

@@ -51,27 +51,27 @@ def without_previews_exif(exif: bytes) -> tuple[bytes, int]:
     """
     block = _Block(exif)
     directories = block.directories()
-    kept = [one for one in directories if one.kept]
-    tables = _merged([(0, block.base + 8), *(one.span for one in kept)] if kept else [])
-    values = _merged([*tables, *(span for one in kept for _, span in one.values.values())])
+    kept = [directory for directory in directories if directory.kept]
+    tables = _merged([(0, block.base + 8), *(directory.span for directory in kept)] if kept else [])
+    values = _merged([*tables, *(span for directory in kept for _, span in directory.values.values())])
     spans: list[Span] = []
     pointers: list[int] = []
     pictures = 0
     for directory in directories:
-        shown = [one for one in block.pictures(directory) if not _overlap(values if directory.kept else tables, one)]
+        shown = [span for span in block.pictures(directory) if not _overlap(values if directory.kept else tables, span)]
         if not shown:
             continue
         pictures += 1
         spans += shown
         if not directory.kept:
             own = (directory.span, *(span for _, span in directory.values.values()))
-            spans += [one for one in own if not _overlap(values, one)]
+            spans += [span for span in own if not _overlap(values, span)]
             pointers += [directory.pointer] if directory.pointer else []
     declared = _merged(spans)
     for span in _streams(exif, values):
         pictures += not _overlap(declared, span)
         spans.append(span)
-    packets = [one.values[_XMP][1] for one in kept[:1] if _XMP in one.values]
+    packets = [directory.values[_XMP][1] for directory in kept[:1] if _XMP in directory.values]
     encoded = [(start + first, start + last) for start, end in packets for first, last in _encoded(exif[start:end])]
     pictures += len(encoded)
     if not pictures:
@@ -120,7 +120,7 @@ class _Block:
 
     def directories(self) -> list[_Directory]:
         """All that can be reached; those to be kept first, so that nothing else claims their bytes."""
-        found: list[_Directory] = []
+        directories: list[_Directory] = []
         seen: set[int] = set()
         waiting = [(self._number(self.base + 4, 4), True, 0)] if self.order else []
         while waiting and len(seen) < _MOST_DIRECTORIES:
@@ -130,14 +130,14 @@ class _Block:
             if directory is None:
                 continue
             if kept:
-                waiting[:0] = [(one, True, 0) for tag in _PARTS for one in self._numbers(directory, tag)[:1]]
-            waiting += [(one, False, 0) for one in self._numbers(directory, _OTHERS)[:_MOST_DIRECTORIES]]
+                waiting[:0] = [(place, True, 0) for tag in _PARTS for place in self._numbers(directory, tag)[:1]]
+            waiting += [(place, False, 0) for place in self._numbers(directory, _OTHERS)[:_MOST_DIRECTORIES]]
             # The directories below the first have none that follows; some writers leave out the zero that says so.
-            if not (kept and found):
+            if not (kept and directories):
                 following = directory.span[1] - 4
                 waiting.append((self._number(following, 4), False, following))
-            found.append(directory)
-        return found
+            directories.append(directory)
+        return directories
 
     def pictures(self, directory: _Directory) -> Iterator[Span]:
         """Where the pictures are that a directory points to, as far as the block holds them."""
@@ -165,12 +165,12 @@ class _Block:
 
     def _number(self, position: int, size: int) -> int:
         """The number at a place; 0 where the block ends before."""
-        found = self.data[position : position + size]
-        return int.from_bytes(found, self.order or "big") if len(found) == size else 0
+        raw = self.data[position : position + size]
+        return int.from_bytes(raw, self.order or "big") if len(raw) == size else 0
 
     def _numbers(self, directory: _Directory, tag: int) -> list[int]:
         size, (start, end) = directory.values.get(tag, (4, (0, 0)))
-        return [self._number(one, size) for one in range(start, min(end, start + size * _MOST_VALUES), size)]
+        return [self._number(position, size) for position in range(start, min(end, start + size * _MOST_VALUES), size)]
 
 
 def _streams(data: bytes, kept: list[Span]) -> Iterator[Span]:

@@ -34,7 +34,7 @@ INPUT_SUFFIXES = (".bmp", ".gif", ".jpg", ".jpeg", ".png", ".ppm", ".tif", ".tif
 
 _PLAIN_MODES = ("1", "L", "P", "RGB")
 _ALPHA_MODES = ("LA", "PA", "RGBA", "RGBa")
-_MODE_MENDS = {
+_MODE_FIXES = {
     "CMYK": "a CMYK image; convert it to RGB with its own colour profile first",
     "YCbCr": "a YCbCr image; convert it to RGB first",
     "LAB": "a Lab image; convert it to RGB first",
@@ -118,7 +118,7 @@ def decode(
 ) -> DecodedImage:
     """Decode a path, an encoded file's bytes, a PIL image or a uint8 array [H, W], [H, W, 1], [H, W, 3] or [H, W, 4].
 
-    Grey and palette images become RGB. Refused with a ShadeFastError that names the image, what it is and the mend:
+    Grey and palette images become RGB. Refused with a ShadeFastError that names the image, what it is and the fix:
     what cannot be read, animations, 16-bit and float images, CMYK and other colour spaces, and more than max_pixels.
     """
     if isinstance(source, np.ndarray):
@@ -153,7 +153,7 @@ def read_file(path: str | os.PathLike[str], limit: int = LARGEST_FILE) -> bytes:
         size = status.st_size
         if size <= limit:
             data = file.read(size + 1)
-            if len(data) > size:  # it grows, or its size is not told
+            if len(data) > size:  # it grows, or its size is not reported
                 data += file.read(limit + 1 - len(data))
             size = len(data)
     if size > limit:
@@ -172,9 +172,9 @@ def _from_bytes(data: bytes, name: str, max_pixels: int) -> DecodedImage:
     except Image.DecompressionBombError as error:
         raise ShadeFastError(f"{name}: refused as a decompression bomb: {error}") from error
     except Exception as error:
-        found = "" if isinstance(error, UnidentifiedImageError) else f" ({error})"
+        detail = "" if isinstance(error, UnidentifiedImageError) else f" ({error})"
         raise ShadeFastError(
-            f"{name}: damaged, or not an image that can be read{found}; give one of {', '.join(INPUT_FORMATS)}"
+            f"{name}: damaged, or not an image that can be read{detail}; give one of {', '.join(INPUT_FORMATS)}"
         ) from error
     _refuse(picture, name, max_pixels)
     if _bits_per_sample(picture, data) > 8:
@@ -283,7 +283,7 @@ def _refuse(picture: Image.Image, name: str, max_pixels: int) -> None:
         )
     if picture.mode not in _PLAIN_MODES + _ALPHA_MODES:
         raise ShadeFastError(
-            f"{name}: {_MODE_MENDS.get(picture.mode, f'mode {picture.mode}; convert it to RGB first')}"
+            f"{name}: {_MODE_FIXES.get(picture.mode, f'mode {picture.mode}; convert it to RGB first')}"
         )
 
 
