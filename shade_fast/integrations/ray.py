@@ -54,8 +54,8 @@ def poison_archive(
 
     actors: how many engines; default as many as the cluster's GPUs or CPUs allow. cpus_per_actor: cores, and torch's
     threads, of each. gpus_per_actor: 1 for an engine a GPU. `out` must be one that every node reaches, a shared folder
-    or a URL. An actor that dies is replaced, and its shard goes on where it was. Shards are the unit of work: give a
-    folder a `shard_size` well below its images over `actors`. `progress`, `events` and `on_row` are told of a shard's
+    or a URL. An actor that dies is replaced, and its shard resumes where it was. Shards are the unit of work: give a
+    folder a `shard_size` well below its images over `actors`. `progress`, `events` and `on_row` are given a shard's
     images when it is finished.
 
     Raises ShadeFastError as that does, and at the end where `DEATHS_OF_A_SHARD` actors died over a shard.
@@ -143,7 +143,7 @@ class _Engine:
         self.archive.join(f"actor-{os.getpid()}-{uuid.uuid4().hex}")
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        made: dict[str, list[Any]] = {
+        results: dict[str, list[Any]] = {
             name: [] for name in ("name", "given_up", "rows", "engine_seconds", "waiting_seconds")
         }
         for pickled in batch["shard"]:
@@ -154,12 +154,12 @@ class _Engine:
             given_up = ray.get(self.begun.again.remote(shard.name)) > DEATHS_OF_A_SHARD
             if not given_up:
                 self.archive.run_shard(shard, threading.Event(), rows.append)
-            made["name"].append(shard.name)
-            made["given_up"].append(given_up)
-            made["rows"].append(pickle.dumps(rows))
-            made["engine_seconds"].append(clock.engine - engine)
-            made["waiting_seconds"].append(clock.waiting - waiting)
-        return made
+            results["name"].append(shard.name)
+            results["given_up"].append(given_up)
+            results["rows"].append(pickle.dumps(rows))
+            results["engine_seconds"].append(clock.engine - engine)
+            results["waiting_seconds"].append(clock.waiting - waiting)
+        return results
 
 
 def _fitting(cpus: int, gpus: float) -> int:
