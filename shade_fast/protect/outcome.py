@@ -121,7 +121,7 @@ def summarize(
         lines.append(line + (f", largest lpips {max(lpips):.4f}" if lpips else ""))
     measured = [image.survival for image in images if image.survival is not None]
     if measured:
-        means = ", ".join(f"{name} {mean_share(one[name] for one in measured):.0%}" for name in measured[0])
+        means = ", ".join(f"{name} {mean_share(survival[name] for survival in measured):.0%}" for name in measured[0])
         lines.append(f"shift left after {means}")
     if seconds > 0:
         lines.append(f"{seconds:.1f} s, {len(images) / seconds:.3f} images/s")
