@@ -1,4 +1,4 @@
-"""How much memory the machine has left for this process, as Linux tells it."""
+"""How much memory the machine has left for this process, as Linux reports it."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ def free_bytes(proc: Path = Path("/proc"), cgroups: Path = Path("/sys/fs/cgroup"
     Cached files that nobody has used for a while count as free. None where the system does not say. proc, cgroups:
     where the system's files are.
     """
-    found = [*_available(proc), *_left_in_groups(proc, cgroups)]
-    return max(0, min(found)) if found else None
+    left = [*_available(proc), *_left_in_groups(proc, cgroups)]
+    return max(0, min(left)) if left else None
 
 
 def _available(proc: Path) -> Iterator[int]:
