@@ -58,8 +58,8 @@ class Terminal:
         return getattr(self._stream, name)
 
 
-def _without_secrets(found: re.Match[str]) -> str:
-    return f"://{_clean(found['rest'])}"
+def _without_secrets(match: re.Match[str]) -> str:
+    return f"://{_clean(match['rest'])}"
 
 
 def _clean(rest: str) -> str:
@@ -70,6 +70,6 @@ def _clean(rest: str) -> str:
     return f"{host.rpartition('@')[2]}{slash}{path}{'?' if mark else ''}{left_out}"
 
 
-def _escape(found: re.Match[str]) -> str:
-    code = ord(found[0])
+def _escape(match: re.Match[str]) -> str:
+    code = ord(match[0])
     return f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}"
