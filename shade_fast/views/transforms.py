@@ -172,20 +172,20 @@ def checked_transforms(where: str, transforms: Any) -> tuple[Transform, ...]:
     """Transforms as a tuple. Raises ShadeFastError for what is none, and for one that stands alone."""
     if not isinstance(transforms, Iterable):
         raise ShadeFastError(f"{where}: {transforms!r}; give a tuple of them, such as (Jpeg(),)")
-    found = tuple(transforms)
-    for one in found:
-        if isinstance(one, type):
-            raise ShadeFastError(f"{where}: {one.__name__} is a class; give {one.__name__}()")
-        if not callable(getattr(one, "draw", None)):
-            raise ShadeFastError(f"{where}: {one!r} has no draw(); see shade_fast.views.transforms")
-    return found
+    checked = tuple(transforms)
+    for transform in checked:
+        if isinstance(transform, type):
+            raise ShadeFastError(f"{where}: {transform.__name__} is a class; give {transform.__name__}()")
+        if not callable(getattr(transform, "draw", None)):
+            raise ShadeFastError(f"{where}: {transform!r} has no draw(); see shade_fast.views.transforms")
+    return checked
 
 
 def compose(draws: Sequence[Draw]) -> Draw:
     """One draw after the other."""
 
     def through(maps: Sequence[Map]) -> Map:
-        return lambda tensor: functools.reduce(lambda value, one: one(value), maps, tensor)
+        return lambda tensor: functools.reduce(lambda value, change: change(value), maps, tensor)
 
     latents = [draw.latent for draw in draws if draw.latent is not None]
     return Draw(through([draw.image for draw in draws]), through(latents) if latents else None)
@@ -244,6 +244,6 @@ def _part(random: np.random.Generator, smallest: float, largest: float) -> float
 
 
 def _in_range(transform: str, name: str, value: Any, least: float, most: float) -> None:
-    found = number(value)
-    if found is None or not least <= found <= most:
+    checked = number(value)
+    if checked is None or not least <= checked <= most:
         raise ShadeFastError(f"{transform} {name}={value!r}: give a number from {least:g} to {most:g}")
