@@ -176,7 +176,7 @@ class Pool:
             while not self._closed:
                 while not ahead or len(self._queue) >= len(self._left):
                     others = self._left - {number}
-                    fitting = (one for one in self._queue if number not in one.died or others <= one.died)
+                    fitting = (part for part in self._queue if number not in part.died or others <= part.died)
                     part = next(fitting, None)
                     if part is None:
                         break
@@ -212,20 +212,20 @@ class Pool:
                 back.append(part)
                 continue
             for place, work in zip(part.places, part.works, strict=True):
-                one = _Part(part.batch, [place], part.deaths + 1, part.died | {number})
-                if one.deaths < DEATHS_OF_AN_IMAGE:
-                    back.append(one)
+                lone = _Part(part.batch, [place], part.deaths + 1, part.died | {number})
+                if lone.deaths < DEATHS_OF_AN_IMAGE:
+                    back.append(lone)
                     continue
                 with self._changed:
-                    if self._pardon and len(one.died) > 1:
+                    if self._pardon and len(lone.died) > 1:
                         self._pardon = False
-                        for blameless in one.died:
+                        for blameless in lone.died:
                             self._deaths[blameless] = 0
                 error = TransientError(
-                    f"{one.deaths} worker processes died over this image, the last on {device} ({why}); leave it out, "
+                    f"{lone.deaths} worker processes died over this image, the last on {device} ({why}); leave it out, "
                     "or see whether the machine has the memory for it"
                 )
-                self._finish(one, [Protected(work.image, failed(error, work.image))])
+                self._finish(lone, [Protected(work.image, failed(error, work.image))])
         with self._changed:
             self._queue.extendleft(reversed(back))
             self._changed.notify_all()
@@ -255,5 +255,5 @@ class Pool:
     def _error(self) -> ShadeFastError:
         if self._closed:
             return DevicesLostError("devices: the pool of workers is closed")
-        told = "; ".join(f"{device}: {why}" for device, why in self._lost.items())
-        return DevicesLostError(f"devices: none is left ({told})")
+        reasons = "; ".join(f"{device}: {why}" for device, why in self._lost.items())
+        return DevicesLostError(f"devices: none is left ({reasons})")

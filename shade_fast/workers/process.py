@@ -74,7 +74,7 @@ def _protector(packed: Mapping[str, bytes], device: str) -> Protector:
 
 
 class _Signs:
-    """Tells the parent of steps, but not of each: of one in `PULSE_SECONDS`."""
+    """Reports steps to the parent, but not each: one in `PULSE_SECONDS`."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
