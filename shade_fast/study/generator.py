@@ -117,8 +117,8 @@ def draw(generator: Generator, texts: Tensor, noise: Tensor, steps: int = 25, gu
     latents, both = noise, torch.cat([texts, torch.zeros_like(texts)])
     for step in range(steps):
         times = torch.full((2 * len(texts),), 1 - step / steps)
-        told, untold = generator(torch.cat([latents, latents]), times, both).chunk(2)
-        latents = latents - (untold + guidance * (told - untold)) / steps
+        captioned, without = generator(torch.cat([latents, latents]), times, both).chunk(2)
+        latents = latents - (without + guidance * (captioned - without)) / steps
     return latents
 
 

@@ -54,8 +54,8 @@ def train_on_pools(
 ) -> Checkpoint:
     """Train the small generator on pools of images with captions and keep it in `out`, a .safetensors file.
 
-    Where `out` is there, it is gone on with to `steps`. start: another checkpoint, whose averaged weights are begun
-    with. width, depth: of the transformer; by default the checkpoint's that is there, or else `WIDTH` and `DEPTH`.
+    Where `out` is there, its training resumes, up to `steps`. start: another checkpoint, whose averaged weights are
+    the start. width, depth: of the transformer; by default the checkpoint's that is there, or else `WIDTH` and `DEPTH`.
     Raises ShadeFastError for a size that is no multiple of the encoder's factor, times 2, and for anything but `steps`
     that differs from what `out` or `start` was trained with.
     """

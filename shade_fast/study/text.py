@@ -30,8 +30,8 @@ class SentenceEncoder:
         self.batch_size = batch_size
         transformers = import_transformers()
         try:
-            found = Model(model, _packaged_folder()) if model == PACKAGED else find_model(model, TRANSFORMER)
-            self.name, folder = found.name, str(found.folder)
+            source = Model(model, _packaged_folder()) if model == PACKAGED else find_model(model, TRANSFORMER)
+            self.name, folder = source.name, str(source.folder)
             transformers.utils.logging.disable_progress_bar()
             self._tokenizer: Any = transformers.AutoTokenizer.from_pretrained(folder, **PLAIN)
             self._model: Any = transformers.AutoModel.from_pretrained(folder, weights_only=True, **PLAIN)
@@ -93,7 +93,7 @@ def import_transformers() -> Any:
 
 def _packaged_folder() -> Path:
     # Found, not imported: its own loader wants sentence-transformers, which nothing here does.
-    found = importlib.util.find_spec(PACKAGED.replace("-", "_"))
-    if found is None or found.origin is None:
+    spec = importlib.util.find_spec(PACKAGED.replace("-", "_"))
+    if spec is None or spec.origin is None:
         raise ShadeFastError(f"sentence model {PACKAGED!r}: not installed; pip install 'shade-fast[study]'")
-    return Path(found.origin).parent / "model"
+    return Path(spec.origin).parent / "model"

@@ -170,7 +170,7 @@ def test_another_sentence_model_is_refused(pool: Path, sentences: SentenceEncode
     trained = train_on_pools([pool], out, sentences=sentences, **options)
     other = copy.copy(sentences)
     other.name = "another-model"
-    with pytest.raises(ShadeFastError, match=f"told captions by '{sentences.name}'"):
+    with pytest.raises(ShadeFastError, match=f"trained with '{sentences.name}'"):
         sample(trained, "a lake", 1, encoder, other)
     with pytest.raises(ShadeFastError, match="trained with another sentences"):
         train_on_pools([pool], out, sentences=other, **{**options, "steps": 2})

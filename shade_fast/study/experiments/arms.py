@@ -1,4 +1,4 @@
-"""An arm: the generator gone on with on one mixture of images, and what it draws then. A finished arm is a file."""
+"""An arm: the generator trained further on one mixture of images, and what it draws then. A finished arm is a file."""
 
 from __future__ import annotations
 

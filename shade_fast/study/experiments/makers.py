@@ -58,10 +58,10 @@ def make_by_processes(
             for maker in busy:
                 if maker.connection not in ready:
                     continue
-                made, seconds = maker.end()
-                say(f"{_name(made)}: {seconds:.0f} s")
-                if not isinstance(made, Perturbed):
-                    yield made
+                done, seconds = maker.end()
+                say(f"{_name(done)}: {seconds:.0f} s")
+                if not isinstance(done, Perturbed):
+                    yield done
     finally:
         for maker in makers:
             maker.process.kill()
@@ -102,16 +102,16 @@ class _Maker:
         task, self.task = self.task, None
         assert task is not None
         try:
-            made = self.connection.recv()
+            answer = self.connection.recv()
         except (EOFError, OSError) as error:
             self.process.join()
             raise ShadeFastError(
                 f"{_name(task)}: its process ended ({_end(self.process.exitcode)}); run again, with fewer processes if "
                 "memory was short: what was finished is kept"
             ) from error
-        if isinstance(made, str):
-            raise ShadeFastError(f"{_name(task)}: {made}")
-        return task, made
+        if isinstance(answer, str):
+            raise ShadeFastError(f"{_name(task)}: {answer}")
+        return task, answer
 
 
 def _end(code: int | None) -> str:

@@ -116,12 +116,12 @@ class Bench:
             steps=self.scale.poison_steps,
             devices="cpu",
         )
-        made = [protected.outcome.image for protected in poisoner.protect((image, anchor) for image in images)]
-        if any(image is None for image in made):
+        moved = [protected.outcome.image for protected in poisoner.protect((image, anchor) for image in images)]
+        if any(image is None for image in moved):
             raise ShadeFastError(
-                f"{which.name}: {sum(image is None for image in made)} of its images cannot be perturbed"
+                f"{which.name}: {sum(image is None for image in moved)} of its images cannot be perturbed"
             )
-        return np.stack([image for image in made if image is not None])
+        return np.stack([image for image in moved if image is not None])
 
 
 def prepare(
@@ -191,7 +191,7 @@ def trained_generator(
     say: Say = print,
     known: Known | None = None,
 ) -> Checkpoint:
-    """The generator trained on the world's first part; from `path` where that is there, gone on with where cut off."""
+    """The generator trained on the world's first part; resumed from `path` where that is there."""
     schedule = Schedule(scale.training_steps, scale.training_batch, warmup=min(200, scale.training_steps // 4))
     checkpoint = Checkpoint.load(path) if path.exists() else None
     if checkpoint is not None and checkpoint.step >= schedule.steps:

@@ -36,7 +36,7 @@ def run_experiments(
     processes: int = 1,
     say: Say = print,
 ) -> list[Path]:
-    """Run the paper's questions on a pool of photographs with concepts; run again, it goes on where it was cut off.
+    """Run the paper's questions on a pool of photographs with concepts; run again, it resumes where it was cut off.
 
     folder: gets a subfolder with figures.csv, plot.svg, sheet.png and reading.md for each experiment; what they are
         made from is kept beside: the generator, the judge, perturbed images, and a file for each finished arm and seed.

@@ -45,19 +45,19 @@ class World:
 
         Raises ShadeFastError where the pool has fewer.
         """
-        found: dict[str, list[UInt8Array]] = defaultdict(list)
+        squares: dict[str, list[UInt8Array]] = defaultdict(list)
         wanted = sum(counts)
         for pair in read_pool(pool):
             concept = pair.concept
-            if concept is not None and concept in concepts and len(found[concept]) < wanted:
-                found[concept].append(square(pair.read(), size, pair.key))
+            if concept is not None and concept in concepts and len(squares[concept]) < wanted:
+                squares[concept].append(square(pair.read(), size, pair.key))
         images = {}
         for concept in concepts:
-            if len(found[concept]) < wanted:
-                raise ShadeFastError(f"{pool}: {len(found[concept])} images of {concept!r}; {wanted} are needed")
+            if len(squares[concept]) < wanted:
+                raise ShadeFastError(f"{pool}: {len(squares[concept])} images of {concept!r}; {wanted} are needed")
             begin = 0
             for part, count in zip(PARTS, counts, strict=True):
-                images[part, concept] = np.stack(found[concept][begin : begin + count])
+                images[part, concept] = np.stack(squares[concept][begin : begin + count])
                 begin += count
         return cls(tuple(concepts), size, images)
 
