@@ -81,7 +81,7 @@ def resolve_anchor(target: Target | Anchor, library: AnchorLibrary) -> Anchor:
     """The anchor that a caller means: a library's name, a path (image or folder), an image, or a latent tensor.
 
     Raises ShadeFastError for a name that is neither in the library nor a path (with the nearest), other types, and an
-    image that cannot be decoded: it is named now, not once for every image protected.
+    image that cannot be decoded. The error comes now, and not again for every image protected.
     """
     if isinstance(target, Anchor):
         return target.check()
