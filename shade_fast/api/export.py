@@ -50,10 +50,11 @@ def export_onnx(
         step       images, anchor_latents, clean_features_0, ... -> latent_distance, lpips, latent_gradient,
                    lpips_gradient
 
-    encoder: what `load_encoder` takes. size: height and width in pixels of what the encoder sees, or one side of both;
-    batch: images of one run; shapes are fixed. perceptual: an LPIPS network, its name, `auto`, or None for none.
+    encoder: what `load_encoder` takes. size: height and width in pixels of what the encoder sees, or the side of a
+    square; batch: images of one run; shapes are fixed. perceptual: an LPIPS network, its name, `auto`, or None for
+    none.
     precision: of weights and activations, `float32`, `float16` or `bfloat16` (errors: docs/onnx.md); norms' statistics,
-    distances, inputs and outputs are float32 whatever it is. Graphs hold ONNX's own operators and their weights.
+    distances, inputs and outputs are always float32. Graphs hold ONNX's own operators and their weights.
 
     Returns the card. Raises ShadeFastError for sizes that the encoder does not take, for a network that ONNX has no
     form for, and for a folder that cannot be written.
@@ -124,7 +125,7 @@ def card_lines(card: dict[str, Any]) -> list[str]:
 
 
 class _Step(nn.Module):
-    """Images, anchors' latents and clean features to the distances that a step differentiates."""
+    """Maps images, anchors' latents and clean features to the distances that a step differentiates."""
 
     def __init__(self, encoder: Encoder, network: Perceptual | None) -> None:
         super().__init__()
