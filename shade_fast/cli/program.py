@@ -1,4 +1,5 @@
-"""The program: its commands, each imported when it is asked for, its exit codes and its last resorts."""
+"""The program: its commands, each imported when it is asked for, its exit codes, and errors that nothing else
+catches."""
 
 from __future__ import annotations
 
@@ -86,7 +87,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     expected, 130 and 143 interrupted, 141 nobody reads the output any more."""
     options = parser().parse_args(arguments)
     if isinstance(sys.stdout, io.TextIOWrapper):
-        # A file's name may hold bytes that are no text, or text that the terminal's encoding lacks.
+        # A file's name may hold bytes that are not text, or characters that the terminal's encoding lacks.
         sys.stdout.reconfigure(errors="backslashreplace")
     streams = [stream and cast("IO[str]", Terminal(stream)) for stream in (sys.stdout, sys.stderr)]
     with contextlib.redirect_stdout(streams[0]), contextlib.redirect_stderr(streams[1]):
@@ -102,7 +103,7 @@ def _run(options: argparse.Namespace) -> int:
     except BrokenPipeError as error:
         if not _unread():
             return _fault(error)
-        # Whoever read the output has seen enough; what is still to be flushed as Python ends goes nowhere.
+        # The reader has closed the output; what Python still flushes as it ends is discarded.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_PIPE
     except ShadeFastError as error:
