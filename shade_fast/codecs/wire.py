@@ -1,4 +1,4 @@
-"""What is asked of a codec's process and what it answers, as JSON and raw bytes: nothing that is read can run code."""
+"""Requests to a codec's process and its answers, as JSON and raw bytes: nothing that is read can run code."""
 
 from __future__ import annotations
 
@@ -51,17 +51,17 @@ class Stream(Protocol):
 
 
 def message(value: Any) -> list[memoryview]:
-    """What is sent, one after the other, for a dataclass of dataclasses, tuples, uint8 arrays, bytes, text, numbers
-    and None: the length of its JSON, the JSON, and the bytes and arrays, of which the JSON has the sizes."""
+    """The parts to send, in order, for a dataclass of dataclasses, tuples, uint8 arrays, bytes, text, numbers and None:
+    the length of its JSON, the JSON, then the bytes and arrays, whose sizes the JSON holds."""
     buffers: list[memoryview] = []
     header = json.dumps(_plain(value, buffers)).encode()
     return [memoryview(len(header).to_bytes(8, "big")), memoryview(header), *buffers]
 
 
 def receive(stream: Stream, kind: type[Value], room: float = math.inf) -> Value:
-    """The value of that type that a `message` holds. room: most bytes that its arrays and files may have, together.
+    """The value of that type that a `message` holds. room: the most bytes that its arrays and files may have together.
 
-    Raises EOFError, and ValueError for what is no such message.
+    Raises EOFError, and ValueError for anything but such a message.
     """
     length = int.from_bytes(stream.read(8), "big")
     if length > LONGEST:
