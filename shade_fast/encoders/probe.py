@@ -30,14 +30,14 @@ def wrap_module(module: nn.Module, device: torch.device | str) -> Encoder:
 
 
 def wrap_callable(function: Callable[[Tensor], Tensor], device: torch.device | str) -> Encoder:
-    """An encoder around a function from images in [0, 1] to latents, which runs where it pleases."""
+    """An encoder around a function from images in [0, 1] to latents, which chooses its own device."""
     name = str(getattr(function, "__name__", type(function).__name__))
     factor, channels = probe(function, name, device)
     return Encoder(Function(function), name=name, kind="callable", factor=factor, channels=channels, device=device)
 
 
 class Function(nn.Module):
-    """A plain function in a module's clothes; copies share it."""
+    """A plain function wrapped as a module; copies share it."""
 
     def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
