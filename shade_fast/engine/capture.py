@@ -15,12 +15,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from shade_fast.terms.errors import ShadeFastError, reason
 
-#: What a device or a machine without memory for a step raises.
+#: Errors of a device or a machine that has no memory for a step.
 OUT_OF_MEMORY = (torch.cuda.OutOfMemoryError, MemoryError)
-#: And what torch and libraries say in other errors.
+#: And the texts by which torch and libraries say it in other errors.
 _OUT_OF_MEMORY_TEXTS = (
     *("out of memory", "can't allocate memory", "STATUS_ALLOC_FAILED"),
-    # cuDNN, which tries its engines and drops the errors of those that have no memory to work in
+    # cuDNN tries its engines, and drops the errors of those that lack memory
     "unable to find an engine to execute this computation",
 )
 #: Ops whose result the host reads, or whose result's size depends on values.
@@ -29,9 +29,9 @@ _SIZED = {"nonzero", "nonzero_numpy", "masked_select", "unique_dim", "_unique2",
 
 
 def is_out_of_memory(error: BaseException | None, handled: BaseException | None = None) -> bool:
-    """Whether an error, or one that it came of, says that a device or the machine has no memory left.
+    """Whether an error, or one that caused it, says that a device or the machine has no memory left.
 
-    handled: the error that somebody was handling before, `sys.exc_info()[1]`, of which it did not come.
+    handled: the error that was being handled before, `sys.exc_info()[1]`, which did not cause it.
     """
     while error is not None and error is not handled:
         if isinstance(error, OUT_OF_MEMORY) or (
@@ -43,10 +43,10 @@ def is_out_of_memory(error: BaseException | None, handled: BaseException | None 
 
 
 def captured(run: Callable[[], None], device: torch.device) -> Callable[[], None]:
-    """What does the same as `run` on tensors that stay where they are: on a GPU a recorded graph that is played again.
+    """A function that does what `run` does, on tensors that stay where they are: on a GPU it replays a recorded graph.
 
-    It runs a few times before. Raises ShadeFastError, with the reason, where it cannot be recorded; out of memory stays
-    what it is.
+    `run` runs a few times first. Raises ShadeFastError, with the reason, where it cannot be recorded; an error of
+    memory is raised as it is.
     """
     if device.type != "cuda":
         return run
@@ -64,8 +64,8 @@ def captured(run: Callable[[], None], device: torch.device) -> Callable[[], None
 class Recording:
     """A run that is recorded as a CUDA graph; a call plays it again.
 
-    Each has a stream of its own, for the runs before and for the recording: libraries keep memory to work in by the
-    stream, and give it up with the graph. It keeps alive what the run reads, which a graph does not.
+    Each has its own stream, for the first runs and for the recording: libraries keep work memory for each stream, and
+    free it with the graph. It keeps alive what the run reads, which a graph does not.
     """
 
     def __init__(self, run: Callable[[], None], device: torch.device, reads: Sequence[Any]) -> None:
@@ -88,7 +88,7 @@ class Recording:
             _streams[self._device].append(self._stream)
 
 
-#: by device, the streams of recordings that are gone: there are as many as recordings ever were at a time
+#: by device, the streams of recordings that are gone, to be used again
 _streams: dict[torch.device, list[Any]] = {}
 
 
@@ -103,7 +103,7 @@ def _stream(device: torch.device) -> Any:
 def _recorded(run: Callable[[], None], stream: Any) -> Any:
     """A graph of a run, on a stream and in memory of its own, after two other runs there."""
     stream.wait_stream(torch.cuda.current_stream())
-    # Whatever a recording that fails leaves behind, afterwards the current stream is what it was.
+    # The current stream is restored, also after a recording that fails.
     with torch.cuda.stream(stream):
         for _ in range(2):
             run()
@@ -113,8 +113,8 @@ def _recorded(run: Callable[[], None], stream: Any) -> Any:
             with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
                 run()
         except BaseException:
-            # Where torch could not end the graph it would go on allocating for it, and free nothing any more. Where it
-            # could, the first call refuses, and the pool goes with the graph. (AttributeError: torch before 2.7.)
+            # If torch could not end the graph, it would keep allocating for it and free nothing. If it could, the first
+            # call refuses, and the pool goes with the graph. (AttributeError: torch before 2.7.)
             with contextlib.suppress(RuntimeError, AttributeError):
                 torch._C._cuda_endAllocateToPool(torch.cuda.current_device(), pool)
                 torch._C._cuda_releasePool(torch.cuda.current_device(), pool)
@@ -126,9 +126,9 @@ def _recorded(run: Callable[[], None], stream: Any) -> Any:
 def complaints(run: Callable[[], None], device: torch.device) -> list[str]:
     """Why `run`, on tensors of a device, cannot be recorded and played again; empty where it can.
 
-    Found are: what the host reads or copies from the device, what is copied to it, results whose size depends on
-    values, tensors that outlive the run without being there before, and a second run that does something else than the
-    first. On the `meta` device nothing is computed, so that a step for a GPU is checked without one.
+    It finds: reads and copies from the device by the host, copies to it, results whose size depends on values, new
+    tensors that outlive the run, and a second run that does something other than the first. On the `meta` device
+    nothing is computed, so that a step for a GPU is checked without one.
     """
     return _examined(run, device)[0]
 
@@ -138,17 +138,17 @@ def _examined(run: Callable[[], None], device: torch.device) -> tuple[list[str],
     lists = []
     problems: list[str] = []
     try:
-        run()  # what is made at the first use is not part of a step
+        run()  # what the first use creates is not part of a step
     except Exception as error:
         if is_out_of_memory(error):
             raise
-        # it is met again below
+        # the same error comes again below
     for _ in range(2):
         watch = _Watch(device)
         try:
             with watch, _Makers(watch.problems):
                 run()
-        except Exception as error:  # what reads values has none on the meta device
+        except Exception as error:  # on the meta device, ops that read values fail
             if is_out_of_memory(error):
                 raise
             if not watch.problems:
@@ -191,7 +191,7 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return result
 
     def alive(self) -> Iterator[str]:
-        """Names of what made tensors that are still there."""
+        """Names of the ops whose new tensors are still there."""
         for name, storage in self._created.values():
             if not storage.expired():
                 yield name

@@ -13,8 +13,7 @@ from shade_fast.ops import gpu, native
 from shade_fast.runtime import ONNXRUNTIME, check_onnxruntime, check_precision, onnx_provider
 from shade_fast.terms.errors import ShadeFastError
 
-#: `auto`, and what there is; it never chooses ONNX Runtime, which stands for the provider of the device where none is
-#: named.
+#: `auto` never chooses ONNX Runtime; `onnxruntime` without a provider takes that of the device.
 BACKENDS = ("auto", "reference", "native", "cuda", "onnxruntime", *ONNXRUNTIME)
 
 
@@ -23,8 +22,7 @@ def resolve_devices(devices: str | Sequence[str]) -> tuple[torch.device, ...]:
 
     devices: `auto`, or names, as a sequence or with commas between them; the CPU may be named several times.
 
-    Raises ShadeFastError for none, for an unknown or absent one, and for a CPU beside GPUs: which of them an image
-    came to would show in its result.
+    Raises ShadeFastError for none, for an unknown or absent one, and for a CPU beside GPUs, whose results differ.
     """
     if not isinstance(devices, str | Sequence) or not all(isinstance(name, str) for name in devices):
         raise ShadeFastError(f"devices={devices!r}: give 'auto', or names such as 'cpu' or 'cuda:0'")
@@ -43,7 +41,8 @@ def resolve_devices(devices: str | Sequence[str]) -> tuple[torch.device, ...]:
 
 
 def resolve_device(devices: str | Sequence[str]) -> torch.device:
-    """The device of what runs on one: of `auto` the first. Raises ShadeFastError as above, and for several names."""
+    """The device for work on a single one: of `auto` the first. Raises ShadeFastError as above, and for several
+    names."""
     resolved = resolve_devices(devices)
     if len(resolved) > 1 and devices not in ("auto", ["auto"], ("auto",)):
         raise ShadeFastError(f"devices={','.join(map(str, resolved))!r}: this runs on one; give one of them")
@@ -109,7 +108,7 @@ def run_by(backend: str, encoder: Encoder) -> Encoder:
 
 
 def kernels(backend: str) -> str:
-    """The ops' own name for what a backend runs: `reference`, or `native`, the compiled kernels of the device.
+    """What the ops call a backend's kernels: `reference`, or `native` for the device's compiled ones.
 
     ONNX Runtime executes networks alone: the rest takes the compiled kernels where they are built.
     """

@@ -72,17 +72,17 @@ class Problem:
 
     @property
     def alike(self) -> tuple[object, ...]:
-        """What problems have in common whose images may take each other's place."""
+        """What two problems must share for their images to take each other's place."""
         networks = (*(id(encoder.module) for encoder in self.encoders), id(self.perceptual))
         return (tuple(self.clean.shape[1:]), self.plan, networks, tuple(self.weights), self.backend)
 
     @property
     def fixed(self) -> bool:
-        """Whether each step does the same with other values: nothing is drawn anew, and no file's codec is asked."""
+        """Whether all steps run the same operations: nothing is drawn anew, and no file's codec is used."""
         return not self._randoms and self.through is None and self.visible is None
 
     def room(self, count: int) -> Problem:
-        """A problem of as many images that are to be put in; until then they are this one's first."""
+        """A problem with room for `count` images; until others are put in, all are copies of this one's first."""
         problem = copy.copy(self)
         problem._written = {}
         for name, value in self._of_images().items():
@@ -102,7 +102,7 @@ class Problem:
                 value[place].copy_(theirs[name][image])
 
     def _of_images(self) -> dict[str, Any]:
-        """All that is known of the images, by the attribute: tensors and tuples of tensors, images first."""
+        """The images' data by attribute: tensors and tuples of tensors, images first."""
         names = ("clean", "anchor_latents", "_clean_view", "starts", "start", "_clean_features")
         return {name: vars(self)[name] for name in names if vars(self)[name] is not None}
 
@@ -113,7 +113,7 @@ class Problem:
     def distances(self, view: torch.Tensor, draws: Sequence[Draw] = ()) -> list[torch.Tensor]:
         """Each encoder's latent distance [B] of what it sees, [B, 3, h, w]; differentiable.
 
-        draws: those that made the view what it is, for the latents that move with it.
+        draws: the transforms drawn for this view, for the latents that move with it.
         """
         return [
             self._latent_distance(encoder, view, _drawn(latents, draws))
@@ -186,7 +186,8 @@ class Problem:
         delta = delta.detach().requires_grad_(True)
         kept = delta if self.visible is None else delta * self.visible
         if self.through is not None:
-            # Straight through: the codec's rounding has no useful derivative, its place in the image is what counts.
+            # Straight through: the codec's rounding has no useful derivative, so the gradient is taken at what it
+            # leaves.
             kept = kept + (self.through(kept.detach()) - kept.detach())
         seen = self.see(kept)
         view = (self._clean_view + seen).detach().requires_grad_(True)
@@ -200,7 +201,8 @@ class Problem:
             distance, gradient = self._latent_gradient(index, shown.detach(), draws)
             distances.append(distance.clone())
             if len(self.encoders) > 1:
-                # Steps count as shares of what is left: an encoder that is moved easily does not pay for the others.
+                # Steps count as shares of the remaining distance: an encoder that is moved easily does not pay for the
+                # others.
                 least = 1e-3 * start.clamp_min(torch.finfo(start.dtype).tiny)
                 share = start / torch.maximum(distance, least)
                 gradient = (weight * share)[:, None, None, None] * _normalized(gradient)
