@@ -19,7 +19,7 @@ _SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12
 _PARTS, _OTHERS, _XMP = (0x8769, 0x8825, 0xA005), 0x014A, 0x02BC
 #: tags of where a picture's bytes are and how many: a JPEG file's, strips', tiles'
 _PICTURES = ((0x0201, 0x0202), (0x0111, 0x0117), (0x0144, 0x0145))
-#: Far above what real files have: more is damage, which is to cost no time.
+#: Far above what real files have: more is damage, which must not cost time.
 _MOST_DIRECTORIES, _MOST_ENTRIES, _MOST_VALUES = 64, 1000, 4096
 
 # Minolta's cameras overwrite the first byte of a preview.
@@ -34,7 +34,7 @@ _SEGMENTS = {*range(0xC0, 0xD0), *range(0xDA, 0xF0), 0xFE}
 
 # UTF-16 has zeros between the letters.
 _LETTERS = re.compile(rb"[A-Za-z0-9+/](?:\0{0,3}[A-Za-z0-9+/]){31}[A-Za-z0-9+/\0]*")
-#: goes on over line breaks, escaped (&#xA;) or not, to the padding
+#: base64 up to its padding, across line breaks, escaped (&#xA;) or not
 _BASE64 = re.compile(rb"[A-Za-z0-9+/\s\0&#;]+(?:=[\s\0]*){0,2}")
 _SHORTEST = 200
 _DECODED = re.compile(
@@ -46,7 +46,7 @@ def without_previews_exif(exif: bytes) -> tuple[bytes, int]:
     """An EXIF block, with or without its `Exif` prefix, without the pictures in it, and how many there were.
 
     Thumbnails, the directories that describe them and JPEG, PNG and WebP files anywhere in the block become zeros where
-    they stand, because maker notes hold offsets into it; only what it ends with is cut off. All else stays, byte for
+    they stand, because maker notes hold offsets into it; only pictures at its end are cut off. All else stays, byte for
     byte. A block that cannot be read loses the files in it. Never raises.
     """
     block = _Block(exif)
@@ -119,7 +119,7 @@ class _Block:
         self.order = _ORDERS.get(data[self.base : self.base + 4])
 
     def directories(self) -> list[_Directory]:
-        """All that can be reached; those to be kept first, so that nothing else claims their bytes."""
+        """All directories that can be reached; those to be kept come first, so that nothing else claims their bytes."""
         directories: list[_Directory] = []
         seen: set[int] = set()
         waiting = [(self._number(self.base + 4, 4), True, 0)] if self.order else []
@@ -132,7 +132,7 @@ class _Block:
             if kept:
                 waiting[:0] = [(place, True, 0) for tag in _PARTS for place in self._numbers(directory, tag)[:1]]
             waiting += [(place, False, 0) for place in self._numbers(directory, _OTHERS)[:_MOST_DIRECTORIES]]
-            # The directories below the first have none that follows; some writers leave out the zero that says so.
+            # No directory follows one below the first, though some writers leave out the zero that says so.
             if not (kept and directories):
                 following = directory.span[1] - 4
                 waiting.append((self._number(following, 4), False, following))
@@ -174,7 +174,7 @@ class _Block:
 
 
 def _streams(data: bytes, kept: list[Span]) -> Iterator[Span]:
-    """Where JPEG, PNG and WebP files are. One that lacks its end reaches no further than to what is kept behind it."""
+    """Where JPEG, PNG and WebP files are. One that lacks its end stops at the next bytes that are kept."""
     visited = bytearray(len(data))
     position = 0
     while head := _HEAD.search(data, position):
@@ -207,7 +207,7 @@ def _png_end(data: bytes, position: int) -> tuple[int, bool]:
 def _jpeg_end(data: bytes, position: int, visited: bytearray) -> tuple[int, bool]:
     """Where a JPEG file ends whose first marker is at `position`, and whether its end is there; 0 for what is none.
 
-    `visited` marks what has been looked at, and leads to no data, so that each place costs its time once.
+    `visited` marks bytes that were looked at and lead to no image, so that each costs its time once.
     """
     while data[position : position + 2] != b"\xff\xda":
         if position + 4 > len(data) or visited[position] or data[position] != 0xFF:
