@@ -1,4 +1,4 @@
-"""An archive as a Ray Data pipeline: its shards go to actors, each with an engine of its own.
+"""An archive as a Ray Data pipeline: actors, each with its own engine, take its shards.
 
 Needs `pip install 'shade-fast[ray]'`.
 """
@@ -32,7 +32,7 @@ try:
 except ImportError as missing:
     raise ShadeFastError(f"Ray is not installed ({missing}): pip install 'shade-fast[ray]'") from missing
 
-#: Deaths of actors over one shard before it is left as it is.
+#: Deaths of actors over one shard before it is given up.
 DEATHS_OF_A_SHARD = 3
 
 
@@ -49,8 +49,8 @@ def poison_archive(
     on_row: Callable[[Row], None] | None = None,
     **options: Any,
 ) -> ArchiveReport:
-    """`shade_fast.poison_archive` on a Ray cluster (that which is connected, or a local one): same bytes, same options
-    but for `shard`, `limit`, `on_error`, `stop` and `grace`.
+    """`shade_fast.poison_archive` on a Ray cluster (the connected one, or else a local one): same bytes, same options
+    except `shard`, `limit`, `on_error`, `stop` and `grace`.
 
     actors: how many engines; default as many as the cluster's GPUs or CPUs allow. cpus_per_actor: cores, and torch's
     threads, of each. gpus_per_actor: 1 for an engine a GPU. `out` must be one that every node reaches, a shared folder
@@ -107,7 +107,7 @@ def poison_archive(
 
 
 class _Begun:
-    """How often each shard was begun: Ray hands out what an actor died over for ever."""
+    """How often each shard was begun: Ray would hand out a shard that actors die over for ever."""
 
     def __init__(self) -> None:
         self.times: Counter[str] = Counter()
@@ -163,7 +163,7 @@ class _Engine:
 
 
 def _fitting(cpus: int, gpus: float) -> int:
-    """How many actors the cluster has room for, with a core for what reads the shards where there is one over."""
+    """How many actors the cluster has room for, with a spare core, where there is one, for reading the shards."""
     resources = ray.cluster_resources()
     if gpus:
         return max(1, int(resources.get("GPU", 0) / gpus))
