@@ -23,7 +23,7 @@ WEIGHTS_VARIABLE = "SHADE_FAST_WEIGHTS"
 
 
 class Availability(NamedTuple):
-    """Whether a network's weight files are on this machine; `detail` is the trunk's path, or what is missing."""
+    """Whether a network's weight files are on this machine; `detail` is the trunk's path, or the missing files."""
 
     name: str
     found: bool
@@ -39,8 +39,8 @@ def load_perceptual(name: str = "auto", device: str | torch.device = "cpu") -> P
     the installed package (heads, shift-tolerant networks) or in torch.hub's checkpoints (trunks).
 
     `auto` loads the first that is there of vgg, st-vgg, alex, st-alex, squeeze; the result's `name` says which. VGG
-    trunks come first because they are the stricter to optimise against: of the same ±8/255 sign noise on three
-    photographs at 256x256, st-vgg measures 1.9 to 2.6 times what st-alex measures, so a bound leaves less room.
+    trunks come first because they are stricter to optimise against: of the same ±8/255 sign noise on three photographs
+    at 256x256, st-vgg measures 1.9 to 2.6 times what st-alex measures, so a bound leaves less room.
 
     Raises ShadeFastError for an unknown name, a missing file (with every place that was searched, and how to get it)
     and a file that cannot be read or holds other weights; `auto` does not pass over such a file either.
