@@ -1,4 +1,4 @@
-"""Signs of life: long work gives one at each of its steps, and whoever watches the process is called."""
+"""Signs of life: long work gives one at each of its steps, and the process's watcher is called."""
 
 from __future__ import annotations
 
