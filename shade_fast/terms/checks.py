@@ -1,4 +1,4 @@
-"""What options may be: Python's numbers and NumPy's, as Python's."""
+"""Checks of options' values; NumPy's numbers become Python's."""
 
 from __future__ import annotations
 

@@ -16,7 +16,8 @@ class ShadeFastError(ValueError):
 
 
 class TransientError(ShadeFastError):
-    """What may have passed when it is tried again: a place that does not answer, a machine that has too much to do."""
+    """A problem that may pass, so that another try can succeed: a server that does not answer, a machine that is too
+    busy."""
 
 
 def reason(error: Exception, longest: int = 200) -> str:

@@ -1,4 +1,4 @@
-"""What an archive of other people's files may cost, and what its rows may reach: each bound with a safe default."""
+"""What an archive of other people's files may cost, and what its rows may name: each bound with a safe default."""
 
 from __future__ import annotations
 
@@ -125,7 +125,8 @@ _IETF = ipaddress.ip_network("192.0.0.0/24")
 
 
 def is_public(address: str) -> bool:
-    """Whether an IP address is no loopback, link-local, private, shared, multicast or reserved one, in any notation."""
+    """Whether an IP address, in any notation, is public: not loopback, link-local, private, shared, multicast or
+    reserved."""
     try:
         parsed = ipaddress.ip_address(address.partition("%")[0])
     except ValueError:

@@ -1,4 +1,4 @@
-"""Text for people: names without what a terminal would obey, URLs without what opens them."""
+"""Text for people: names without control characters, URLs without secrets."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def redacted(text: str) -> str:
 
 
 def without_secrets(url: str) -> str:
-    """A URL by itself, without user, password, query and fragment; what was left out before is left as it is."""
+    """A URL by itself, without user, password, query and fragment; a URL that is shortened already stays as it is."""
     protocol, mark, rest = url.partition("://")
     return f"{protocol}{mark}{_clean(rest)}" if mark else url
 
@@ -51,7 +51,7 @@ class Terminal:
         return len(text)
 
     def write_json(self, text: str) -> None:
-        """Write ASCII text of JSON as it is: what a terminal would obey is escaped in it already."""
+        """Write ASCII text of JSON as it is: control characters are escaped in it already."""
         self._stream.write(text.replace("\x7f", "\\u007f") + "\n")
 
     def __getattr__(self, name: str) -> Any:
