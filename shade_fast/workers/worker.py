@@ -24,9 +24,9 @@ from shade_fast.terms.options import names_of
 
 #: Anchors that a worker keeps, with their latents; then it starts anew.
 MOST_ANCHORS = 256
-#: Seconds that a process has at least before its first sign of life: it imports its modules and loads networks.
+#: At least so many seconds are allowed until a process's first sign of life: it imports modules and loads networks.
 LEAST_START = 60.0
-#: What a worker sends to say that it goes on.
+#: What a worker sends as a sign of life.
 PULSE = b""
 
 
@@ -35,13 +35,13 @@ class CannotStartError(ShadeFastError):
 
 
 class StalledError(OSError):
-    """A worker that takes nothing and says nothing any more, though its process is there."""
+    """A worker that no longer takes or sends anything, though its process exists."""
 
 
 class Worker:
-    """A process on a device, started with its own interpreter. One thread of the parent's speaks with it.
+    """A process on a device, started with its own interpreter. One thread of the parent talks to it.
 
-    It ends with its connection: when this is killed, and when the parent is gone, however that ended. SIGINT and
+    It ends with its connection: when `kill` is called, and when the parent is gone, however that ended. SIGINT and
     SIGTERM, which may be sent to all processes of a run, are left to the parent.
 
     device: its name. options: `packed`. threads: those of torch. stall_seconds: without a step, after
@@ -90,7 +90,7 @@ class Worker:
         return [Protected(work.image, *outcome) for work, outcome in zip(works, outcomes, strict=True)]
 
     def kill(self) -> None:
-        """End it at once: all that it knows, its parent knows."""
+        """End it at once: it holds nothing that its parent lacks."""
         kill(self.process)
 
     def ended(self) -> str:
@@ -98,7 +98,8 @@ class Worker:
         return ended(self.process)
 
     def _wait_at_most(self, seconds: float) -> None:
-        """Bound the silence of the connection. The system counts it, as what does not go on while all is suspended."""
+        """Limit the silence of the connection. The system's own timeout is used, because it stops while the machine
+        sleeps."""
         whole, rest = divmod(min(seconds, 1e9), 1)
         bound = struct.pack("@ll", int(whole), max(1, int(1e6 * rest)))
         with socket.fromfd(self._connection.fileno(), socket.AF_UNIX, socket.SOCK_STREAM) as end:
@@ -112,7 +113,7 @@ class Worker:
             send(self._connection, message)
 
     def _answer(self) -> Any:
-        """What it has to say, past the signs that it goes on."""
+        """Its next message, past the signs of life."""
         with self._watched():
             while (data := self._connection.recv_bytes()) == PULSE:
                 pass
@@ -127,7 +128,7 @@ class Worker:
 
 
 def send(connection: Connection, message: Any) -> None:
-    """Send a plain pickle: a connection's own puts tensors into shared memory, which ends with who put them there."""
+    """Send a plain pickle: a connection's own puts tensors into shared memory, which ends with its owner."""
     connection.send_bytes(pickle.dumps(message, protocol=5))
 
 
@@ -160,5 +161,5 @@ def _on_cpu(value: Any) -> Any:
 
 
 def _environment(threads: int) -> dict[str, str]:
-    """What a worker has besides the parent's: its share of the threads, and algorithms that no measurement chose."""
+    """A worker's own variables: its share of the threads, and algorithms that are not chosen by measurement."""
     return {"OMP_NUM_THREADS": str(threads), "SHADE_FAST_PLAN": os.environ.get("SHADE_FAST_PLAN", "fixed")}
