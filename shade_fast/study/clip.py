@@ -17,7 +17,7 @@ from shade_fast.terms.errors import ShadeFastError, reason
 class Clip:
     """A CLIP model through transformers, by local folder, hub:owner/name, or owner/name of one in the hub's cache.
 
-    No code that comes with it is run, from pickles neither. Raises ShadeFastError where it cannot be loaded.
+    No code that comes with it is run, nor any pickle. Raises ShadeFastError where it cannot be loaded.
     """
 
     def __init__(self, model: str) -> None:

@@ -42,7 +42,7 @@ class Ingredient:
     chosen: Sequence[Selected] | None = None
 
 
-#: What an image is for, its caption, its place in the pool.
+#: The ingredient that an image is for, its caption, its place in the pool.
 _Row = tuple[Ingredient, str, int]
 
 
@@ -64,7 +64,7 @@ def compose(
 ) -> Recipe:
     """Compose a poison set of one concept or of many, each with its target, from a pool whose images have concepts.
 
-    Images, anchors and dirty labels are drawn from the seed and are never the same: no image is used twice.
+    Images, anchors and dirty labels are drawn by the seed; no image is used twice.
     anchors: how many images of each target are written below out/anchors/TARGET; each protected image is then moved to
         the nearest. 0: none, the archive's `--anchors` is another library.
     Raises ShadeFastError for an unknown kind, where the pool has too few images of a concept, and for an `out` that is
@@ -136,7 +136,7 @@ def _chosen(chosen: Sequence[Selected], index: Sequence[tuple[str, str, str | No
 
 
 def _take(candidates: Sequence[int], free: set[int], count: int, pool: str | Path, concept: str, use: str) -> list[int]:
-    """The first so many candidates that nothing else has taken."""
+    """The first `count` candidates that are still free."""
     left = [place for place in candidates if place in free]
     if len(left) < count:
         raise ShadeFastError(

@@ -1,4 +1,4 @@
-"""The judge of what was drawn: which concept an image shows, by a small classifier or by CLIP."""
+"""The judge of drawn images: which concept each shows, by a small classifier or by CLIP."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from shade_fast.system.files import write_whole
 from shade_fast.terms.checks import at_least
 from shade_fast.terms.errors import ShadeFastError
 
-#: Side of what the classifier sees.
+#: Side of the images that the classifier sees.
 SIDE = 32
 FORMAT = "shade_fast_judge"
 
@@ -77,7 +77,7 @@ class Classifier(nn.Module):
 
     @torch.no_grad()
     def features(self, images: UInt8Array, batch: int = 250) -> Tensor:
-        """What the decision is made from, float32 [N, 4·width]."""
+        """The features behind the decision, float32 [N, 4·width]."""
         return torch.cat([self.layers(_seen(images[at : at + batch]) * 2 - 1) for at in range(0, len(images), batch)])
 
     def save(self, path: Path) -> None:

@@ -32,7 +32,7 @@ IMAGE_COLUMNS = (*BYTES_COLUMNS, "jpeg")
 KEY_COLUMNS = ("key", "name", "id", "__key__")
 JSON_LINES = (".jsonl", ".ndjson")
 LIMITS = Limits()
-#: Samples of a tar that can wait for their other members at a time.
+#: How many samples of a tar can wait for their other members at a time.
 WAITING = 100_000
 _LONGEST_NAME = 4096
 _EXTENDED = (
@@ -49,10 +49,10 @@ _Read = TypeVar("_Read")
 
 @dataclass(frozen=True)
 class Pair:
-    """An image with its caption. key: what it is known by. path: its file, where it is one by itself.
+    """An image with its caption. key: its name. path: its file, where it has its own.
 
-    read: its bytes; raises ShadeFastError where they cannot be had. concept: what a table or its folder says that it
-    shows, if anything.
+    read: gives its bytes; raises ShadeFastError where they cannot be read. concept: what it shows according to a table
+    or its folder, if known.
     """
 
     key: str
@@ -68,10 +68,10 @@ def read_pool(source: str | Path, *, split: str | None = None) -> Iterator[Pair]
     source: a folder of images, each with a caption in a .txt beside it or else the name of its folder (`dog/3.jpg` is
         a photo of a dog); a parquet, CSV, TSV or JSON-lines table with an image's bytes or path, and a caption or a
         concept; or a WebDataset tar of images with .txt or .json members, or several: `{000..127}.tar`.
-    split: take rows of a table alone whose column `split` says so.
+    split: take only a table's rows with this value in column `split`.
     Images and rows without a caption or a concept are left out, and so are captions' files above 1 MiB and images of a
-        tar above 512 MiB, as in `Limits`; their number is logged. Raises ShadeFastError for a
-    place that does not exist, that cannot be read or that holds no pairs.
+    tar above 512 MiB, as in `Limits`; their number is logged.
+    Raises ShadeFastError for a place that does not exist, that cannot be read or that holds no pairs.
     """
     for path in map(Path, expand(str(source))):
         yield from _read(path, split)
@@ -95,12 +95,12 @@ def named(concept: str) -> str:
 
 
 def caption_of(concept: str) -> str:
-    """`a photo of a dog`: what an image is called that has a concept alone."""
+    """`a photo of a dog`: the caption of an image that has only a concept."""
     return f"a photo of {named(concept)}"
 
 
 def require_empty(folder: Path) -> None:
-    """Raise ShadeFastError for a folder that has files: they would be taken for those that are to be written to it."""
+    """Raise ShadeFastError for a folder that has files: they would be mistaken for new ones."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ShadeFastError(f"{folder}: is no empty folder; give another, or remove it first")
 
@@ -113,7 +113,7 @@ def _read(path: Path, split: str | None) -> Iterator[Pair]:
 
 
 def _some(items: Iterable[_Read], path: Path, what: str, split: str | None) -> Iterator[_Read]:
-    """The items; with an error where there are none, and where what they are read from is damaged."""
+    """The items. Raises ShadeFastError where there are none, and where their source is damaged."""
     seen = False
     try:
         for item in items:
@@ -194,7 +194,7 @@ def _captioned(
     )
     empty = captioned = 0
     for place, row in enumerate(_rows(path, split, without_images=without_images)):
-        # Rows of JSON lines have columns of their own, those of other tables all have the same.
+        # Each row of JSON lines has its own columns; in other tables all rows have the same.
         if _kind(path) not in JSON_LINES and row.keys().isdisjoint(CAPTION_COLUMNS + CONCEPT_COLUMNS):
             raise missing
         caption, concept = _text(_first(row, CAPTION_COLUMNS)), _text(_first(row, CONCEPT_COLUMNS))
@@ -265,8 +265,9 @@ class _Member(tarfile.TarInfo):
 
 
 def _tar(path: Path) -> Iterator[Pair]:
-    # Members of a key stand together in a WebDataset; where they do not, what is there waits for the rest, unread. The
-    # way back in a compressed tar is from its start, so there nothing waits, and members are read as they come.
+    # In a WebDataset a key's members stand together; where they do not, the first ones wait, unread, for the rest.
+    # Going back in a compressed tar means reading it from its start, so there nothing waits, and members are read as
+    # they come.
     waiting: dict[str, dict[str, tarfile.TarInfo]] = {}
     large = uncaptioned = 0
     with tarfile.open(path, tarinfo=_Member) as tar:

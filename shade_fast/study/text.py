@@ -22,7 +22,7 @@ class SentenceEncoder:
     """A transformer whose token states, averaged over a caption and scaled to length 1, say what it means.
 
     model: the packaged MiniLM; or a transformers encoder that is pooled by the mean, by its folder, hub:owner/name, or
-        owner/name of one in the hub's cache. No code that comes with it is run, from pickles neither.
+        owner/name of one in the hub's cache. No code that comes with it is run, nor any pickle.
     Raises ShadeFastError where it cannot be loaded.
     """
 
@@ -92,7 +92,7 @@ def import_transformers() -> Any:
 
 
 def _packaged_folder() -> Path:
-    # Found, not imported: its own loader wants sentence-transformers, which nothing here does.
+    # Located, not imported: its own loader needs sentence-transformers, which is not required here.
     spec = importlib.util.find_spec(PACKAGED.replace("-", "_"))
     if spec is None or spec.origin is None:
         raise ShadeFastError(f"sentence model {PACKAGED!r}: not installed; pip install 'shade-fast[study]'")

@@ -1,4 +1,4 @@
-"""Training the small generator: from scratch, or on from a checkpoint with other images; resumable, seeded."""
+"""Training the small generator, from scratch or from a checkpoint with other images; resumable, seeded."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ FORMAT = "shade_fast_generator"
 class Schedule:
     """steps of `batch` samples; the learning rate rises over `warmup` steps, and falls as a cosine to a tenth.
 
-    average: decay of the weights' running average, which is what draws; shorter while the steps are few.
+    average: decay of the weights' running average, which is used for drawing; shorter while the steps are few.
     """
 
     steps: int
@@ -140,7 +140,7 @@ def train(
     every: int = 500,
     progress: Callable[[int, float], None] | None = None,
 ) -> Checkpoint:
-    """Train on, in place, to the schedule's last step.
+    """Train a checkpoint further, in place, to the schedule's last step.
 
     What a step draws follows from the seed and its number alone, so that a run that is cut off and resumes from its
     checkpoint ends with the weights of one that was not. path: where the checkpoint is kept each `every` steps.

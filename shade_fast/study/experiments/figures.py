@@ -15,8 +15,8 @@ from shade_fast.study.experiments.arms import Arm, Result
 
 @dataclass(frozen=True)
 class Summary:
-    """Of one share over an arm's seeds: its mean, the least and the most of a seed, and Wilson's 95% interval of all
-    draws taken together (which knows nothing of how seeds differ)."""
+    """One share over an arm's seeds: its mean, the least and the most of a seed, and Wilson's 95% interval of all draws
+    together (which ignores how seeds differ)."""
 
     mean: float
     least: float

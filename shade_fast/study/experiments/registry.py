@@ -11,7 +11,7 @@ from shade_fast.study.experiments.figures import Figures
 from shade_fast.study.experiments.scale import Scale
 
 RARITIES = (1.0, 0.3, 0.1)
-#: Bounds of the perturbation, in values of 255; what is beyond 16 is no protection, but shows what would be needed.
+#: Bounds of the perturbation, in values of 255; those beyond 16 are no protection, but show what would be needed.
 STRENGTHS = (16, 32, 64)
 
 
@@ -41,7 +41,7 @@ def base(scale: Scale, kind: str, share: float = 1.0) -> Arm:
 
 
 def chain(scale: Scale, count: int) -> tuple[tuple[str, str], ...]:
-    """The first so many concepts, each poisoned to be drawn as the next one but one; the source keeps its target."""
+    """The first `count` concepts, each poisoned to be drawn as the next but one; the source keeps its target."""
     others = [concept for concept in scale.concepts if concept != scale.source]
     ring = [scale.source, *others]
     pairs = {scale.source: scale.target}

@@ -1,4 +1,4 @@
-"""The small world of the experiments: a few concepts, their photographs in three parts, and how they are spoken of."""
+"""The small world of the experiments: a few concepts, their photographs in three parts, and their captions."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from shade_fast.study.examples import square
 from shade_fast.study.pool import caption_of, named, read_pool
 from shade_fast.terms.errors import ShadeFastError
 
-#: How an image of a concept may be captioned; the first is what is asked for when drawing.
+#: How an image of a concept may be captioned; the first is the prompt for drawing.
 CAPTIONS = (
     "a photo of {}",
     "a picture of {}",
@@ -81,5 +81,5 @@ def captions_for(concept: str, count: int, seed: int) -> list[str]:
 
 
 def prompt(concept: str) -> str:
-    """What is asked for when a concept is to be drawn."""
+    """The prompt for drawing a concept."""
     return caption_of(concept)
