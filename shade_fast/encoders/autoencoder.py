@@ -212,8 +212,8 @@ def _copied_chain(parts: Sequence[nn.Module | None]) -> nn.Module:
     chain = copy.deepcopy(_chain(parts))
     module: Any
     for module in chain.modules():
-        # What a training script switched on recomputes for nothing here, and under it AutoencoderTiny skips the
-        # step from [-1, 1] to [0, 1].
+        # Gradient checkpointing that a training script switched on only costs time here, and makes AutoencoderTiny skip
+        # the step from [-1, 1] to [0, 1].
         if hasattr(module, "gradient_checkpointing"):
             module.gradient_checkpointing = False
     return chain

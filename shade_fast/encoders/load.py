@@ -34,8 +34,8 @@ def load_encoder(spec: EncoderSpec, device: torch.device | str = "cpu") -> Encod
         whose f and C are found by trying it on small images.
     A module that is given is copied, never changed.
 
-    Raises ShadeFastError, saying what was tried, for a spec that stands for nothing, for weights that cannot be read
-    and for an encoder that does not keep its contract.
+    Raises ShadeFastError, saying what was tried, for an unknown spec, for weights that cannot be read and for an
+    encoder that does not keep its contract.
     """
     if isinstance(spec, Encoder):
         return spec

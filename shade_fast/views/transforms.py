@@ -22,7 +22,7 @@ FILTERS: dict[str, tuple[Callable[[NDArray[Any]], NDArray[Any]], float]] = {
     "bicubic": (lambda x: _cubic(np.abs(x)), 2.0),
     "lanczos": (lambda x: np.where(np.abs(x) < 3, np.sinc(x) * np.sinc(x / 3), 0), 3.0),
 }
-#: Scales and widths are drawn from as many equal parts of their range, so that their matrices can be kept.
+#: Scales and widths are drawn from this many equal parts of their range, so that their matrices can be cached.
 PARTS = 8
 
 Map = Callable[[Tensor], Tensor]
@@ -169,23 +169,23 @@ class OneOf:
 
 
 def checked_transforms(where: str, transforms: Any) -> tuple[Transform, ...]:
-    """Transforms as a tuple. Raises ShadeFastError for what is none, and for one that stands alone."""
+    """Transforms as a tuple. Raises ShadeFastError for what is not a transform, and for one outside a tuple."""
     if not isinstance(transforms, Iterable):
         raise ShadeFastError(f"{where}: {transforms!r}; give a tuple of them, such as (Jpeg(),)")
-    found = tuple(transforms)
-    for one in found:
-        if isinstance(one, type):
-            raise ShadeFastError(f"{where}: {one.__name__} is a class; give {one.__name__}()")
-        if not callable(getattr(one, "draw", None)):
-            raise ShadeFastError(f"{where}: {one!r} has no draw(); see shade_fast.views.transforms")
-    return found
+    checked = tuple(transforms)
+    for transform in checked:
+        if isinstance(transform, type):
+            raise ShadeFastError(f"{where}: {transform.__name__} is a class; give {transform.__name__}()")
+        if not callable(getattr(transform, "draw", None)):
+            raise ShadeFastError(f"{where}: {transform!r} has no draw(); see shade_fast.views.transforms")
+    return checked
 
 
 def compose(draws: Sequence[Draw]) -> Draw:
     """One draw after the other."""
 
     def through(maps: Sequence[Map]) -> Map:
-        return lambda tensor: functools.reduce(lambda value, one: one(value), maps, tensor)
+        return lambda tensor: functools.reduce(lambda value, change: change(value), maps, tensor)
 
     latents = [draw.latent for draw in draws if draw.latent is not None]
     return Draw(through([draw.image for draw in draws]), through(latents) if latents else None)
@@ -204,7 +204,7 @@ def crop_map(top: float, left: float, kept: float, backend: str = "reference") -
 def resample(inputs: int, outputs: int, name: str, start: float = 0, length: float | None = None) -> NDArray[Any]:
     """The matrix [outputs, inputs] that resamples the part [start, start + length) of an axis, antialiased.
 
-    As Pillow's: the filter is as wide as one output's part where that is more than a pixel, and rows sum to 1.
+    As in Pillow: when shrinking, the filter is as wide as the part of one output; rows sum to 1.
     """
     value, reach = FILTERS[name]
     ratio = (inputs if length is None else length) / outputs
@@ -244,6 +244,6 @@ def _part(random: np.random.Generator, smallest: float, largest: float) -> float
 
 
 def _in_range(transform: str, name: str, value: Any, least: float, most: float) -> None:
-    found = number(value)
-    if found is None or not least <= found <= most:
+    checked = number(value)
+    if checked is None or not least <= checked <= most:
         raise ShadeFastError(f"{transform} {name}={value!r}: give a number from {least:g} to {most:g}")

@@ -6,12 +6,12 @@ import pickle
 from multiprocessing.connection import Connection
 from typing import Any
 
-#: What a worker sends to say that it goes on.
+#: What a worker sends as a sign of life.
 PULSE = b""
 
 
 def send(connection: Connection, message: Any) -> None:
-    """Send a plain pickle: a connection's own puts tensors into shared memory, which ends with who put them there."""
+    """Send a plain pickle: a connection's own puts tensors into shared memory, which ends with its owner."""
     connection.send_bytes(pickle.dumps(message, protocol=5))
 
 

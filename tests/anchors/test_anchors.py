@@ -163,7 +163,7 @@ def test_latents_are_kept_per_encoder_and_size(encoder: Encoder, draw: Any, monk
     assert len(anchor._cache) == CACHED_VIEWS
 
 
-def test_encoders_of_the_same_weights_are_told_apart(draw: Any) -> None:
+def test_encoders_of_the_same_weights_are_distinguished(draw: Any) -> None:
     strides = [nn.Sequential(nn.Conv2d(3, 4, 8, stride, 4 - stride // 2)) for stride in (4, 8)]
     strides[1].load_state_dict(strides[0].state_dict())
     anchor = Anchor("one", [draw(40, 40)])

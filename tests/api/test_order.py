@@ -25,8 +25,8 @@ def image(name: str) -> DecodedImage:
 
 def finish(waiting: Waiting, index: int) -> list[str]:
     works, future = waiting.pop(index)
-    future.set_result([Protected(one.image, PoisonedImage(None, "ok", name=one.image.name)) for one in works])
-    return [one.image.name for one in works]
+    future.set_result([Protected(work.image, PoisonedImage(None, "ok", name=work.image.name)) for work in works])
+    return [work.image.name for work in works]
 
 
 def test_outcomes_come_in_order_though_the_last_is_ready_first() -> None:
@@ -47,7 +47,7 @@ def test_outcomes_come_in_order_though_the_last_is_ready_first() -> None:
             taken.append(name)
             yield image(name), ANCHOR
 
-    order = [one.outcome.name for one in in_order(source(), None, submit, 2, 100)]
+    order = [protected.outcome.name for protected in in_order(source(), None, submit, 2, 100)]
     assert order == taken
     assert sorted(batches) == [["a1", "a2"], ["a3", "a4"], ["b1", "b2"], ["b3", "b4"], ["c1", "c2"], ["c3", "c4"]]
 
@@ -85,8 +85,8 @@ def test_once_the_devices_are_lost_the_rest_fails_with_the_reason() -> None:
 
     def protect(*names: str) -> list[str]:
         images = [ShadeFastError("gone: cannot be read") if name == "gone" else image(name) for name in names]
-        outcomes = in_order(((one, ANCHOR) for one in images), None, submit, 1, 10)
-        return [f"{one.outcome.status} {one.outcome.error}" for one in outcomes]
+        outcomes = in_order(((source, ANCHOR) for source in images), None, submit, 1, 10)
+        return [f"{protected.outcome.status} {protected.outcome.error}" for protected in outcomes]
 
     lost = {"c.png", "d.png"}
     assert protect("a.png", "gone", "c.png", "d.png") == [

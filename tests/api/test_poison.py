@@ -59,7 +59,7 @@ def test_every_kind_of_input_in_one_batch(options: dict[str, Any], target: np.nd
     calls: list[tuple[int, int]] = []
     images = [path, str(path), Image.fromarray(arrays[1]), arrays[2], arrays[3]]
     result = poison_batch(images, target, **options, progress=lambda done, total: calls.append((done, total)))
-    assert [one.status for one in result] == ["ok"] * 5
+    assert [image.status for image in result] == ["ok"] * 5
     for index, clean in enumerate([arrays[0], arrays[0], arrays[1], arrays[2], arrays[3]]):
         image = result[index].image
         assert image is not None
@@ -85,13 +85,13 @@ def test_figures_are_measured_on_the_rounded_image(options: dict[str, Any], targ
         seen = plan.apply(torch.tensor(pixels).permute(2, 0, 1)[None] / 255)
         return float((encoder.encode(seen) - latent).norm())
 
-    one = result[0]
-    assert one.image is not None
-    assert one.distance_before == pytest.approx(distance(clean), rel=1e-5)
-    assert one.distance_after == pytest.approx(distance(one.image), rel=1e-5)
-    assert one.distance_after < one.distance_before
-    assert one.history[0] == pytest.approx(one.distance_before, rel=1e-5)
-    assert len(one.history) == one.steps == 6
+    image = result[0]
+    assert image.image is not None
+    assert image.distance_before == pytest.approx(distance(clean), rel=1e-5)
+    assert image.distance_after == pytest.approx(distance(image.image), rel=1e-5)
+    assert image.distance_after < image.distance_before
+    assert image.history[0] == pytest.approx(image.distance_before, rel=1e-5)
+    assert len(image.history) == image.steps == 6
 
 
 def test_a_poisoner_keeps_its_networks_from_one_batch_to_the_next(
@@ -100,14 +100,14 @@ def test_a_poisoner_keeps_its_networks_from_one_batch_to_the_next(
     batches = [[picture(64, 72, 1)], [picture(64, 72, 2)]]
     right = [poison_batch(batch, target, **options) for batch in batches]
     with Poisoner(**options) as poisoner:
-        made = [poisoner.poison_batch(batches[0], target)]
+        results = [poisoner.poison_batch(batches[0], target)]
         traced: list[object] = []
         monkeypatch.setattr(torch.export, "export", lambda *given, **more: traced.append(given))
-        made.append(poisoner.poison_batch(batches[1], target))
+        results.append(poisoner.poison_batch(batches[1], target))
         assert not traced
-    for one, other in zip(made, right, strict=True):
-        assert one[0].status == other[0].status == "ok"
-        assert one[0].distance_after == pytest.approx(other[0].distance_after, rel=1e-3)
+    for result, other in zip(results, right, strict=True):
+        assert result[0].status == other[0].status == "ok"
+        assert result[0].distance_after == pytest.approx(other[0].distance_after, rel=1e-3)
 
 
 def test_a_uint8_tensor_is_a_batch(options: dict[str, Any], target: np.ndarray) -> None:
@@ -115,10 +115,10 @@ def test_a_uint8_tensor_is_a_batch(options: dict[str, Any], target: np.ndarray) 
     tensor = torch.stack([torch.tensor(array).permute(2, 0, 1) for array in arrays])
     from_tensor = poison_batch(tensor, target, **options)
     from_arrays = poison_batch(arrays, target, **options)
-    for one, other in zip(from_tensor, from_arrays, strict=True):
-        assert one.image is not None
+    for image, other in zip(from_tensor, from_arrays, strict=True):
+        assert image.image is not None
         assert other.image is not None
-        assert np.array_equal(one.image, other.image)
+        assert np.array_equal(image.image, other.image)
 
 
 @pytest.mark.parametrize("batch_size", ["auto", 5])
@@ -153,7 +153,7 @@ def test_figures_in_a_batch_do_not_change_with_the_neighbours(
     noise = np.random.default_rng(0).integers(0, 256, image.shape, dtype=np.uint8)
     surroundings = [[image], [image, flat, picture(64, 64, 2)], [noise, image, noise[::-1]]]
     alone, *others = (
-        poisoner.protector.protect_batch([Work(decode(one), anchor) for one in batch], None)[place].outcome
+        poisoner.protector.protect_batch([Work(decode(pixels), anchor) for pixels in batch], None)[place].outcome
         for batch, place in zip(surroundings, (0, 0, 1), strict=True)
     )
     for other in others:
@@ -177,15 +177,17 @@ def test_the_nearest_of_an_anchors_images_is_taken_for_each_image(options: dict[
     result = poison_batch(arrays, "concept", anchors=library, **options)
     encoder = load_encoder(options["encoder"])
     candidates = library["concept"].latents(encoder, (64, 64))
-    for one, array in zip(result, arrays, strict=True):
+    for image, array in zip(result, arrays, strict=True):
         latent = encoder.encode(torch.tensor(array).permute(2, 0, 1)[None] / 255)
-        assert one.distance_before == pytest.approx(float((candidates - latent).flatten(1).norm(dim=1).min()), rel=1e-5)
+        assert image.distance_before == pytest.approx(
+            float((candidates - latent).flatten(1).norm(dim=1).min()), rel=1e-5
+        )
 
 
 def test_a_latent_is_a_target_and_is_resampled(options: dict[str, Any]) -> None:
     latent = torch.randn(4, 5, 5)
-    results = [poison_batch([picture(64, 80, 1)], one, **options)[0] for one in (latent, latent[None])]
-    assert [one.status for one in results] == ["ok", "ok"]
+    results = [poison_batch([picture(64, 80, 1)], target, **options)[0] for target in (latent, latent[None])]
+    assert [image.status for image in results] == ["ok", "ok"]
     assert results[0].distance_after == results[1].distance_after
     with pytest.raises(ShadeFastError, match="16 channels"):
         poison_batch([picture(64, 64)], torch.randn(16, 8, 8), **options)
@@ -223,7 +225,7 @@ def test_bad_images_fail_by_name_and_the_others_go_on(
     opened = Image.open(os.fsencode(tmp_path / "cut.png"))
     images = [picture(64, 64), text, empty, tmp_path / "missing.png", picture(1, 1), picture(64, 64), 7, opened]
     result = poison_batch(images, target, **options)  # type: ignore[arg-type]
-    assert [one.status for one in result] == ["ok", *["failed"] * 4, "ok", "failed", "failed"]
+    assert [image.status for image in result] == ["ok", *["failed"] * 4, "ok", "failed", "failed"]
     for index, named in ((1, "text.jpg"), (2, "empty.png"), (3, "missing.png"), (4, "1x1"), (6, "int"), (7, "cut.png")):
         assert result[index].image is None
         assert named in str(result[index].error)
@@ -250,7 +252,7 @@ def test_a_view_over_the_limits_is_refused_by_name_and_its_neighbours_are_done(
     poisoner.protector.batch_size = batch_size  # as on a GPU
     images = [picture(64, 64), long, long, picture(64, 320), picture(64, 72)]
     result = poisoner.poison_batch(images, target)
-    assert [one.status for one in result] == ["ok", "failed", "failed", "failed", "ok"]
+    assert [image.status for image in result] == ["ok", "failed", "failed", "failed", "ok"]
     assert result[1].error == result[2].error
     assert result[1].error == (
         f"{long}: the encoder would see 640x64 pixels; at most 400 a side and 19,200 in all: cut it into parts, give "
@@ -267,7 +269,7 @@ def test_an_image_that_needs_more_memory_than_is_allowed_is_refused_before_it_is
 ) -> None:
     images = [picture(64, 64), picture(64, 2048)]
     result = poison_batch(images, target, **options, backend=backend, limits=Limits(memory=20_000_000))
-    assert [one.status for one in result] == ["ok", "failed"]
+    assert [image.status for image in result] == ["ok", "failed"]
     assert re.search(
         r"2048x64 pixels need about [0-9.]+ MB, at most 20\.0 MB are allowed: .*--max memory=\d{8,}$",
         str(result[1].error),
@@ -280,14 +282,14 @@ def test_an_image_that_needs_more_memory_than_is_free_is_refused(
     monkeypatch.setattr("shade_fast.protect.batch.ORDINARY_PIXELS", 64 * 100)
     monkeypatch.setattr("shade_fast.protect.batch.free_bytes", lambda: 9_000_000)
     result = poison_batch([picture(64, 64), picture(64, 2048)], target, **options)
-    assert [one.status for one in result] == ["ok", "failed"]
+    assert [image.status for image in result] == ["ok", "failed"]
     assert "2048x64 pixels need about " in str(result[1].error)
     assert "9.0 MB are free: give a smaller --view" in str(result[1].error)
     monkeypatch.setattr("shade_fast.protect.batch.free_bytes", lambda: None)
     assert poison_batch([picture(64, 2048)], target, **options)[0].status == "ok"
 
 
-@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the system does not tell a process' peak")
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the system does not report a process' peak")
 @pytest.mark.parametrize("backend", ["native", "reference"])
 def test_what_an_image_is_said_to_need_is_what_it_takes(backend: str) -> None:
     """Measured in a process of its own, as the peak beyond what it had when it was asked."""
@@ -327,7 +329,7 @@ def test_an_image_whose_latent_is_not_finite_fails_alone(target: np.ndarray) -> 
         result = poison_batch(
             images, target, encoder=Fragile(), budget=budget, steps=3, batch_size=batch_size, perceptual=None
         )
-        assert [one.status == "failed" for one in result] == [False, True, False]
+        assert [image.status == "failed" for image in result] == [False, True, False]
         assert "not finite" in str(result[1].error)
 
 
@@ -405,7 +407,7 @@ def test_the_reference_backend_is_plain_torch_and_says_so(
         ({"encoder": lambda images: images.mean()}, "latent"),
     ],
 )
-def test_an_option_that_is_none_is_named_with_its_mend(
+def test_an_option_that_is_none_is_named_with_its_fix(
     changed: dict[str, Any], named: str, options: dict[str, Any], target: np.ndarray
 ) -> None:
     with pytest.raises(ShadeFastError, match=named):

@@ -75,11 +75,11 @@ def test_momentum_gets_further_in_60_steps_than_the_release_loop_in_100() -> Non
 def test_the_embedded_encoder_on_photographs_of_mixed_sizes_holds_the_budget() -> None:
     paths = [PHOTOGRAPHS / name for name in ("astronaut.jpg", "koala.jpg", "macaw.png")]
     result = poison_batch(paths, "castle", view=View(size=128), perceptual="st-alex", steps=20)
-    for one, path in zip(result, paths, strict=True):
-        assert one.status == "ok", one
-        assert one.image is not None
+    for image, path in zip(result, paths, strict=True):
+        assert image.status == "ok", image
+        assert image.image is not None
         clean = decode(path).pixels
-        assert one.image.shape == clean.shape
-        assert np.abs(one.image.astype(int) - clean.astype(int)).max() <= 16
-        assert one.lpips is not None
-        assert one.lpips <= 0.07
+        assert image.image.shape == clean.shape
+        assert np.abs(image.image.astype(int) - clean.astype(int)).max() <= 16
+        assert image.lpips is not None
+        assert image.lpips <= 0.07

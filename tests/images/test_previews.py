@@ -30,9 +30,9 @@ def clean(draw: Any) -> bytes:
 
 def read(exif: bytes) -> tuple[dict[int, Any], dict[int, Any], dict[int, Any]]:
     """The tags of the picture, of Exif and of the next directory, as Pillow reads them."""
-    found = Image.Exif()
-    found.load(exif)
-    return dict(found), found.get_ifd(ExifTags.IFD.Exif), found.get_ifd(ExifTags.IFD.IFD1)
+    tags = Image.Exif()
+    tags.load(exif)
+    return dict(tags), tags.get_ifd(ExifTags.IFD.Exif), tags.get_ifd(ExifTags.IFD.IFD1)
 
 
 @pytest.mark.parametrize("order", ORDERS)
@@ -126,16 +126,16 @@ def test_xmp_and_photoshop_resources_inside_exif(order: str, clean: bytes) -> No
     without, count = without_previews_exif(exif)
     assert (count, len(without)) == (2, len(exif))
     assert clean[:10] not in without
-    found = read(without)[0]
-    assert ElementTree.fromstring(found[0x02BC]).attrib["a"].strip() == ""
-    assert found[0x8649][:40] == resource[:40]
+    tags = read(without)[0]
+    assert ElementTree.fromstring(tags[0x02BC]).attrib["a"].strip() == ""
+    assert tags[0x8649][:40] == resource[:40]
 
 
 @pytest.mark.parametrize("order", ORDERS)
 def test_exif_without_previews_comes_back_as_it_was(order: str) -> None:
-    made = Image.Exif()
-    made[ExifTags.Base.Orientation] = 6
-    made.get_ifd(ExifTags.IFD.GPSInfo)[ExifTags.GPS.GPSLatitudeRef] = "N"
+    small = Image.Exif()
+    small[ExifTags.Base.Orientation] = 6
+    small.get_ifd(ExifTags.IFD.GPSInfo)[ExifTags.GPS.GPSLatitudeRef] = "N"
     resolution = [(0x011A, 5, 1, struct.pack(order + "2I", 72, 1))]
     noise = bytearray(random.Random(1).randbytes(50_000))
     for start in range(0, 50_000, 250):
@@ -145,7 +145,7 @@ def test_exif_without_previews_comes_back_as_it_was(order: str) -> None:
         b"",
         b"Exif\0\0",
         b"no EXIF at all",
-        made.tobytes(),
+        small.tobytes(),
         block(order),
         block(order, maker=bytes(noise)),
         block(order, entries=lambda _: resolution),  # a directory that has no thumbnail
@@ -259,11 +259,11 @@ def test_pictures_in_xmp_go_and_all_else_stays(layout: str, streams: dict[str, b
         without, count = without_previews_xmp(xmp(LAYOUTS[layout](text)))
         assert count == 1, name
         empty = ElementTree.fromstring(xmp(LAYOUTS[layout]("")))
-        found = ElementTree.fromstring(without)
-        assert [one.tag for one in found.iter()] == [one.tag for one in empty.iter()]
-        for one, other in zip(found.iter(), empty.iter(), strict=True):
-            assert (one.text or "").strip() == (other.text or "").strip(), name
-            assert {key: value.strip() for key, value in one.attrib.items()} == {
+        tree = ElementTree.fromstring(without)
+        assert [element.tag for element in tree.iter()] == [element.tag for element in empty.iter()]
+        for element, other in zip(tree.iter(), empty.iter(), strict=True):
+            assert (element.text or "").strip() == (other.text or "").strip(), name
+            assert {key: value.strip() for key, value in element.attrib.items()} == {
                 key: value.strip() for key, value in other.attrib.items()
             }, name
         assert without_previews_xmp(without) == (without, 0)
@@ -272,12 +272,12 @@ def test_pictures_in_xmp_go_and_all_else_stays(layout: str, streams: dict[str, b
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be"])
 def test_pictures_in_xmp_of_two_bytes_a_letter(encoding: str, clean: bytes) -> None:
     text = base64.b64encode(clean).decode()
-    whole, empty = (xmp(LAYOUTS["attribute"](one)).decode().encode(encoding) for one in (text, ""))
+    whole, empty = (xmp(LAYOUTS["attribute"](picture)).decode().encode(encoding) for picture in (text, ""))
     assert without_previews_xmp(whole) == (empty, 1)
 
 
 def test_several_pictures_in_one_packet(streams: dict[str, bytes]) -> None:
-    items = "".join(LAYOUTS["element"](base64.b64encode(one).decode()) for one in streams.values())
+    items = "".join(LAYOUTS["element"](base64.b64encode(stream).decode()) for stream in streams.values())
     assert without_previews_xmp(xmp(items)) == (xmp("<xmpGImg:image></xmpGImg:image>" * len(streams)), len(streams))
 
 

@@ -28,10 +28,10 @@ def make(encoder: Any, batch_size: int) -> Poisoner:
 def hungry(poisoner: Poisoner, most: dict[int, int]) -> Hungry:
     """A poisoner's encoder, which has been given this memory."""
     (encoder,) = poisoner.encoders
-    (found,) = [module for module in encoder.module.modules() if isinstance(module, Hungry)]
-    found.most = most
-    found.given.clear()
-    return found
+    (network,) = [module for module in encoder.module.modules() if isinstance(module, Hungry)]
+    network.most = most
+    network.given.clear()
+    return network
 
 
 def test_a_batch_without_memory_is_tried_by_halves_and_remembered(draw: Any) -> None:
@@ -40,30 +40,34 @@ def test_a_batch_without_memory_is_tried_by_halves_and_remembered(draw: Any) -> 
     anchor = poisoner.anchor(target)
     images = [draw(64, 64, index) for index in range(19)]
     encoder = hungry(poisoner, {64: 3, 72: 1})
-    made = list(poisoner.protect((image, anchor) for image in images))
+    results = list(poisoner.protect((image, anchor) for image in images))
     expected = list(plain.protect((image, plain.anchor(target)) for image in images))
-    assert [one.outcome.status for one in made] == ["ok"] * 19
-    for one, other in zip(made, expected, strict=True):
-        assert one.outcome.distance_after == pytest.approx(other.outcome.distance_after, rel=1e-3)
-        assert (one.outcome.image == other.outcome.image).mean() > 0.99
+    assert [result.outcome.status for result in results] == ["ok"] * 19
+    for result, other in zip(results, expected, strict=True):
+        assert result.outcome.distance_after == pytest.approx(other.outcome.distance_after, rel=1e-3)
+        assert (result.outcome.image == other.outcome.image).mean() > 0.99
     together = [count for count in encoder.given if count > 1]
     assert together[:2] == [8, 4]
     assert set(together[2:]) == {2}
     # What has more pixels has less room: it finds its own, and the first is not forgotten over it.
     encoder.given.clear()
     images = [draw(64, 72, index) for index in range(4)] + images[:4]
-    assert [one.outcome.status for one in poisoner.protect((image, anchor) for image in images)] == ["ok"] * 8
+    assert [protected.outcome.status for protected in poisoner.protect((image, anchor) for image in images)] == [
+        "ok"
+    ] * 8
     assert max(encoder.given) == 4
 
 
-def test_an_image_that_has_no_memory_even_alone_fails_with_the_mend(draw: Any) -> None:
+def test_an_image_that_has_no_memory_even_alone_fails_with_the_fix(draw: Any) -> None:
     poisoner = make(Hungry(), 4)
     anchor = poisoner.anchor(draw(64, 64, 99))
     hungry(poisoner, {72: 0})
     images = [draw(64, 64, 1), draw(64, 72, 2), draw(64, 64, 3)]
-    made = [one.outcome for one in poisoner.protect((decode(image, "x.png"), anchor) for image in images)]
-    assert [one.status for one in made] == ["ok", "failed", "ok"]
-    assert made[1].error == (
+    outcomes = [
+        protected.outcome for protected in poisoner.protect((decode(image, "x.png"), anchor) for image in images)
+    ]
+    assert [outcome.status for outcome in outcomes] == ["ok", "failed", "ok"]
+    assert outcomes[1].error == (
         "x.png: OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB.; not even this image alone fits into "
         "the memory of cpu: give a smaller view or another device, or end what else runs on it"
     )
@@ -89,7 +93,7 @@ def test_recorded_steps_give_their_memory_back_before_a_batch_is_halved(
     anchor = make(Tiny(), 1).anchor(target.pixels)
     monkeypatch.setattr(poisoner.protector, "_slots", slots)
     work = [Work(decode(draw(64, 64, index), f"{index}.png"), anchor) for index in range(count)]
-    assert [one.outcome.status for one in poisoner.protector.protect_batch(work, None)] == ["ok"] * count
+    assert [protected.outcome.status for protected in poisoner.protector.protect_batch(work, None)] == ["ok"] * count
     assert released == [1]
     assert not poisoner.protector._fitting
 
@@ -107,9 +111,9 @@ def test_an_image_without_memory_is_not_tried_for_ever(draw: Any, monkeypatch: p
     anchor = poisoner.anchor(draw(64, 64, 99))
     monkeypatch.setattr(poisoner.protector, "_slots", slots)
     monkeypatch.setattr(poisoner.protector, "_protect", run_out)
-    (made,) = poisoner.protector.protect_batch([Work(decode(draw(64, 64, 1), "x.png"), anchor)], None)
-    assert made.outcome.status == "failed"
-    assert "not even this image alone fits" in str(made.outcome.error)
+    (protected,) = poisoner.protector.protect_batch([Work(decode(draw(64, 64, 1), "x.png"), anchor)], None)
+    assert protected.outcome.status == "failed"
+    assert "not even this image alone fits" in str(protected.outcome.error)
     assert not encoder.given
 
 

@@ -36,8 +36,8 @@ def test_images_begin_with_what_was_fitted_to_others(draw: Any, options: dict[st
     options = options | {"steps": 2, "target_ratio": 1.0}
     cold = poison_batch(images, draw(64, 64, 99), **options)
     warm = poison_batch(images, draw(64, 64, 99), **options, start=start)
-    for one, other in zip(cold, warm, strict=True):
-        assert other.history[0] < 0.97 * one.history[0]
+    for image, other in zip(cold, warm, strict=True):
+        assert other.history[0] < 0.97 * image.history[0]
         assert other.linf is not None
         assert other.linf <= 0.05
 
@@ -89,7 +89,7 @@ def test_what_it_was_not_fitted_to_is_refused(
 def test_a_tensor_is_fitted_to_as_its_images_are(draw: Any, options: dict[str, Any]) -> None:
     images, target, poisoner = [draw(64, 64, seed) for seed in range(2)], draw(64, 64, 99), Poisoner(**options)
     tensor = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
-    fitted = [fit_start(one, target, poisoner, steps=2).sha256 for one in (images, tensor)]
+    fitted = [fit_start(sample, target, poisoner, steps=2).sha256 for sample in (images, tensor)]
     assert fitted[0] == fitted[1]
 
 
@@ -108,9 +108,9 @@ def test_a_file_that_is_none_is_named(tmp_path: Path) -> None:
 def test_an_anchors_hash_is_of_its_pixels(draw: Any, tmp_path: Path) -> None:
     Image.fromarray(draw(20, 30, 1)).save(tmp_path / "a.png")
     Image.fromarray(draw(20, 30, 1)).save(tmp_path / "b.bmp")
-    one, other = Anchor("one", [tmp_path / "a.png"]), Anchor("other", [tmp_path / "b.bmp"])
-    assert one.sha256 == other.sha256
-    assert one.sha256 != Anchor("one", [draw(20, 30, 2)]).sha256
+    anchor, other = Anchor("one", [tmp_path / "a.png"]), Anchor("other", [tmp_path / "b.bmp"])
+    assert anchor.sha256 == other.sha256
+    assert anchor.sha256 != Anchor("one", [draw(20, 30, 2)]).sha256
     assert Anchor("latent", latent=torch.zeros(4, 2, 2)).sha256 != Anchor("latent", latent=torch.ones(4, 2, 2)).sha256
 
 

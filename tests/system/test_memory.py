@@ -16,7 +16,7 @@ GIB = 1 << 30
 def system(tmp_path: Path) -> Any:
     """`system(cgroup, files)`: 8 GiB are available, this process is in the groups, whose files are these."""
 
-    def made(cgroup: str, files: dict[str, str]) -> int | None:
+    def free(cgroup: str, files: dict[str, str]) -> int | None:
         written = {
             "proc/meminfo": f"MemTotal: 16000000 kB\nMemFree: 100 kB\nMemAvailable:   {8 * GIB // 1024} kB\nHuge: 0\n",
             "proc/self/cgroup": cgroup,
@@ -27,7 +27,7 @@ def system(tmp_path: Path) -> Any:
             (tmp_path / name).write_text(text)
         return free_bytes(tmp_path / "proc", tmp_path / "cgroup")
 
-    return made
+    return free
 
 
 def test_without_groups_it_is_what_the_system_has_available(system: Any) -> None:
@@ -77,5 +77,5 @@ def test_what_does_not_say_is_not_known(tmp_path: Path, system: Any) -> None:
 
 
 def test_this_machine_says_how_much_it_has() -> None:
-    found = free_bytes()
-    assert found is None or found > 1 << 20
+    free = free_bytes()
+    assert free is None or free > 1 << 20

@@ -37,6 +37,6 @@ def test_bounds_are_numbers_of_any_kind() -> None:
         ({"linf": True}, "linf=True"),
     ],
 )
-def test_a_bound_that_is_none_is_named_with_its_mend(bounds: dict[str, object], named: str) -> None:
+def test_a_bound_that_is_none_is_named_with_its_fix(bounds: dict[str, object], named: str) -> None:
     with pytest.raises(ShadeFastError, match=named):
         Budget(**bounds)  # type: ignore[arg-type]

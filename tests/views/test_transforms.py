@@ -76,8 +76,8 @@ def test_a_separable_map_is_its_matrices_and_its_gradient_their_transposes() -> 
     for backend in ("native", "reference"):
         result = separable(images, *axes, backend=backend)
         results.append((result, *torch.autograd.grad(result, images, weights)))
-    for one, other in zip(*results, strict=True):
-        torch.testing.assert_close(one, other, rtol=0, atol=2e-5)
+    for tensor, other in zip(*results, strict=True):
+        torch.testing.assert_close(tensor, other, rtol=0, atol=2e-5)
 
 
 @pytest.mark.skipif(not native.cpu_available(), reason="shade_fast._cpu is not built")
@@ -96,7 +96,7 @@ def test_a_map_is_refused_images_that_it_does_not_fit() -> None:
         separable(torch.zeros(1, 3, 8, 9), fitting, fitting)
 
 
-@pytest.mark.parametrize("transform", TRANSFORMS, ids=lambda one: type(one).__name__)
+@pytest.mark.parametrize("transform", TRANSFORMS, ids=lambda transform: type(transform).__name__)
 @pytest.mark.parametrize("size", [(64, 64), (41, 77)])
 def test_a_draw_keeps_size_and_range_and_follows_from_its_random_numbers(
     transform: Transform, size: tuple[int, int]
@@ -117,7 +117,7 @@ def test_a_draw_keeps_size_and_range_and_follows_from_its_random_numbers(
         assert any(not torch.equal(results[0], other) for other in results[2:])
 
 
-@pytest.mark.parametrize("transform", [Crop(0.3), Flip()], ids=lambda one: type(one).__name__)
+@pytest.mark.parametrize("transform", [Crop(0.3), Flip()], ids=lambda transform: type(transform).__name__)
 def test_latents_go_where_the_image_goes(transform: Transform) -> None:
     ramp = torch.linspace(0, 1, 64).expand(1, 3, 64, 64)
     latents = torch.nn.functional.avg_pool2d(ramp, 8)

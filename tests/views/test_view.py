@@ -61,6 +61,6 @@ def test_a_size_is_a_number_of_any_kind() -> None:
 
 
 @pytest.mark.parametrize(("size", "source"), [(512, (1, 1)), (512, (7, 4000)), (4, (100, 100))])
-def test_too_little_for_the_encoder_names_the_image_and_the_mend(size: int, source: tuple[int, int]) -> None:
+def test_too_little_for_the_encoder_names_the_image_and_the_fix(size: int, source: tuple[int, int]) -> None:
     with pytest.raises(ShadeFastError, match=rf"{source[1]}x{source[0]} pixels.*leave this image out"):
         View(size).plan(*source, 8)
