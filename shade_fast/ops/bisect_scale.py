@@ -128,7 +128,7 @@ def on_gpu(
         distance, interval = distance.contiguous(), interval.contiguous()
         following, images = torch.empty_like(interval), new_input(clean)
         pointers = [tensor.data_ptr() for tensor in (clean, delta, distance, interval, following, images)]
-        parameters = (bound, guess, levels, gain, offset, stream)
+        parameters = (bound, guess, levels, (*gain, *offset), stream)
         native.check(module, module.bisect_scale(*pointers, *per_image(clean), *parameters))
     return following, images
 
