@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from shade_fast.ops import bisect_scale, denormalize, latent_distance, normalize, optimizer_update, quantize
+from shade_fast.ops import bisect_scale, latent_distance, optimizer_update, quantize
 from shade_fast.ops.bisect_scale import start as first_interval
 from shade_fast.ops.epilogue import epilogue
+from shade_fast.ops.group_norm import group_norm
 from shade_fast.ops.lpips_layer import lpips_layer
 from shade_fast.ops.max_pool import max_pool
 from shade_fast.ops.relu_lpips_layer import relu_lpips_layer
-from shade_fast.ops.residual_group_norm import residual_group_norm
 
 #: Relative root-mean-square error of a kernel's result in bfloat16 and in float32, or whole uint8 values.
 ROUNDING = 1e-2
@@ -66,12 +66,12 @@ def kernels(channels: int, side: int, image: int, device: torch.device) -> Itera
         return run
 
     def fused_norm(x: Tensor) -> Tensor:
-        return residual_group_norm(x, gamma, beta, keep=False, **norm)[1]
+        return group_norm(x, gamma, beta, keep=False, **norm)[1]
 
     yield Kernel("group norm, SiLU", lambda: fused_norm(x), exactly(eager_norm, x), lambda: eager_norm(x), 3 * size)
     yield Kernel(
         "group norm, SiLU, of a sum",
-        lambda: residual_group_norm(x, gamma, beta, bias=bias, addend=addend, **norm)[1],
+        lambda: group_norm(x, gamma, beta, bias=bias, addend=addend, **norm)[1],
         exactly(eager_norm, x, addend, bias),
         lambda: eager_norm(x, addend, bias),
         5 * size,
@@ -161,7 +161,6 @@ def _pixel_kernels(image: int, device: torch.device, generator: torch.Generator)
     )
     ones = torch.ones(len(clean), device=device)
     count = float(clean.numel())
-    seen = normalize(clean, delta, backend="reference")
     interval = first_interval(len(clean), device)
 
     def update(backend: str, delta: Tensor, momentum: Tensor, gradient: Tensor, clean: Tensor) -> Tensor:
@@ -178,13 +177,6 @@ def _pixel_kernels(image: int, device: torch.device, generator: torch.Generator)
     # each with its tensors, the bytes for a value, and the error that is allowed: the update's mean is of float64 sums
     ops: list[tuple[str, Callable[..., Tensor], tuple[Tensor, ...], float, float]] = [
         ("update (with copies of delta and momentum)", update, (delta, momentum, gradient, clean), 41, 1e-6),
-        ("uint8 to bfloat16", lambda backend, *of: normalize(*of, backend=backend), (clean, delta), 7, 0.0),
-        (
-            "bfloat16 to uint8",
-            lambda backend, *of: denormalize(*of, levels=16, backend=backend),
-            (seen, clean),
-            *(4, 0.0),
-        ),
         ("rounding", lambda backend, *of: quantize(*of, levels=16, backend=backend), (clean, delta, ones), 6, 0.0),
         ("bisection's step", bisect, (clean, delta, ones, interval), 7, 0.0),
     ]

@@ -14,7 +14,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from shade_fast.kernels import epilogue, group_norm_silu, latent_distance, lpips_layer, max_pool, relu_lpips_layer
+from shade_fast.kernels import epilogue, group_norm, latent_distance, lpips_layer, max_pool, relu_lpips_layer
 from shade_fast.ops.group_norm import ACTIVATIONS
 
 DTYPES = ("fp32", "fp16", "bf16")
@@ -51,8 +51,8 @@ def configurations(dtype: str, complete: bool = True) -> Iterator[Configuration]
     yield _configuration("latent_distance", latent_distance.root_kernel, dtype, (), splits)
     yield _configuration("latent_distance", latent_distance.gradient_kernel, dtype, (*pairs, "gradient"), block)
 
-    tile, most = group_norm_silu.tile_sides(GROUP_NORM_CHANNELS), {"most_splits": group_norm_silu.MOST_SPLITS}
-    kernels = group_norm_silu
+    tile, most = group_norm.tile_sides(GROUP_NORM_CHANNELS), {"most_splits": group_norm.MOST_SPLITS}
+    kernels = group_norm
     warps = kernels.WARPS
     sums = ((False, False, ""), (True, False, "bias"), (True, True, "bias, addend"), (False, True, "addend"))
     for shift, add, note in sums if complete else sums[:1] + sums[2:3]:
@@ -69,7 +69,7 @@ def configurations(dtype: str, complete: bool = True) -> Iterator[Configuration]
     pointers = ("gradient", "out")
     yield _configuration("epilogue", epilogue.relu_gradient_kernel, dtype, pointers, tile, "", epilogue.WARPS)
     yield from _pools(dtype, complete)
-    tile = group_norm_silu.tile_sides(GROUP_NORM_CHANNELS)
+    tile = group_norm.tile_sides(GROUP_NORM_CHANNELS)
     yield _configuration("group_norm", kernels.statistics_kernel, dtype, (), most)
     yield _configuration("group_norm", kernels.means_kernel, dtype, (), most)
     for number, activation in enumerate(ACTIVATIONS):
@@ -90,7 +90,7 @@ def configurations(dtype: str, complete: bool = True) -> Iterator[Configuration]
     most = {"most_splits": lpips_layer.MOST_SPLITS}
     yield _configuration("lpips_layer", lpips_layer.mean_kernel, dtype, (), most)
     for channels in LPIPS_CHANNELS if complete else LPIPS_CHANNELS[-1:]:
-        parts = (("both", 1, 1), ("forward", 1, 0), ("backward", 0, 1))
+        parts = (("forward", 1, 0), ("backward", 0, 1))
         for name, measure, differentiate in parts if complete else parts[:1]:
             constants = {"measure": measure, "differentiate": differentiate, **lpips_layer.tile_sides(channels)}
             pointers = ("activations", "clean", "gradient")

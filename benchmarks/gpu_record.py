@@ -17,8 +17,8 @@ from benchmarks.gpu_count import TRANSPOSE, Count, Op, attention
 
 #: Kernels of an op that has more than one.
 _LAUNCHES = {
-    "shade_fast::residual_group_norm": 3,
-    "shade_fast::residual_group_norm_gradient": 3,
+    "shade_fast::group_norm": 3,
+    "shade_fast::group_norm_gradient": 3,
     "shade_fast::lpips_layer": 2,
     "shade_fast::relu_lpips_layer": 2,
     "shade_fast::latent_distance": 2,
@@ -131,10 +131,10 @@ class _Recorder(TorchDispatchMode):
             moved += _size(args[0])
         elif name == "native_group_norm_backward":
             moved += _size(args[0]) + _size(args[1])
-        elif name == "shade_fast::residual_group_norm":
+        elif name == "shade_fast::group_norm":
             # The statistics' pass reads x and writes the sum; the other reads that, or x.
             moved += _size(result[0]) or _size(args[0])
-        elif name == "shade_fast::residual_group_norm_gradient":
+        elif name == "shade_fast::group_norm_gradient":
             moved += _size(args[0]) + _size(args[1])
         moved += sum(_size(tensor) for tensor in _changed(function, args))
         self.record(name, operations, moved, writes)

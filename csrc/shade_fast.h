@@ -165,7 +165,7 @@ struct Extent {
 enum class Activation : int { none = 0, relu = 1, silu = 2 };
 
 // result = epilogue(a), elementwise: with residual an addition, with relu a ReLU, with gate a ReLU's gradient.
-Status pointwise(const float* a, float* result, Extent extent, const Epilogue& epilogue, int threads);
+Status epilogue(const float* a, float* result, Extent extent, const Epilogue& epilogue, int threads);
 
 // result = a * sigmoid(a); the gradient takes a, not the result.
 Status silu(const float* a, float* result, Extent extent, int threads);

@@ -25,7 +25,7 @@ PYBIND11_MODULE(_cpu, module) {
   define<&cpu::matrix_product_scratch>(module, "matrix_product_scratch");
   define<&cpu::matrix_product>(module, "matrix_product");
 
-  define<&cpu::pointwise>(module, "pointwise");
+  define<&cpu::epilogue>(module, "epilogue");
   define<&cpu::silu>(module, "silu");
   define<&cpu::silu_gradient>(module, "silu_gradient");
   define<&cpu::group_norm_scratch>(module, "group_norm_scratch");

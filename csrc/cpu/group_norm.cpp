@@ -160,7 +160,7 @@ Status group_norm_gradient(const float* gradient, const float* input, const floa
     const std::int64_t first = run.pixel * channels;
     double* const sums = scratch.of_run(run.index);
     kernels.sum_gradient(gradient + first, input + first, run.pixels, channels,
-                              scratch.of_image(run.image, gamma, beta), activation, scratch.width, sums);
+                         scratch.of_image(run.image, gamma, beta), activation, scratch.width, sums);
     grouping.fold(sums, scratch.width, gamma);
   });
 
@@ -180,8 +180,8 @@ Status group_norm_gradient(const float* gradient, const float* input, const floa
   for_runs(scratch.runs, threads, [&](const Run& run) {
     const std::int64_t first = run.pixel * channels;
     kernels.gradient(gradient + first, input + first, result + first, run.pixels, channels,
-                          scratch.of_image(run.image, gamma, beta), activation,
-                          from_pixel(epilogue, run.pixel, channels), stream);
+                     scratch.of_image(run.image, gamma, beta), activation,
+                     from_pixel(epilogue, run.pixel, channels), stream);
   });
   return Status::ok;
 } catch (const std::bad_alloc&) {

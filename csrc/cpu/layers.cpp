@@ -22,30 +22,30 @@ Status for_values(const Extent& extent, int threads, const Work& work) try {
 
 }  // namespace
 
-Status pointwise(const float* a, float* result, Extent extent, const Epilogue& epilogue, int threads) {
-  const PointwiseKernels& kernels = SHADE_FAST_SELECTED(pointwise);
+Status epilogue(const float* a, float* result, Extent extent, const Epilogue& epilogue, int threads) {
+  const EpilogueKernels& kernels = SHADE_FAST_SELECTED(epilogue);
   const bool stream = streams(result, extent, epilogue);
   return for_values(extent, threads, [&](const Run& run, std::int64_t first) {
-    kernels.forward(a + first, result + first, run.pixels, extent.channels,
-                      from_pixel(epilogue, run.pixel, extent.channels), stream);
+    kernels.apply(a + first, result + first, run.pixels, extent.channels,
+                  from_pixel(epilogue, run.pixel, extent.channels), stream);
   });
 }
 
 Status silu(const float* a, float* result, Extent extent, int threads) {
-  const PointwiseKernels& kernels = SHADE_FAST_SELECTED(pointwise);
+  const SiluKernels& kernels = SHADE_FAST_SELECTED(silu);
   const bool stream = streams(result, extent, {});
   return for_values(extent, threads, [&](const Run& run, std::int64_t first) {
-    kernels.silu(a + first, result + first, run.pixels, extent.channels, stream);
+    kernels.forward(a + first, result + first, run.pixels, extent.channels, stream);
   });
 }
 
 Status silu_gradient(const float* gradient, const float* a, float* result, Extent extent, const Epilogue& epilogue,
                      int threads) {
-  const PointwiseKernels& kernels = SHADE_FAST_SELECTED(pointwise);
+  const SiluKernels& kernels = SHADE_FAST_SELECTED(silu);
   const bool stream = streams(result, extent, epilogue);
   return for_values(extent, threads, [&](const Run& run, std::int64_t first) {
-    kernels.silu_gradient(gradient + first, a + first, result + first, run.pixels, extent.channels,
-                          from_pixel(epilogue, run.pixel, extent.channels), stream);
+    kernels.gradient(gradient + first, a + first, result + first, run.pixels, extent.channels,
+                     from_pixel(epilogue, run.pixel, extent.channels), stream);
   });
 }
 
@@ -86,7 +86,7 @@ Status lpips_layer_gradient(const float* activations, const float* clean, const 
   return for_values(extent, threads, [&](const Run& run, std::int64_t first) {
     const float factor = 2.0f * upstream[run.image] / static_cast<float>(extent.pixels);
     kernels.gradient(activations + first, clean + first, head, factor, result + first, run.pixels,
-                           extent.channels, from_pixel(epilogue, run.pixel, extent.channels), stream);
+                     extent.channels, from_pixel(epilogue, run.pixel, extent.channels), stream);
   });
 }
 

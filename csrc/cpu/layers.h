@@ -10,12 +10,15 @@
 
 namespace shade_fast::cpu {
 
-struct PointwiseKernels {
-  void (*forward)(const float* a, float* result, std::int64_t pixels, std::int64_t channels, const Epilogue& epilogue,
-                  bool stream);
-  void (*silu)(const float* a, float* result, std::int64_t pixels, std::int64_t channels, bool stream);
-  void (*silu_gradient)(const float* gradient, const float* a, float* result, std::int64_t pixels,
-                        std::int64_t channels, const Epilogue& epilogue, bool stream);
+struct EpilogueKernels {
+  void (*apply)(const float* a, float* result, std::int64_t pixels, std::int64_t channels, const Epilogue& epilogue,
+                bool stream);
+};
+
+struct SiluKernels {
+  void (*forward)(const float* a, float* result, std::int64_t pixels, std::int64_t channels, bool stream);
+  void (*gradient)(const float* gradient, const float* a, float* result, std::int64_t pixels, std::int64_t channels,
+                   const Epilogue& epilogue, bool stream);
 };
 
 // Of one image, each [channels]: xhat = (x - mean) * inverse, y = gamma * xhat + beta, and the gradient
@@ -80,7 +83,8 @@ struct MemoryFormatKernels {
   void (*separate)(const float* input, float* planes, std::int64_t pixels, const Planes& shape);
 };
 
-SHADE_FAST_KERNELS(PointwiseKernels, pointwise)
+SHADE_FAST_KERNELS(EpilogueKernels, epilogue)
+SHADE_FAST_KERNELS(SiluKernels, silu)
 SHADE_FAST_KERNELS(GroupNormKernels, group_norm)
 SHADE_FAST_KERNELS(MaxPoolKernels, max_pool)
 SHADE_FAST_KERNELS(BlurKernels, blur)

@@ -163,7 +163,7 @@ Status jpeg_gradient(const float* gradient, const std::uint8_t* inside, float* r
       const std::int64_t end = y == height - 1 ? down : y + 1;
       for (std::int64_t row = y; row < end; ++row) {
         kernels.gradient_show(planes.luma + row * across, blue + row / 2 * half, red + row / 2 * half, across,
-                                   width, height * width, row > y, result + offset + y * width);
+                              width, height * width, row > y, result + offset + y * width);
       }
     });
   }

@@ -8,7 +8,7 @@ from torch import Tensor
 from shade_fast.ops import native
 from shade_fast.ops.binding import bound, check_device, check_scratch
 from shade_fast.ops.convolution import NUMBERS
-from shade_fast.ops.finish import Call
+from shade_fast.ops.native import Call
 from shade_fast.terms.errors import ShadeFastError
 
 

@@ -27,6 +27,14 @@ SHADE_FAST_LANES void apply_and_store(const Lanes& lanes, Vector value, Epilogue
   lanes.store(result + place, value);
 }
 
+// Where no part needs to know a value's channel, a run of pixels is one long pixel.
+SHADE_FAST_LANES void flatten(std::int64_t& pixels, std::int64_t& channels, const Epilogue& epilogue) {
+  const bool masked = epilogue.positive != nullptr || epilogue.gate != nullptr;
+  if (epilogue.bias != nullptr || (masked && channels % kBlock != 0)) return;
+  channels *= pixels;
+  pixels = 1;
+}
+
 // result = epilogue(value(lanes, place, channel)) for every vector of channels of a run of pixels.
 template <typename Full, typename Value>
 SHADE_FAST_LANES void map_pixels(std::int64_t pixels, std::int64_t channels, float* result, Epilogue epilogue,

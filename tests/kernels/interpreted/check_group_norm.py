@@ -8,9 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from shade_fast.kernels import group_norm_silu as kernels
-from shade_fast.ops import gpu, group_norm
-from shade_fast.ops.residual_group_norm import residual_group_norm
+from shade_fast.kernels import group_norm as kernels
+from shade_fast.ops import gpu
+from shade_fast.ops import group_norm as op
+from shade_fast.ops.group_norm import group_norm
 from shade_fast.terms.errors import ShadeFastError
 
 EPSILON = 1e-6
@@ -61,7 +62,7 @@ def scratch(x: Tensor, groups: int) -> Tensor:
 
 def forward(given: Inputs, groups: int, activation: str = "silu") -> tuple[Tensor, Tensor]:
     out, statistics = torch.empty_like(given.x), torch.full((len(given.x), groups, 2), torch.nan)
-    number = group_norm.ACTIVATIONS.index(activation)
+    number = op.ACTIVATIONS.index(activation)
     arrays = (given.x, given.gamma, given.beta, statistics, out, scratch(given.x, groups))
     kernels.forward(*arrays, groups, EPSILON, number)
     return out, statistics
@@ -77,14 +78,14 @@ def backward(
 ) -> Tensor:
     out = torch.empty_like(given.x) if out is None else out
     arrays = (given.gradient, given.x, given.gamma, given.beta, statistics, out, scratch(given.x, groups))
-    kernels.backward(*arrays, groups, group_norm.ACTIVATIONS.index(activation), residual)
+    kernels.backward(*arrays, groups, op.ACTIVATIONS.index(activation), residual)
     return out
 
 
 def truth(given: Inputs, groups: int, activation: str = "silu") -> tuple[Tensor, Tensor]:
     """The result and its gradient in x, by float64 autograd."""
     x = given.x.double().requires_grad_()
-    out, _ = group_norm.reference(x, given.gamma.double(), given.beta.double(), groups, EPSILON, activation)
+    out, _ = op.reference(x, given.gamma.double(), given.beta.double(), groups, EPSILON, activation)
     return out.detach(), torch.autograd.grad(out, x, given.gradient.double())[0]
 
 
@@ -154,7 +155,7 @@ def test_a_mean_far_above_the_deviation_does_no_harm() -> None:
     given = inputs((1, 16, 50, 60))
     given = given._replace(x=given.x + 3000)
     _, statistics = forward(given, 4)
-    _, exact = group_norm.reference(given.x.double(), given.gamma, given.beta, 4, EPSILON, "silu")
+    _, exact = op.reference(given.x.double(), given.gamma, given.beta, 4, EPSILON, "silu")
     torch.testing.assert_close(statistics.double(), exact, rtol=1e-6, atol=0)
 
 
@@ -201,7 +202,7 @@ def test_the_op_takes_sums_in(
         x = given.x.to(kind).requires_grad_()
         other = None if addend is None else addend.to(kind).requires_grad_()
         shift = None if bias is None else bias.to(torch.float64 if kind == torch.float64 else torch.float32)
-        total, y = residual_group_norm(
+        total, y = group_norm(
             *(x, given.gamma, given.beta),
             **{"groups": groups, "epsilon": EPSILON, "activation": "silu", "bias": shift, "addend": other},
             keep=keep,
@@ -227,8 +228,8 @@ def test_a_sum_is_the_same_bits_for_an_image_alone(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(gpu, "on_gpu", lambda tensor: True)
     given = inputs((3, 24, 11, 13))
     named = {"groups": 4, "epsilon": EPSILON, "activation": "silu", "bias": given.beta}
-    together = residual_group_norm(given.x, given.gamma, given.beta, addend=given.gradient, **named)
-    alone = residual_group_norm(given.x[1:2], given.gamma, given.beta, addend=given.gradient[1:2], **named)
+    together = group_norm(given.x, given.gamma, given.beta, addend=given.gradient, **named)
+    alone = group_norm(given.x[1:2], given.gamma, given.beta, addend=given.gradient[1:2], **named)
     assert all(torch.equal(one[0], other[1]) for one, other in zip(alone, together, strict=True))
 
 
@@ -245,4 +246,4 @@ def test_a_sum_is_the_same_bits_for_an_image_alone(monkeypatch: pytest.MonkeyPat
 def test_what_does_not_fit_is_named(changed: dict[str, object], message: str) -> None:
     given = inputs((2, 40, 3, 3))
     with pytest.raises(ShadeFastError, match=message):
-        residual_group_norm(given.x, given.gamma, given.beta, **({"groups": 8, "epsilon": EPSILON} | changed))  # type: ignore[arg-type]
+        group_norm(given.x, given.gamma, given.beta, **({"groups": 8, "epsilon": EPSILON} | changed))  # type: ignore[arg-type]

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from shade_fast.ops import native, pool
-from shade_fast.ops.finish import Finish
+from shade_fast.ops import blur, max_pool, native
+from shade_fast.ops.epilogue import Epilogue
 from shade_fast.terms.errors import ShadeFastError
 
 pytestmark = pytest.mark.skipif(not native.cpu_available(), reason="shade_fast._cpu is not built")
@@ -54,14 +54,14 @@ def test_max(shape, layers) -> None:
         def run(threads: int, x=x, windows=windows, options=(kernel, stride, padding)) -> tuple[Tensor, Tensor]:
             out = layers.poisoned((*shape[:2], *windows))
             index = torch.full((shape[0], *windows, shape[1]), 255, dtype=torch.uint8)
-            layers.run(pool.bind_max(x, out, index, *options, threads))
+            layers.run(max_pool.bind(x, out, index, *options, threads))
             alone = layers.poisoned((*shape[:2], *windows))
-            layers.run(pool.bind_max(x, alone, None, *options, threads))
+            layers.run(max_pool.bind(x, alone, None, *options, threads))
             assert torch.equal(alone, out)
             return out, index
 
         out, index = layers.same_on_any_threads(run)
-        expected, expected_index = pool.reference_max(x, kernel, stride, padding, windows)
+        expected, expected_index = max_pool.reference(x, kernel, stride, padding, windows)
         assert torch.equal(out, expected)
         assert torch.equal(index, expected_index)
 
@@ -71,11 +71,11 @@ def test_max_gradient(shape, parts, layers) -> None:
         index = torch.randint(0, kernel * kernel, (shape[0], *windows, shape[1])).to(torch.uint8)
         gradient = layers.images((*shape[:2], *windows))
         options = (kernel, stride, padding)
-        expected = pool.reference_max_gradient(gradient.double(), index, shape, *options, Finish())
+        expected = max_pool.reference_gradient(gradient.double(), index, shape, *options, Epilogue())
         # A sum of as many values as a pixel has windows.
-        layers.check_finished(
-            lambda out, finish, threads, tensors=(gradient, index), options=options: pool.bind_max_gradient(
-                *tensors, out, *options, finish, threads
+        layers.check_with_epilogue(
+            lambda out, epilogue, threads, tensors=(gradient, index), options=options: max_pool.bind_gradient(
+                *tensors, out, *options, epilogue, threads
             ),
             expected,
             parts,
@@ -89,21 +89,21 @@ def test_blur(shape, layers) -> None:
 
         def run(threads: int, x=x, taps=taps, windows=windows, options=(stride, padding)) -> tuple[Tensor]:
             out = layers.poisoned((*shape[:2], *windows))
-            layers.run(pool.bind_blur(x, taps, out, *options, threads))
+            layers.run(blur.bind(x, taps, out, *options, threads))
             return (out,)
 
         (out,) = layers.same_on_any_threads(run)
-        expected = pool.reference_blur(x.double(), taps.double(), stride, padding, windows)
+        expected = blur.reference(x.double(), taps.double(), stride, padding, windows)
         torch.testing.assert_close(out.double(), expected, rtol=0, atol=4e-6)  # up to 16 products of about 1
 
 
 def test_blur_gradient(shape, parts, layers) -> None:
     for kernel, stride, padding, windows in blurs_of(shape):
         gradient, taps = layers.images((*shape[:2], *windows)), layers.normal(kernel, kernel)
-        expected = pool.reference_blur_gradient(gradient.double(), taps.double(), shape, stride, padding, Finish())
-        layers.check_finished(
-            lambda out, finish, threads, tensors=(gradient, taps), options=(stride, padding): pool.bind_blur_gradient(
-                *tensors, out, *options, finish, threads
+        expected = blur.reference_gradient(gradient.double(), taps.double(), shape, stride, padding, Epilogue())
+        layers.check_with_epilogue(
+            lambda out, epilogue, threads, tensors=(gradient, taps), options=(stride, padding): blur.bind_gradient(
+                *tensors, out, *options, epilogue, threads
             ),
             expected,
             parts,
@@ -114,21 +114,21 @@ def test_blur_gradient(shape, parts, layers) -> None:
 def test_large_results(layers) -> None:
     x, gradient = layers.images(LARGE), layers.images((1, 64, 256, 256))
     out, index = torch.empty_like(gradient), torch.zeros(1, 256, 256, 64, dtype=torch.uint8)
-    layers.run(pool.bind_max(x, out, index, 2, 1, 0, 2))
-    expected, expected_index = pool.reference_max(x, 2, 1, 0, (256, 256))
+    layers.run(max_pool.bind(x, out, index, 2, 1, 0, 2))
+    expected, expected_index = max_pool.reference(x, 2, 1, 0, (256, 256))
     assert torch.equal(out, expected)
     assert torch.equal(index, expected_index)
-    expected = pool.reference_max_gradient(gradient.double(), index, LARGE, 2, 1, 0, Finish())
-    layers.check_finished(
-        lambda out, finish, threads: pool.bind_max_gradient(gradient, index, out, 2, 1, 0, finish, threads),
+    expected = max_pool.reference_gradient(gradient.double(), index, LARGE, 2, 1, 0, Epilogue())
+    layers.check_with_epilogue(
+        lambda out, epilogue, threads: max_pool.bind_gradient(gradient, index, out, 2, 1, 0, epilogue, threads),
         expected,
         "gate",
         tolerance=1e-6,
     )
     taps = layers.normal(2, 2)
-    expected = pool.reference_blur_gradient(gradient.double(), taps.double(), LARGE, 1, 0, Finish())
-    layers.check_finished(
-        lambda out, finish, threads: pool.bind_blur_gradient(gradient, taps, out, 1, 0, finish, threads),
+    expected = blur.reference_gradient(gradient.double(), taps.double(), LARGE, 1, 0, Epilogue())
+    layers.check_with_epilogue(
+        lambda out, epilogue, threads: blur.bind_gradient(gradient, taps, out, 1, 0, epilogue, threads),
         expected,
         "in place",
         tolerance=2e-6,
@@ -139,11 +139,11 @@ def test_large_results(layers) -> None:
 def test_the_reference_is_torchs(kernel: int, stride: int, padding: int) -> None:
     x = torch.randn(2, 3, 11, 8, generator=torch.Generator().manual_seed(0), requires_grad=True)
     expected = functional.max_pool2d(x, kernel, stride, padding)
-    out, index = pool.reference_max(x.detach(), kernel, stride, padding, tuple(expected.shape[2:]))
+    out, index = max_pool.reference(x.detach(), kernel, stride, padding, tuple(expected.shape[2:]))
     assert torch.equal(out, expected)
     gradient = torch.randn_like(out)
     (dx,) = torch.autograd.grad(expected, x, gradient)
-    result = pool.reference_max_gradient(gradient, index, tuple(x.shape), kernel, stride, padding, Finish())
+    result = max_pool.reference_gradient(gradient, index, tuple(x.shape), kernel, stride, padding, Epilogue())
     torch.testing.assert_close(result, dx)
 
 
@@ -152,7 +152,7 @@ def test_infinities_and_nan(layers) -> None:
     x[..., 0, 3] = torch.nan
     x[..., 1, 2] = torch.inf
     out, index = layers.poisoned((1, 33, 1, 2)), torch.full((1, 1, 2, 33), 9, dtype=torch.uint8)
-    layers.run(pool.bind_max(x, out, index, 2, 2, 0, 1))
+    layers.run(max_pool.bind(x, out, index, 2, 2, 0, 1))
     assert out[..., 0].eq(-torch.inf).all() and index[:, :, 0].eq(0).all()
     assert out[..., 1].isnan().all() and index[:, :, 1].eq(1).all()
 
@@ -160,16 +160,16 @@ def test_infinities_and_nan(layers) -> None:
 def test_what_does_not_fit_is_refused() -> None:
     x, out = (torch.zeros(1, 3, *size).contiguous(memory_format=torch.channels_last) for size in ((6, 8), (3, 4)))
     index = torch.zeros(1, 3, 4, 3, dtype=torch.uint8)
-    pool.bind_max(x, out, index, 2, 2, 0, 1)
+    max_pool.bind(x, out, index, 2, 2, 0, 1)
     with pytest.raises(ShadeFastError, match="padding=2 do not fit an image of 6 by 8"):
-        pool.bind_max(x, out, index, 2, 2, 2, 1)
+        max_pool.bind(x, out, index, 2, 2, 2, 1)
     with pytest.raises(ShadeFastError, match="stride=3"):
-        pool.bind_max(x, out, index, 2, 3, 0, 1)
+        max_pool.bind(x, out, index, 2, 3, 0, 1)
     with pytest.raises(ShadeFastError, match="kernel=16"):
-        pool.bind_max(x, out, index, 16, 2, 0, 1)
+        max_pool.bind(x, out, index, 16, 2, 0, 1)
     with pytest.raises(ShadeFastError, match="index is"):
-        pool.bind_max(x, out, index[..., :2], 2, 2, 0, 1)
+        max_pool.bind(x, out, index[..., :2], 2, 2, 0, 1)
     with pytest.raises(ShadeFastError, match="padding=6"):
-        pool.bind_blur(x, torch.zeros(3, 3), out, 2, 6, 1)
+        blur.bind(x, torch.zeros(3, 3), out, 2, 6, 1)
     with pytest.raises(ShadeFastError, match="taps is"):
-        pool.bind_blur(x, torch.zeros(3, 2), out, 2, 1, 1)
+        blur.bind(x, torch.zeros(3, 2), out, 2, 1, 1)

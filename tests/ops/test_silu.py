@@ -1,4 +1,4 @@
-"""Elementwise layers: every instruction set against plain torch in float64."""
+"""SiLU: every instruction set against plain torch in float64."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from shade_fast.ops import native, pointwise
-from shade_fast.ops.finish import Finish
+from shade_fast.ops import native, silu
+from shade_fast.ops.epilogue import Epilogue
 from shade_fast.terms.errors import ShadeFastError
 
 pytestmark = pytest.mark.skipif(not native.cpu_available(), reason="shade_fast._cpu is not built")
@@ -15,58 +15,49 @@ pytestmark = pytest.mark.skipif(not native.cpu_available(), reason="shade_fast._
 LARGE = (1, 16, 513, 512)  # results of 16 MiB go past the caches
 
 
-def test_pointwise(shape, parts, layers) -> None:
-    x = layers.images(shape)
-    # Two additions.
-    layers.check_finished(lambda *rest: pointwise.bind(x, *rest), x.double(), parts, tolerance=5e-7)
-
-
 def test_silu(shape, layers) -> None:
     x = 4 * layers.images(shape)
 
     def run(threads: int) -> tuple[Tensor]:
         out = layers.poisoned(shape)
-        layers.run(pointwise.bind_silu(x, out, threads))
+        layers.run(silu.bind(x, out, threads))
         return (out,)
 
     (out,) = layers.same_on_any_threads(run)
-    torch.testing.assert_close(out.double(), pointwise.reference_silu(x.double()), rtol=5e-7, atol=1e-12)
+    torch.testing.assert_close(out.double(), silu.reference(x.double()), rtol=5e-7, atol=1e-12)
 
 
 def test_silu_gradient(shape, parts, layers) -> None:
     x, gradient = 4 * layers.images(shape), layers.images(shape)
-    expected = pointwise.reference_silu_gradient(gradient.double(), x.double(), Finish())
-    layers.check_finished(
-        lambda *rest: pointwise.bind_silu_gradient(gradient, x, *rest), expected, parts, tolerance=5e-7
-    )
+    expected = silu.reference_gradient(gradient.double(), x.double(), Epilogue())
+    layers.check_with_epilogue(lambda *rest: silu.bind_gradient(gradient, x, *rest), expected, parts, tolerance=5e-7)
 
 
 def test_the_reference_gradient_is_autograds(layers) -> None:
     x = layers.images((2, 5, 3, 3)).double().requires_grad_()
     gradient = layers.images((2, 5, 3, 3)).double()
-    (expected,) = torch.autograd.grad(pointwise.reference_silu(x), x, gradient)
-    torch.testing.assert_close(pointwise.reference_silu_gradient(gradient, x.detach(), Finish()), expected)
+    (expected,) = torch.autograd.grad(silu.reference(x), x, gradient)
+    torch.testing.assert_close(silu.reference_gradient(gradient, x.detach(), Epilogue()), expected)
 
 
 def test_large_results(layers) -> None:
     x = layers.images(LARGE)
     gradient = x.flip(0)
     for parts in ("", "in place", "positive relu gate"):
-        layers.check_finished(lambda *rest: pointwise.bind(x, *rest), x.double(), parts, tolerance=5e-7)
-        expected = pointwise.reference_silu_gradient(gradient.double(), x.double(), Finish())
-        layers.check_finished(
-            lambda *rest: pointwise.bind_silu_gradient(gradient, x, *rest), expected, parts, tolerance=5e-7
+        expected = silu.reference_gradient(gradient.double(), x.double(), Epilogue())
+        layers.check_with_epilogue(
+            lambda *rest: silu.bind_gradient(gradient, x, *rest), expected, parts, tolerance=5e-7
         )
     out = layers.poisoned(LARGE)
-    layers.run(pointwise.bind_silu(x, out, 2))
-    torch.testing.assert_close(out.double(), pointwise.reference_silu(x.double()), rtol=5e-7, atol=1e-12)
+    layers.run(silu.bind(x, out, 2))
+    torch.testing.assert_close(out.double(), silu.reference(x.double()), rtol=5e-7, atol=1e-12)
 
 
 def test_silu_is_exact_to_a_few_units_in_the_last_place(layers) -> None:
     x = torch.cat([torch.linspace(-86, 86, 400_001), 1e-3 * layers.normal(10_000)]).reshape(1, 1, 1, -1)
     out = layers.poisoned(x.shape)
-    layers.run(pointwise.bind_silu(x, out, 1))
-    expected = pointwise.reference_silu(x.double())
+    layers.run(silu.bind(x, out, 1))
+    expected = silu.reference(x.double())
     unit = torch.exp2(expected.abs().clamp_min(1e-300).log2().floor() - 23)
     # exp, 1 + exp, the division and the products each round by half a unit; without fused products exp by one more.
     assert ((out.double() - expected).abs() / unit).max() < 3
@@ -77,8 +68,8 @@ def test_silu_has_limits_and_keeps_nan(layers) -> None:
     x = torch.tensor([-torch.inf, -largest, -1000.0, -100.0, -87.0, 0.0, 87.0, largest, torch.inf, torch.nan])
     x = x.reshape(1, 1, 1, -1)
     out, slope = layers.poisoned(x.shape), layers.poisoned(x.shape)
-    layers.run(pointwise.bind_silu(x, out, 1))
-    layers.run(pointwise.bind_silu_gradient(torch.ones_like(x), x, slope, Finish(), 1))
+    layers.run(silu.bind(x, out, 1))
+    layers.run(silu.bind_gradient(torch.ones_like(x), x, slope, Epilogue(), 1))
     out, slope = out.flatten(), slope.flatten()
     assert out[:5].abs().max() < 1e-35
     assert torch.equal(out[5:9], torch.tensor([0.0, 87.0, largest, torch.inf]))
@@ -87,29 +78,18 @@ def test_silu_has_limits_and_keeps_nan(layers) -> None:
     assert out[9].isnan() and slope[9].isnan()
 
 
-def test_relu_keeps_nan(layers) -> None:
-    x = layers.channels_last(torch.full((1, 20, 1, 2), torch.nan))
-    out = torch.zeros_like(x)
-    layers.run(pointwise.bind(x, out, Finish(relu=True), 1))
-    assert out.isnan().all()
-
-
 def test_result_may_be_an_input(layers) -> None:
     x = layers.images((1, 20, 9, 7))
-    expected = pointwise.reference_silu(x.double())
-    layers.run(pointwise.bind_silu(x, x, 2))
+    expected = silu.reference(x.double())
+    layers.run(silu.bind(x, x, 2))
     torch.testing.assert_close(x.double(), expected, rtol=5e-7, atol=1e-12)
 
 
 def test_what_does_not_fit_is_refused() -> None:
     x = torch.zeros(1, 3, 4, 5).contiguous(memory_format=torch.channels_last)
     with pytest.raises(ShadeFastError, match="channels_last"):
-        pointwise.bind_silu(torch.zeros(1, 3, 4, 5), x, 1)
-    with pytest.raises(ShadeFastError, match=r"torch\.float64"):
-        pointwise.bind(x.double(), x, Finish(), 1)
+        silu.bind(torch.zeros(1, 3, 4, 5), x, 1)
     with pytest.raises(ShadeFastError, match=r"x is \[0, 3, 4, 5\], out \[1, 3, 4, 5\]"):
-        pointwise.bind_silu(x[:0], x, 1)
-    with pytest.raises(ShadeFastError, match="bias"):
-        pointwise.bind(x, x, Finish(bias=torch.zeros(4)), 1)
+        silu.bind(x[:0], x, 1)
     with pytest.raises(RuntimeError, match="out of range"):
-        native.check(native.cpu(), pointwise.bind_silu(x, x, 0)())
+        native.check(native.cpu(), silu.bind(x, x, 0)())
