@@ -86,8 +86,6 @@ def test_the_committed_table_has_every_kernel() -> None:
             "sum_absolute": 2,
             "update": 2,
             "round_values": 2,
-            "normalize_values": 4,
-            "denormalize_values": 2,
             "try_scale": 2,
         }
     assert not [row for row in rows if int(row["spills"]) or int(row["stack_bytes"])]
