@@ -36,7 +36,7 @@ sanitize: $(STAMP)
 	SHADE_FAST_CUDA=0 SHADE_FAST_SANITIZE=thread $(BIN)/python setup.py -q build --build-base $(SANITIZED)/thread --build-lib $(SANITIZED)/thread/lib
 	LD_PRELOAD="$$($(CXX) -print-file-name=libtsan.so)" TSAN_OPTIONS="ignore_noninstrumented_modules=1 die_after_fork=0" PYTHONPATH=$(SANITIZED)/thread/lib $(BIN)/pytest $(SANITIZED_TESTS)
 
-# What is proven of the GPU's kernels without one (docs/gpu.md). `make test` runs the first, and parts of the others.
+# What is proven of the GPU's kernels without one (docs/lab/gpu.md). `make test` runs the first, and parts of the others.
 # The CUDA kernels' own sources on the host, thread by thread, and under ThreadSanitizer.
 simt: $(STAMP)
 	$(BIN)/python -m pytest tests/simt
@@ -58,7 +58,7 @@ bench: $(BENCH_EXTRA)
 	$(BIN)/python -m benchmarks table build/bench/*.csv
 
 bench-docs: $(BENCH_EXTRA)
-	$(BIN)/python -m benchmarks table build/bench/*.csv --into README.md docs/performance.md
+	$(BIN)/python -m benchmarks table build/bench/*.csv --into README.md docs/performance.md docs/lab/performance.md
 	$(BIN)/python -m benchmarks plot build/bench/*.csv --out docs
 
 $(BENCH_EXTRA): $(STAMP)

@@ -27,9 +27,9 @@ from benchmarks.photographs import squares
 from shade_fast import Anchor, Budget, PoisonResult, View, WarmStart, fit_start
 from shade_fast.api.poisoner import Poisoner
 from shade_fast.archive import find_images
-from shade_fast.cli.program import bound
 from shade_fast.engine import BACKENDS
 from shade_fast.images import UInt8Array
+from shade_fast.protect.options import bound
 from shade_fast.protect.survival import TREATMENTS
 
 COLUMNS = ["optimizer", "start", "robust", "steps", "images", "encoder", "linf", "lpips", "clean", "distance", "left"]
@@ -84,9 +84,9 @@ def main() -> int:
     rows.writerow([*COLUMNS, *(TREATMENTS if options.survival else ())])
     for budget, run in itertools.product(budgets, options.run):
         poisoner = _poisoner(options, budget, run, starts[budget] if run.start else None)
-        poisoner.steps = 1
+        poisoner.protector.steps = 1
         poisoner.poison_batch(images[:1], options.target)  # traced and packed before anything is timed
-        poisoner.steps = run.steps
+        poisoner.protector.steps = run.steps
         result = poisoner.poison_batch(images, options.target)
         clean = fmean(image.distance_before for image in result)
         distance = fmean(image.distance_after for image in result)

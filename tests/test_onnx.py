@@ -14,6 +14,7 @@ from torch import nn
 
 from shade_fast import Budget, ShadeFastError, View, cli, load_encoder, load_perceptual, poison_batch
 from shade_fast.api import export
+from shade_fast.cli.exits import EXIT_OK
 from shade_fast.engine import resolve_backend
 
 onnx = pytest.importorskip("onnx")
@@ -82,11 +83,11 @@ def test_an_archive_and_its_verification(tmp_path: Path, draw: Any, capsys: pyte
             *("--lpips", "none", "--perceptual", "none", "--backend", "onnxruntime"),
         ]
     )
-    assert code == cli.EXIT_OK
+    assert code == EXIT_OK
     record = json.loads((tmp_path / "out/_shade_fast/run.json").read_text())
     assert record["options"]["backend"] == "onnxruntime:cpu"
     for backend in ("onnxruntime:cpu", "reference"):
-        assert cli.main(["verify", out, "--backend", backend, "--quiet"]) == cli.EXIT_OK
+        assert cli.main(["verify", out, "--backend", backend, "--quiet"]) == EXIT_OK
         assert "1 images measured again, 0 mismatches" in capsys.readouterr().out
     shown = np.asarray(Image.open(tmp_path / "out/a.png")).copy()
     Image.fromarray(255 - shown).save(tmp_path / "out/a.png")
@@ -113,7 +114,7 @@ def test_an_export_runs_without_torch_and_its_card_says_how(
 ) -> None:
     command = ["export", "embedded", "--out", str(tmp_path), "--size", "32x40", "--perceptual", "st-vgg"]
     command += ["--precision", precision]
-    assert cli.main(command) == cli.EXIT_OK
+    assert cli.main(command) == EXIT_OK
     assert "step.onnx" in capsys.readouterr().out
     card = json.loads((tmp_path / "card.json").read_text())
     assert (card["dtype"], card["precision"]) == ("float32", precision)

@@ -12,8 +12,8 @@ import torch
 from shade_fast.api.poisoner import Poisoner
 from shade_fast.encoders import Encoder, load_encoder
 from shade_fast.engine import Problem, played, resolve_backend, resolve_device
+from shade_fast.protect.options import Options
 from shade_fast.runtime import gradient_error
-from shade_fast.terms.budget import Budget
 from shade_fast.terms.checks import at_least
 from shade_fast.terms.errors import ShadeFastError
 from shade_fast.terms.version import __version__
@@ -26,22 +26,14 @@ WARMUP = 2
 
 
 def bench_step(
-    encoder: Any = "embedded",
-    *,
-    budget: Budget = Budget(),
-    size: int = 512,
-    steps: int = 60,
-    backend: str = "auto",
-    accuracy: str = "fast",
-    devices: str | Sequence[str] = "auto",
-    repeats: int = 10,
+    options: Options | None = None, *, size: int = 512, steps: int = 60, repeats: int = 10, **given: Any
 ) -> dict[str, Any]:
     """Time one optimiser step of one image, size x size, in plain torch and through a backend, taking turns.
 
     A step is the encoders' forward and input gradient, with LPIPS' where the budget bounds it; backend `cuda` plays it
-    as it is recorded. encoder, budget, backend, accuracy, devices: as for `poison_batch`, but one device, of `auto` the
-    first; steps: those that images an hour are reckoned with, by the median. The image and its perturbation are noise
-    from a fixed seed.
+    as it is recorded. options, or by name: encoder, budget, backend, accuracy and devices as for `poison_batch`, but
+    one device, of `auto` the first; the others are not read. steps: those that images an hour are reckoned with, by
+    the median. The image and its perturbation are noise from a fixed seed.
 
     Returns JSON types: `version`, `torch`, `device`, `threads`, `size`, `encoder`, `perceptual`, and `backends`: for
     each its `name`, `p20_ms`, `p50_ms`, `p80_ms`, `images_per_hour`, and `error` of its result against plain torch.
@@ -49,23 +41,24 @@ def bench_step(
     `WORST_ERROR`, or in half precision by more than twice what it says of itself: it then has no time.
     """
     size, steps, repeats = at_least("size", size), at_least("steps", steps), at_least("repeats", repeats)
-    device = resolve_device(devices)
-    chosen = resolve_backend(backend, device)
-    encoder = _once(encoder, device)
+    options = Options(**given) if options is None else options
+    device = resolve_device(options.devices)
+    chosen = resolve_backend(options.backend, device)
+    encoders = [load_encoder(spec, device) for spec in options.encoders]  # every backend has the same
     poisoners = {
         name: Poisoner(
-            encoder=encoder,
-            budget=budget,
+            encoder=encoders,
+            budget=options.budget,
             view=View(size=None),
-            perceptual="auto" if budget.lpips is not None else None,
+            perceptual="auto" if options.budget.lpips is not None else None,
             backend=name,
-            accuracy=accuracy,
+            accuracy=options.accuracy,
             devices=str(device),
         )
         for name in dict.fromkeys(("reference", chosen))
     }
     runs = {name: _step(poisoner, size) for name, poisoner in poisoners.items()}
-    allowed = {name: max(WORST_ERROR, 2 * gradient_error(name, accuracy)) for name in runs}
+    allowed = {name: max(WORST_ERROR, 2 * gradient_error(name, options.accuracy)) for name in runs}
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     errors = dict.fromkeys(runs, 0.0)
     for turn in range(WARMUP + repeats):
@@ -118,18 +111,13 @@ def bench_lines(measured: dict[str, Any]) -> list[str]:
     return [*lines, f"images an hour: {measured['steps']} steps each, without decoding, projection and encoding"]
 
 
-def _once(encoder: Any, device: torch.device) -> list[Encoder]:
-    """Encoders loaded, so that every backend has the same."""
-    return [load_encoder(one, device) for one in (encoder if isinstance(encoder, list | tuple) else [encoder])]
-
-
 def _step(poisoner: Poisoner, size: int) -> Callable[[], torch.Tensor]:
     plan = poisoner.view.plan(size, size, poisoner.factor)
     generator = torch.Generator().manual_seed(0)
     clean = torch.randint(0, 256, (1, 3, size, size), generator=generator, dtype=torch.uint8).to(poisoner.device)
     delta = ((torch.rand(clean.shape, generator=generator) * 2 - 1) / 64).to(poisoner.device)
     latents = [_noise(encoder, clean, plan.crop) for encoder in poisoner.encoders]
-    encoders, perceptual = poisoner.moving
+    encoders, perceptual = poisoner.protector.moving
     problem = Problem(clean, plan, encoders, latents, perceptual, poisoner.backend)
     result = torch.empty_like(delta)
 

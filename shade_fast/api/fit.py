@@ -63,14 +63,15 @@ def fit_start(
             progress(done, total)
 
     perturbations = {}
-    encoders, perceptual = poisoner.moving
+    budget, seed = poisoner.options.budget, poisoner.options.seed
+    encoders, perceptual = poisoner.protector.moving
     for size, clean in views.items():
         candidates = [anchor.latents(encoder, size) for encoder in poisoner.encoders]
         fitted = []
         for pick in range(len(anchor)):
             problems = [
                 Problem(
-                    one,
+                    image,
                     View(None).plan(*size, poisoner.factor),
                     encoders,
                     [latents[pick : pick + 1] for latents in candidates],
@@ -78,9 +79,9 @@ def fit_start(
                     poisoner.backend,
                     weights=poisoner.weights,
                 )
-                for one in clean
+                for image in clean
             ]
-            fitted.append(optimize_together(problems, poisoner.budget, steps, SHARE, poisoner.seed, count))
+            fitted.append(optimize_together(problems, budget, steps, SHARE, seed, count))
         perturbations[size] = torch.cat(fitted).cpu()
     return WarmStart(
         perturbations=perturbations,

@@ -12,11 +12,16 @@ from shade_fast.anchors import Anchor, AnchorLibrary, Target
 from shade_fast.api.poisoner import Poisoner, Progress
 from shade_fast.images import ImageLike
 from shade_fast.perceptual import Perceptual
+from shade_fast.protect.options import Options
 from shade_fast.protect.outcome import PoisonResult
 from shade_fast.protect.warm_start import WarmStart
 from shade_fast.terms.budget import Budget
 from shade_fast.terms.limits import Limits
+from shade_fast.terms.options import names_of
 from shade_fast.views import View
+
+#: The options among the arguments.
+OPTIONS = names_of(Options)
 
 
 def poison_batch(
@@ -87,26 +92,6 @@ def poison_batch(
     Raises ShadeFastError for what concerns the run as a whole: no images, an unknown option, a missing network.
     Source: arXiv 2310.13828.
     """
-    with Poisoner(
-        encoder=encoder,
-        weights=weights,
-        budget=budget,
-        view=view,
-        perceptual=perceptual,
-        optimizer=optimizer,
-        preset=preset,
-        steps=steps,
-        stop_ratio=stop_ratio,
-        patience=patience,
-        backend=backend,
-        accuracy=accuracy,
-        devices=devices,
-        batch_size=batch_size,
-        seed=seed,
-        target_ratio=target_ratio,
-        anchors=anchors,
-        survival=survival,
-        start=start,
-        limits=limits,
-    ) as poisoner:
+    options = {name: value for name, value in locals().items() if name in OPTIONS}
+    with Poisoner(Options(**options)) as poisoner:
         return poisoner.poison_batch(images, target, progress)

@@ -21,6 +21,7 @@ from shade_fast.archive.index import Index
 from shade_fast.archive.layout import Layout, Sample, Shard
 from shade_fast.archive.manifest import Manifest, Row
 from shade_fast.archive.names import from_text, to_text
+from shade_fast.archive.options import RunOptions, Source
 from shade_fast.archive.reading import Reader
 from shade_fast.archive.record import (
     REPLACED,
@@ -49,14 +50,10 @@ from shade_fast.archive.targets import Targets
 from shade_fast.archive.tars import TAR_SUFFIXES, Tars
 from shade_fast.codecs import Codecs
 from shade_fast.images import Output
-from shade_fast.terms.checks import at_least
+from shade_fast.protect.options import Options
 from shade_fast.terms.errors import ShadeFastError
-from shade_fast.terms.limits import Access, Limits
+from shade_fast.terms.limits import Access
 from shade_fast.terms.version import __version__
-
-MODES = ("resume", "overwrite", "fail")
-OUTPUTS = ("same", "png", "jpeg", "webp", "dummy")
-Source = str | os.PathLike[str]
 
 
 @dataclass(frozen=True)
@@ -110,58 +107,46 @@ class ArchiveReport:
 
 
 class Archive:
-    """A source, an output and a loaded engine: it protects shard after shard. Arguments: `poison_archive`'s."""
+    """A source, an output and a loaded engine: it protects shard after shard. run, options: see `poison_archive`."""
 
     def __init__(
         self,
         source: Source | Sequence[Source],
         out: Source,
         target: str | None,
-        *,
-        mode: str = "resume",
-        shard: tuple[int, int] = (0, 1),
-        output: str = "same",
-        quality: int | None = None,
-        workers: int | None = None,
-        shard_size: int = 1000,
-        access: Access = Access(),
-        limits: Limits = Limits(),
-        retry_failed: bool = False,
-        keep_times: bool = False,
-        options: dict[str, Any],
+        run: RunOptions,
+        options: Options,
     ) -> None:
-        _check(mode, shard, output, workers, shard_size)
-        for name, value, kind in (("access", access, Access), ("limits", limits, Limits)):
-            if not isinstance(value, kind):
-                raise ShadeFastError(f"{name}={value!r}: give a {kind.__name__}")
-        self.task, self.mode = shard, mode
-        self.writes = output != "dummy"
-        self.output = Output(output if self.writes else "same", quality)
+        self.run = run
+        self.task, self.mode = run.shard, run.mode
+        self.writes = run.output != "dummy"
+        self.output = Output(run.output if self.writes else "same", run.quality)
         self.sources = [source] if isinstance(source, str | os.PathLike) else list(source)
         self.out = Storage(out)
         if self.out.local and os.path.isfile(self.out.root):
             raise ShadeFastError(f"{out}: is a file; give a folder")
         check_record(self.out)
         self.out.key = url_key(self.out)
-        self.access, self.limits, self.retry_failed, self.keep_times = access, limits, retry_failed, keep_times
-        self.reader = Reader(limits, access)
-        self.layout = open_layout(self.sources, self.out, self.output, shard_size, self.reader)
+        self.access, self.limits = run.access, options.limits
+        self.retry_failed, self.keep_times = run.retry_failed, run.keep_times
+        self.reader = Reader(self.limits, self.access)
+        self.layout = open_layout(self.sources, self.out, self.output, run.shard_size, self.reader)
         self.target = target
-        self.workers = workers or min(4, os.cpu_count() or 1)
-        self.codecs = Codecs(limits, self.workers)
+        self.workers = run.workers or min(4, os.cpu_count() or 1)
+        self.codecs = Codecs(self.limits, self.workers)
         with fixed_plan():
-            self.poisoner = Poisoner(**options, limits=limits)
+            self.poisoner = Poisoner(options)
         if target is None and not isinstance(self.layout, Tables):
             raise ShadeFastError("target: none was given; name an anchor, an image or a folder")
-        self.anchor = Targets(self.poisoner, target, target_roots(self.layout, access), self.reader, self.codecs)
+        self.anchor = Targets(self.poisoner, target, target_roots(self.layout, self.access), self.reader, self.codecs)
         anchor = None if target is None else self.anchor(None)
         places = [source_text(Storage(source), "", self.out) for source in self.sources]
-        self.options = describe(self.poisoner, options, places, target, anchor, self.output, shard[1])
-        self.options["output"] = output
+        self.options = describe(self.poisoner, places, target, anchor, self.output, run.shard[1])
+        self.options["output"] = run.output
         self.options_sha256 = digest(self.options)
         self.manifest = Manifest(self.out)
         self.index = Index()
-        self.index.overwrites = mode == "overwrite"
+        self.index.overwrites = run.mode == "overwrite"
         self.recorded = 0
         self.clock = Clock()
         self._end = contextlib.ExitStack()
@@ -429,7 +414,7 @@ class Archive:
             output=to_text(sample.output),
             concept=sample.concept,
             target=None if target is None else to_text(target),
-            seed=poisoner.seed,
+            seed=poisoner.options.seed,
             encoder=poisoner.encoder_name,
             encoder_sha256=" + ".join(hashes) if all(hashes) else None,  # type: ignore[arg-type]
             perceptual=None if poisoner.perceptual is None else poisoner.perceptual.name,
@@ -569,15 +554,3 @@ def fixed_plan() -> Iterator[None]:
         yield
     finally:
         del os.environ["SHADE_FAST_PLAN"]
-
-
-def _check(mode: str, shard: tuple[int, int], output: str, workers: int | None, shard_size: int) -> None:
-    if mode not in MODES:
-        raise ShadeFastError(f"mode={mode!r}: give one of {', '.join(MODES)}")
-    if output not in OUTPUTS:
-        raise ShadeFastError(f"output={output!r}: give one of {', '.join(OUTPUTS)}")
-    if not 0 <= shard[0] < shard[1]:
-        raise ShadeFastError(f"shard={shard}: give (i, n) with 0 <= i < n")
-    for name, value in (("workers", workers), ("shard_size", shard_size)):
-        if value is not None:
-            at_least(name, value)

@@ -8,7 +8,6 @@ import errno
 import fcntl
 import hashlib
 import hmac
-import inspect
 import json
 import os
 import secrets
@@ -26,24 +25,25 @@ from shade_fast.anchors import Anchor, AnchorLibrary
 from shade_fast.api.poisoner import Poisoner
 from shade_fast.archive.names import from_text
 from shade_fast.archive.storage import RECORD_FOLDER, TABLE_SUFFIXES, Storage
+from shade_fast.encoders.hub import never_asked
 from shade_fast.images import Output
+from shade_fast.protect.options import Options
 from shade_fast.system.files import cache_folder
+from shade_fast.terms.budget import Budget
 from shade_fast.terms.checks import number, whole
 from shade_fast.terms.errors import ShadeFastError
 from shade_fast.terms.limits import Access
 from shade_fast.terms.text import redacted
 from shade_fast.terms.version import __version__
+from shade_fast.views import View
 
 RUN_NAME = f"{RECORD_FOLDER}/run.json"
 #: What URLs are hashed with in the record, and the records that overwriting runs have replaced.
 KEY_NAME, REPLACED = f"{RECORD_FOLDER}/url.key", f"{RECORD_FOLDER}/replaced"
-#: Options of the Poisoner that say how it runs, not what comes out, or that another says: `steps` what a preset means.
-INCIDENTAL = ("batch_size", "devices", "preset", "limits")
 
 
 def describe(
     poisoner: Poisoner,
-    asked: Mapping[str, Any],
     sources: Sequence[str],
     target: str | None,
     anchor: Anchor | None,
@@ -52,14 +52,14 @@ def describe(
 ) -> dict[str, Any]:
     """A run's options as JSON types: what was asked for, with defaults, and the networks that it means here.
 
-    asked: the Poisoner's keyword arguments. sources: their places. anchor: what `target` means now. tasks: into how
-    many the archive is divided.
+    sources: their places. anchor: what `target` means now. tasks: into how many the archive is divided.
     """
-    bound = inspect.signature(Poisoner).bind(**asked)
-    bound.apply_defaults()
-    options = {name: _plain(value) for name, value in bound.arguments.items() if name not in INCIDENTAL}
-    specs = asked.get("encoder", "embedded")
-    specs = list(specs) if isinstance(specs, list | tuple) else [specs]
+    asked, protector = poisoner.options, poisoner.protector
+    options = {
+        field.name: _plain(getattr(asked, field.name))
+        for field in dataclasses.fields(asked)
+        if not field.metadata["incidental"]
+    }
     return {
         "source": list(sources),
         "target": target,
@@ -73,15 +73,15 @@ def describe(
                 "channels": encoder.channels,
                 "sha256": encoder.sha256,
             }
-            for spec, encoder in zip(specs, poisoner.encoders, strict=True)
+            for spec, encoder in zip(asked.encoders, poisoner.encoders, strict=True)
         ],
         "perceptual": None
         if poisoner.perceptual is None
         else {"name": poisoner.perceptual.name, "sha256": poisoner.perceptual.sha256},
-        "anchors": _anchors(asked.get("anchors")),
+        "anchors": _anchors(asked.anchors),
         "weights": poisoner.weights,
-        "steps": poisoner.steps,
-        "start": None if poisoner.start is None else {"sha256": poisoner.start.sha256},
+        "steps": protector.steps,
+        "start": None if protector.start is None else {"sha256": protector.start.sha256},
         "backend": poisoner.backend,
         "device": poisoner.device.type,
         "output": output.format,
@@ -89,6 +89,33 @@ def describe(
         "tasks": tasks,
         "version": __version__,
     }
+
+
+def recorded_options(recorded: Mapping[str, Any], backend: str | None = None) -> Options:
+    """The options that a record's images can be measured by again. backend: instead of the recorded one.
+
+    Raises ShadeFastError where an encoder or the anchors were given as objects.
+    """
+    specs = [encoder["spec"] for encoder in recorded["encoder"]]
+    if None in specs:
+        raise ShadeFastError("the run's encoder was given as an object; verify it from Python, with poisoner=")
+    anchors = recorded["anchors"]
+    if anchors is not None and anchors["folder"] is None:
+        raise ShadeFastError("the run's anchors were given as an object; verify it from Python, with poisoner=")
+    devices = recorded["device"]
+    if backend is not None:
+        devices = "cpu" if backend in ("native", "onnxruntime:cpu") else "auto"
+    return Options(
+        encoder=[never_asked(spec) for spec in specs],
+        weights=recorded["weights"],
+        budget=Budget(**recorded["budget"]),
+        view=View(recorded["view"]["size"]),
+        perceptual=recorded["perceptual"] and recorded["perceptual"]["name"],
+        backend=recorded["backend"] if backend is None else backend,
+        accuracy=recorded["accuracy"],
+        devices=devices,
+        anchors=None if anchors is None else AnchorLibrary.from_folder(anchors["folder"]),
+    )
 
 
 def digest(options: Mapping[str, Any]) -> str:

@@ -8,39 +8,26 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from shade_fast.archive.archive import Archive, ArchiveReport, Source
+from shade_fast.archive.archive import Archive, ArchiveReport
 from shade_fast.archive.manifest import Row
 from shade_fast.archive.names import to_text
+from shade_fast.archive.options import RunOptions, Source
 from shade_fast.archive.progress import Reporter
 from shade_fast.archive.storage import ArchiveStoppedError
-from shade_fast.terms.checks import at_least
-from shade_fast.terms.errors import ShadeFastError
-from shade_fast.terms.limits import Access, Limits
+from shade_fast.protect.options import Options
+from shade_fast.terms.options import divided, takes
 from shade_fast.terms.text import redacted
 
 
+@takes(RunOptions, Options)
 def poison_archive(
     source: Source | Sequence[Source],
     out: Source,
     target: str | None = None,
     *,
-    mode: str = "resume",
-    shard: tuple[int, int] = (0, 1),
-    limit: int | None = None,
-    on_error: str = "continue",
-    output: str = "same",
-    quality: int | None = None,
-    workers: int | None = None,
-    shard_size: int = 1000,
     progress: bool = False,
-    events: Source | None = None,
     on_row: Callable[[Row], None] | None = None,
     stop: threading.Event | None = None,
-    grace: float | None = None,
-    access: Access = Access(),
-    limits: Limits = Limits(),
-    retry_failed: bool = False,
-    keep_times: bool = False,
     **options: Any,
 ) -> ArchiveReport:
     """Protect an archive of any size into the same shape, with a row for every image; go on where a run ended.
@@ -65,19 +52,13 @@ def poison_archive(
 
     Raises ShadeFastError for what concerns the run as a whole; what was done by then is recorded.
     """
-    if on_error not in ("continue", "stop"):
-        raise ShadeFastError(f"on_error={on_error!r}: give continue or stop")
-    limit = None if limit is None else at_least("limit", limit)
+    run, protection = divided(options, RunOptions, Options)
     stop = stop or threading.Event()
-    with Archive(
-        source, out, target, mode=mode, shard=shard, output=output, quality=quality, workers=workers,
-        shard_size=shard_size, access=access, limits=limits, retry_failed=retry_failed, keep_times=keep_times,
-        options=options,
-    ) as archive:  # fmt: skip
+    with Archive(source, out, target, run, protection) as archive:
         archive.begin()
-        if grace is not None:
-            archive.end_at_last(stop, grace)
-        with Reporter(archive.layout if progress else None, archive.recorded, shard, events) as reporter:
+        if run.grace is not None:
+            archive.end_at_last(stop, run.grace)
+        with Reporter(archive.layout if progress else None, archive.recorded, run.shard, run.events) as reporter:
             started = time.perf_counter()
             new = 0
 
@@ -87,13 +68,13 @@ def poison_archive(
                 reporter.row(row)
                 if on_row is not None:
                     on_row(row)
-                if row.status == "failed" and on_error == "stop":
+                if row.status == "failed" and run.on_error == "stop":
                     raise ArchiveStoppedError(f"stopped at the first image that failed: {row.error}")
 
             finished = True
-            for one in archive.layout.shards(shard, archive.index):
-                finished = archive.run_shard(one, stop, on_each, None if limit is None else limit - new)
-                reporter.shard(one.name, finished)
+            for shard in archive.layout.shards(run.shard, archive.index):
+                finished = archive.run_shard(shard, stop, on_each, None if run.limit is None else run.limit - new)
+                reporter.shard(shard.name, finished)
                 if not finished:
                     break
             seconds = time.perf_counter() - started
@@ -102,37 +83,24 @@ def poison_archive(
     return report
 
 
+@takes(RunOptions, Options)
 def plan_archive(
-    source: Source | Sequence[Source],
-    out: Source,
-    target: str | None,
-    output: str = "same",
-    quality: int | None = None,
-    options: dict[str, Any] | None = None,
-    *,
-    mode: str = "resume",
-    shard: tuple[int, int] = (0, 1),
-    limit: int | None = None,
-    access: Access = Access(),
-    limits: Limits = Limits(),
+    source: Source | Sequence[Source], out: Source, target: str | None = None, **options: Any
 ) -> Iterator[dict[str, Any]]:
     """What `poison_archive` would do with each image, undone: its output, its sizes, the error that it would meet.
 
     Raises ShadeFastError where it would refuse the output.
     """
-    limit = None if limit is None else at_least("limit", limit)
-    with Archive(
-        source, out, target, mode=mode, shard=shard, output=output, quality=quality, access=access, limits=limits,
-        options=options or {},
-    ) as archive:  # fmt: skip
+    run, protection = divided(options, RunOptions, Options)
+    with Archive(source, out, target, run, protection) as archive:
         archive.look()
         samples = (
             sample
-            for one in archive.layout.shards(shard, archive.index)
-            for sample in (archive.layout.samples(one) if mode == "overwrite" else archive.missing(one))
+            for shard in archive.layout.shards(run.shard, archive.index)
+            for sample in (archive.layout.samples(shard) if run.mode == "overwrite" else archive.missing(shard))
         )
         poisoner = archive.poisoner
-        for sample in itertools.islice(samples, limit):
+        for sample in itertools.islice(samples, run.limit):
             row: dict[str, Any] = {"key": sample.key, "output": to_text(sample.output), "error": sample.error}
             try:
                 if sample.error is None:

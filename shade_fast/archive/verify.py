@@ -10,24 +10,21 @@ from typing import Any
 
 import numpy as np
 
-from shade_fast.anchors import AnchorLibrary
 from shade_fast.api.poisoner import Poisoner
-from shade_fast.archive.archive import Source, fixed_plan, open_layout, target_roots
+from shade_fast.archive.archive import fixed_plan, open_layout, target_roots
 from shade_fast.archive.layout import Layout
 from shade_fast.archive.manifest import Manifest, Row, totals
 from shade_fast.archive.names import from_text
+from shade_fast.archive.options import Source
 from shade_fast.archive.reading import Reader
-from shade_fast.archive.record import is_own, read_run, url_key
+from shade_fast.archive.record import is_own, read_run, recorded_options, url_key
 from shade_fast.archive.storage import Storage, is_hidden
 from shade_fast.archive.targets import Targets
 from shade_fast.codecs import Codecs
-from shade_fast.encoders.hub import never_asked
 from shade_fast.images import DecodedImage, Output
-from shade_fast.terms.budget import Budget
 from shade_fast.terms.errors import ShadeFastError
 from shade_fast.terms.limits import Access, Limits
 from shade_fast.terms.text import redacted
-from shade_fast.views import View
 
 #: Another machine, or batch, sums in another order: distances and LPIPS agree to this share, or this much.
 RELATIVE, ABSOLUTE = 2e-3, 2e-4
@@ -87,7 +84,7 @@ def verify_archive(
     manifest = Manifest(storage)
     if poisoner is None:
         with fixed_plan():
-            poisoner = _poisoner(options, backend)
+            poisoner = Poisoner(recorded_options(options, backend))
     reader = Reader(limits, access or Access(**record.get("access", {})))
     layout = _layout(storage, options, reader, source)
     with Codecs(limits, 1) as codecs:
@@ -188,7 +185,7 @@ class _Checker:
         change = np.abs(clean.pixels.astype(np.int16) - shown.pixels)
         if clean.alpha is not None and change[clean.alpha == 0].any():
             yield "it is changed where it is fully transparent"
-        levels, budget = int(change.max()), self.poisoner.budget
+        levels, budget = int(change.max()), self.poisoner.options.budget
         if levels > budget.levels:
             yield f"linf {levels}/255 is over the budget"
         anchor = self.anchor(from_text(row.target or ""))
@@ -233,26 +230,3 @@ def _record(storage: Storage) -> dict[str, Any]:
     if record is None:
         raise ShadeFastError(f"{storage.url}: no run has been here; give the output of `shade-fast archive`")
     return record
-
-
-def _poisoner(options: dict[str, Any], backend: str | None) -> Poisoner:
-    specs = [encoder["spec"] for encoder in options["encoder"]]
-    if None in specs:
-        raise ShadeFastError("the run's encoder was given as an object; verify it from Python, with poisoner=")
-    anchors = options["anchors"]
-    if anchors is not None and anchors["folder"] is None:
-        raise ShadeFastError("the run's anchors were given as an object; verify it from Python, with poisoner=")
-    device = options["device"]
-    if backend is not None:
-        device = "cpu" if backend in ("native", "onnxruntime:cpu") else "auto"
-    return Poisoner(
-        encoder=[never_asked(spec) for spec in specs],
-        weights=options["weights"],
-        budget=Budget(**options["budget"]),
-        view=View(options["view"]["size"]),
-        perceptual=options["perceptual"] and options["perceptual"]["name"],
-        backend=options["backend"] if backend is None else backend,
-        accuracy=options["accuracy"],
-        devices=device,
-        anchors=None if anchors is None else AnchorLibrary.from_folder(anchors["folder"]),
-    )

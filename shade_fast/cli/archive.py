@@ -1,4 +1,4 @@
-"""The commands on whole archives: `shade-fast archive`, `status` and `verify`."""
+"""`shade-fast archive`: protect an archive."""
 
 from __future__ import annotations
 
@@ -9,46 +9,42 @@ import signal
 import sys
 import threading
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
-from shade_fast.archive import ArchiveReport, Row, archive_status, plan_archive, poison_archive, verify_archive
-from shade_fast.terms.limits import Limits
+from shade_fast.archive import ArchiveReport, plan_archive, poison_archive
+from shade_fast.archive.options import RunOptions
+from shade_fast.cli.arguments import add_options
+from shade_fast.cli.exits import EXIT_OK, exit_code
+from shade_fast.protect.options import Options
+from shade_fast.terms.options import given_options, of_flags
 from shade_fast.terms.text import print_json, printable
 
-EXIT_OK, EXIT_SOME, EXIT_NOTHING = 0, 1, 2
 #: Rows that the closing table shows before it keeps to those that are not ok.
 LARGEST_TABLE = 40
 
 
-def run_archive(options: argparse.Namespace, keywords: dict[str, Any]) -> int:
-    """`shade-fast archive`; keywords: the engine's options."""
+def add(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("sources", nargs="+", metavar="SRC", help="image files and folders; tar files, {000..127} for many; or tables")
+    add("--out", required=True, metavar="DIR", help="folder or URL for the protected archive and its record")
+    add("--target", metavar="NAME|PATH", help="target concept: an anchor's name, an image or a folder")
+    add_options(parser, Options)
+    add_options(parser, RunOptions)
+    add("--dry-run", action="store_true", help="say what would be done with each image, and do nothing")
+    add("--json", action="store_true", help="print the totals as JSON")
+    add("--quiet", action="store_true", help="no progress bar")
+
+
+def run(options: argparse.Namespace) -> int:
+    values = vars(options)
+    given = {**given_options(of_flags(Options, values)), **given_options(of_flags(RunOptions, values))}
     if options.dry_run:
-        return _dry_run(options, keywords)
+        return _dry_run(options, given)
     with stopping() as stop:
-        report = poison_archive(
-            options.sources,
-            options.out,
-            options.target,
-            mode=options.mode,
-            shard=options.shard,
-            limit=options.limit,
-            on_error=options.on_error,
-            output=options.output,
-            quality=options.quality,
-            workers=options.workers,
-            shard_size=options.shard_size,
-            progress=not options.quiet and sys.stderr.isatty(),
-            events=options.events,
-            stop=stop,
-            grace=options.grace,
-            retry_failed=options.retry_failed,
-            keep_times=options.keep_times,
-            **keywords,
-        )
+        progress = not options.quiet and sys.stderr.isatty()
+        report = poison_archive(options.sources, options.out, options.target, progress=progress, stop=stop, **given)
     if options.json:
         print_json(report.stats)
     else:
@@ -59,44 +55,7 @@ def run_archive(options: argparse.Namespace, keywords: dict[str, Any]) -> int:
         without = ", without --overwrite" if options.mode == "overwrite" else ""
         print(f"shade-fast: interrupted; run the same again to go on{without}", file=sys.stderr)
         return 128 + stop.received
-    return _exit_code(report.stats)
-
-
-def run_status(options: argparse.Namespace) -> int:
-    """`shade-fast status`."""
-    status = archive_status(options.out)
-    if options.json:
-        print_json(status)
-    else:
-        counts = ", ".join(f"{status[name]} {name.replace('_', ' ')}" for name in ("ok", "below_target", "failed"))
-        print(f"{status['images']} images: {counts} ({status['duplicates']} duplicates)")
-        still_open = printable(", ".join(status["open_shards"])) or "none"
-        print(f"{status['finished_shards']} shards finished, open: {still_open}")
-    return _exit_code(status)
-
-
-def run_verify(options: argparse.Namespace) -> int:
-    """`shade-fast verify`."""
-    checked = 0
-    with tqdm(unit="image", disable=options.quiet or None, file=sys.stderr) as bar:
-
-        def on_row(row: Row, _: str | None) -> None:
-            nonlocal checked
-            checked += row.output is not None
-            bar.update()
-
-        mismatches = verify_archive(
-            options.out,
-            on_row=on_row,
-            backend=options.backend,
-            trust=options.trust_record,
-            source=options.source,
-            limits=Limits.of_texts(options.max or ()),
-        )
-    for mismatch in mismatches:
-        print(printable(": ".join(part for part in (mismatch.shard, mismatch.key, mismatch.reason) if part)))
-    print(f"{checked} images measured again, {len(mismatches)} mismatches")
-    return EXIT_SOME if mismatches else EXIT_OK
+    return exit_code(report.stats)
 
 
 class Stop(threading.Event):
@@ -127,13 +86,8 @@ def stopping() -> Iterator[Stop]:
             signal.signal(number, handler)
 
 
-def _dry_run(options: argparse.Namespace, keywords: dict[str, Any]) -> int:
-    engine = {name: value for name, value in keywords.items() if name not in ("access", "limits")}
-    rows = plan_archive(
-        options.sources, options.out, options.target, options.output, options.quality, engine,
-        mode=options.mode, shard=options.shard, limit=options.limit, access=keywords["access"],
-        limits=keywords["limits"],
-    )  # fmt: skip
+def _dry_run(options: argparse.Namespace, given: dict[str, Any]) -> int:
+    rows = plan_archive(options.sources, options.out, options.target, **given)
     counts: Counter[str] = Counter()
     for row in rows:
         counts["failed" if row["error"] else "ok"] += 1
@@ -147,14 +101,7 @@ def _dry_run(options: argparse.Namespace, keywords: dict[str, Any]) -> int:
             print(printable(f"{row['key']} {sizes} -> {row['output']}"))
     if not counts and not options.json:
         print("nothing: all images are done")
-    return _exit_code(counts) if counts else EXIT_OK
-
-
-def _exit_code(counts: Mapping[str, int]) -> int:
-    ok, others = counts["ok"], counts["failed"] + counts.get("below_target", 0)
-    if ok + others == counts["failed"]:
-        return EXIT_NOTHING
-    return EXIT_SOME if others else EXIT_OK
+    return exit_code(counts) if counts else EXIT_OK
 
 
 def _table(report: ArchiveReport) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from shade_fast.cli.archive import EXIT_OK
+from shade_fast.cli.exits import EXIT_OK
 from shade_fast.encoders import load_encoder
 from shade_fast.images import UInt8Array
 from shade_fast.study.clip import Clip
@@ -42,16 +42,9 @@ from shade_fast.terms.errors import ShadeFastError
 PROCESSES = 8
 
 
-def add_study(commands: Any) -> None:
-    """Add `study` and its commands to the program's."""
-    study = commands.add_parser(
-        "study",
-        help="choose what to protect, and test a plan on a small generator",
-        description="The paper's study (docs/study.md): what to protect, what it costs, and what a generator then "
-        "draws. Needs pip install 'shade-fast[study]'. A POOL is a folder of images with captions in .txt files or "
-        "a subfolder for each concept; a parquet, CSV, TSV or JSON-lines table; or a WebDataset tar.",
-    )
-    inner = study.add_subparsers(required=True, metavar="COMMAND")
+def add(parser: argparse.ArgumentParser) -> None:
+    """The study's commands."""
+    inner = parser.add_subparsers(required=True, metavar="COMMAND")
 
     add = _command(inner, "select", _select, "choose a concept's images by what they and their captions say")
     add("pool", metavar="POOL")

@@ -29,15 +29,15 @@ class Footprint:
     measured on two small images, as a line and a parabola in pixels, which attention is; ONNX Runtime takes a multiple
     of that. A network that takes no small images is left out.
 
-    paper: whether they are moved by the paper's loop, which keeps all networks' steps at the same time.
+    together: whether the optimiser keeps all networks' steps at the same time, as the paper's loop does.
     """
 
-    def __init__(self, encoders: Sequence[Encoder], perceptual: Perceptual | None, paper: bool) -> None:
+    def __init__(self, encoders: Sequence[Encoder], perceptual: Perceptual | None, together: bool) -> None:
         self._encoders = encoders
         self._perceptual = perceptual
-        self._paper = paper
+        self._joint = together
         # Each of its sessions keeps what it once had.
-        self._together = paper or any(isinstance(encoder.module, runtime.OnnxNetwork) for encoder in encoders)
+        self._together = together or any(isinstance(encoder.module, runtime.OnnxNetwork) for encoder in encoders)
         self._measured: dict[nn.Module, tuple[float, float]] = {}
 
     def bytes(self, plan: ViewPlan) -> int:
@@ -47,7 +47,7 @@ class Footprint:
         if self._perceptual is not None:
             perceptual, kept = self._of_perceptual(self._perceptual, plan.crop)
             step = step + perceptual if self._together else max(step, perceptual)
-        of_view = OF_A_VIEW_PIXEL + (OF_ITS_GRADIENT if plan.transforms or self._paper else 0)
+        of_view = OF_A_VIEW_PIXEL + (OF_ITS_GRADIENT if plan.transforms or self._joint else 0)
         return step + kept + OF_A_PIXEL * math.prod(plan.source) + of_view * math.prod(plan.crop)
 
     def _of_encoder(self, encoder: Encoder, size: tuple[int, int]) -> int:

@@ -1,8 +1,12 @@
-"""The optimisers by name: our sign-momentum loop that holds both bounds, and the published loops run on a problem."""
+"""The optimisers by name: our sign-momentum loop that holds both bounds, and the published loops run on a problem.
+
+One more is a function and a row of `OPTIMIZERS`.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import cast
 
 import torch
@@ -20,29 +24,49 @@ from shade_fast.views import View
 History = list[torch.Tensor]
 
 
+@dataclass(frozen=True)
+class Optimizer:
+    """A loop, and what it can do.
+
+    run: takes a problem, budget, steps, start, stopping and slots, as `optimize`. needs: the bound that the budget must
+    have for it, and why. published: whether it is a published loop, which knows one encoder, one view and no warm
+    start, and takes all its steps. keeps_networks: whether all networks' steps are in memory at the same time.
+    """
+
+    run: Callable[[Problem, Budget, int, torch.Tensor | None, Stopping, Slots | None], Optimized]
+    needs: tuple[str, str] | None = None
+    published: bool = False
+    keeps_networks: bool = False
+
+
 def check_optimizer(
-    optimizer: str, budget: Budget, encoders: int, view: View = View(), stopping: Stopping = NEVER
+    optimizer: str,
+    budget: Budget,
+    encoders: int,
+    view: View = View(),
+    stopping: Stopping = NEVER,
+    *,
+    start: bool = False,
 ) -> None:
-    """Raise ShadeFastError for an unknown optimiser, and for what a published loop cannot do, with the mend."""
-    if optimizer not in OPTIMIZERS:
+    """Raise ShadeFastError for an unknown optimiser, and for what a published loop cannot do, with the fix.
+
+    encoders: how many. start: whether there is a warm start.
+    """
+    if not isinstance(optimizer, str) or optimizer not in OPTIMIZERS:
         raise ShadeFastError(f"optimizer {optimizer!r}: give one of {', '.join(OPTIMIZERS)}")
-    if optimizer == "release" and budget.linf is None:
-        raise ShadeFastError("optimizer 'release': its steps are sized by linf; give the budget one")
-    if optimizer == "paper" and budget.lpips is None:
-        raise ShadeFastError("optimizer 'paper': it minimises an LPIPS penalty; give the budget an lpips bound")
-    if optimizer != "momentum" and encoders != 1:
-        raise ShadeFastError(
-            f"optimizer {optimizer!r}: the published loops know one encoder; use 'momentum' for several"
-        )
-    if optimizer != "momentum" and view.transforms:
-        raise ShadeFastError(
-            f"optimizer {optimizer!r}: the published loops know no random view; use 'momentum', or a view without "
-            "transforms"
-        )
-    if optimizer != "momentum" and stopping != NEVER:
-        raise ShadeFastError(
-            f"optimizer {optimizer!r}: the published loops take all their steps; leave out stop_ratio, patience"
-        )
+    known = OPTIMIZERS[optimizer]
+    if known.needs is not None and getattr(budget, known.needs[0]) is None:
+        raise ShadeFastError(f"optimizer {optimizer!r}: {known.needs[1]}")
+    if not known.published:
+        return
+    for asked, refusal in (
+        (encoders != 1, "know one encoder; use 'momentum' for several"),
+        (view.transforms, "know no random view; use 'momentum', or a view without transforms"),
+        (stopping != NEVER, "take all their steps; leave out stop_ratio, patience"),
+        (start, "have no warm start; leave it out"),
+    ):
+        if asked:
+            raise ShadeFastError(f"optimizer {optimizer!r}: the published loops {refusal}")
 
 
 def optimize(
@@ -62,10 +86,7 @@ def optimize(
     Raises ShadeFastError as `check_optimizer` does.
     """
     check_optimizer(optimizer, budget, len(problem.encoders))
-    if optimizer == "momentum":
-        return momentum(problem, budget, steps, start, stopping, slots)
-    delta, history = PUBLISHED[optimizer](problem, budget, steps)
-    return Optimized(delta, torch.stack(history), torch.full_like(problem.start, steps, dtype=torch.int64))
+    return OPTIMIZERS[optimizer].run(problem, budget, steps, start, stopping, slots)
 
 
 def momentum(
@@ -83,7 +104,7 @@ def momentum(
     return (slots or Slots()).run(problem, Recipe(budget, steps, stopping), start)
 
 
-def release(problem: Problem, budget: Budget, steps: int) -> tuple[torch.Tensor, History]:
+def release(problem: Problem, budget: Budget, steps: int, *_: object) -> Optimized:
     """`shade_fast.reference.release_loop` through the problem's view."""
     history: History = []
     clean = problem.clean / 255
@@ -93,12 +114,12 @@ def release(problem: Problem, budget: Budget, steps: int) -> tuple[torch.Tensor,
         problem.anchor_latents[0],
         cast(float, budget.linf),
         steps,
-        on_step=_told(history),
+        on_step=_recorder(history),
     )
-    return perturbed - clean, history
+    return _published(problem, perturbed - clean, history, steps)
 
 
-def paper(problem: Problem, budget: Budget, steps: int) -> tuple[torch.Tensor, History]:
+def paper(problem: Problem, budget: Budget, steps: int, *_: object) -> Optimized:
     """`shade_fast.reference.paper_loop` through the problem's view."""
     history: History = []
     clean = problem.clean / 255
@@ -109,23 +130,32 @@ def paper(problem: Problem, budget: Budget, steps: int) -> tuple[torch.Tensor, H
         problem.anchor_latents[0],
         cast(float, budget.lpips),
         steps=steps,
-        on_step=_told(history),
+        on_step=_recorder(history),
     )
-    return perturbed - clean, history
+    return _published(problem, perturbed - clean, history, steps)
 
 
-def _told(history: History) -> Callable[[int, torch.Tensor], None]:
-    """What a published loop tells its distances to."""
+def _published(problem: Problem, delta: torch.Tensor, history: History, steps: int) -> Optimized:
+    return Optimized(delta, torch.stack(history), torch.full_like(problem.start, steps, dtype=torch.int64))
 
-    def told(_: int, distance: torch.Tensor) -> None:
+
+def _recorder(history: History) -> Callable[[int, torch.Tensor], None]:
+    """What a published loop calls after each step: it keeps the distances."""
+
+    def record(_: int, distance: torch.Tensor) -> None:
         history.append(distance)
         pulse()
 
-    return told
+    return record
 
 
-PUBLISHED: dict[str, Callable[[Problem, Budget, int], tuple[torch.Tensor, History]]] = {
-    "release": release,
-    "paper": paper,
+OPTIMIZERS = {
+    "momentum": Optimizer(momentum),
+    "release": Optimizer(release, ("linf", "its steps are sized by linf; give the budget one"), published=True),
+    "paper": Optimizer(
+        paper,
+        ("lpips", "it minimises an LPIPS penalty; give the budget an lpips bound"),
+        published=True,
+        keeps_networks=True,
+    ),
 }
-OPTIMIZERS = ("momentum", *PUBLISHED)

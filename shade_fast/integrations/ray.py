@@ -16,13 +16,15 @@ from typing import Any
 
 import torch
 
-from shade_fast.archive.archive import Archive, ArchiveReport, Source
+from shade_fast.archive.archive import Archive, ArchiveReport
 from shade_fast.archive.manifest import Row
+from shade_fast.archive.options import RunOptions, Source
 from shade_fast.archive.progress import Reporter
 from shade_fast.archive.record import check_same, read_run
+from shade_fast.protect.options import Options
 from shade_fast.terms.checks import at_least
 from shade_fast.terms.errors import ShadeFastError
-from shade_fast.terms.limits import Access, Limits
+from shade_fast.terms.options import divided, takes
 
 try:
     import ray
@@ -34,6 +36,7 @@ except ImportError as missing:
 DEATHS_OF_A_SHARD = 3
 
 
+@takes(RunOptions, Options)
 def poison_archive(
     source: Source | Sequence[Source],
     out: Source,
@@ -42,18 +45,8 @@ def poison_archive(
     actors: int | None = None,
     cpus_per_actor: int = 1,
     gpus_per_actor: float = 0,
-    mode: str = "resume",
-    output: str = "same",
-    quality: int | None = None,
-    workers: int | None = None,
-    shard_size: int = 1000,
     progress: bool = False,
-    events: Source | None = None,
     on_row: Callable[[Row], None] | None = None,
-    access: Access = Access(),
-    limits: Limits = Limits(),
-    retry_failed: bool = False,
-    keep_times: bool = False,
     **options: Any,
 ) -> ArchiveReport:
     """`shade_fast.poison_archive` on a Ray cluster (that which is connected, or a local one): same bytes, same options
@@ -72,21 +65,20 @@ def poison_archive(
     for name in ("shard", "limit", "on_error", "stop", "grace"):
         if name in options:
             raise ShadeFastError(f"{name}: no option under Ray, whose actors take all shards; leave it out")
-    arguments: dict[str, Any] = {"output": output, "quality": quality, "workers": workers, "shard_size": shard_size}
-    arguments |= {"access": access, "limits": limits, "retry_failed": retry_failed, "keep_times": keep_times}
-    with Archive(source, out, target, mode=mode, options=options, **arguments) as archive:
+    run, protection = divided(options, RunOptions, Options)
+    with Archive(source, out, target, run, protection) as archive:
         archive.begin()
         if not ray.is_initialized():
             ray.init(include_dashboard=False, log_to_driver=False)
         started = time.perf_counter()
         items = [{"shard": pickle.dumps(shard)} for shard in archive.layout.shards((0, 1), archive.index)]
         new, given_up = 0, []
-        with Reporter(archive.layout if progress else None, archive.recorded, (0, 1), events) as reporter:
+        with Reporter(archive.layout if progress else None, archive.recorded, (0, 1), run.events) as reporter:
             if items:
                 begun = ray.remote(num_cpus=0)(_Begun).remote()
                 pipeline = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
                     _Engine,
-                    fn_constructor_args=(source, out, target, arguments, options, mode, cpus_per_actor, begun),
+                    fn_constructor_args=(source, out, target, run, protection, cpus_per_actor, begun),
                     batch_size=1,
                     compute=ray.data.ActorPoolStrategy(size=actors or _fitting(cpus_per_actor, gpus_per_actor)),
                     num_cpus=cpus_per_actor,
@@ -96,11 +88,11 @@ def poison_archive(
                     if row["given_up"]:
                         given_up.append(row["name"])
                         continue
-                    for one in pickle.loads(row["rows"]):
+                    for image in pickle.loads(row["rows"]):
                         new += 1
-                        reporter.row(one)
+                        reporter.row(image)
                         if on_row is not None:
-                            on_row(one)
+                            on_row(image)
                     archive.clock.engine += row["engine_seconds"]
                     archive.clock.waiting += row["waiting_seconds"]
                     reporter.shard(row["name"], True)
@@ -133,16 +125,15 @@ class _Engine:
         source: Source | Sequence[Source],
         out: Source,
         target: str | None,
-        arguments: dict[str, Any],
-        options: dict[str, Any],
-        mode: str,
+        run: RunOptions,
+        options: Options,
         threads: int,
         begun: Any,
     ) -> None:
         self.begun = begun
         torch.set_num_threads(threads)
         os.environ.setdefault("SHADE_FAST_PLAN", "fixed")
-        self.archive = Archive(source, out, target, mode=mode, options=options, **arguments)
+        self.archive = Archive(source, out, target, run, options)
         record = read_run(self.archive.out)
         if record is None:
             raise ShadeFastError(

@@ -16,11 +16,13 @@ from typing import Any
 import torch
 
 from shade_fast.anchors import Anchor
-from shade_fast.api.poisoner import Poisoner
+from shade_fast.engine import resolve_backend
+from shade_fast.protect.batch import Protector
+from shade_fast.protect.options import Options
 from shade_fast.protect.outcome import Work
 from shade_fast.system.pulse import listen
 from shade_fast.terms.errors import ShadeFastError, reason
-from shade_fast.workers.worker import PULSE, receive, send
+from shade_fast.workers.wire import PULSE, receive, send
 
 #: Seconds between two looks whether the parent is still there, where its end does not close the connection.
 LOOK = 2.0
@@ -36,11 +38,11 @@ def main(descriptor: int, parent: int) -> None:
     options, device, threads = reader.messages.get()
     torch.set_num_threads(threads)
     try:
-        poisoner = _poisoner(options, device)
+        protector = _protector(options, device)
     except Exception as error:  # whatever an encoder of the caller's raises
         send(connection, str(error) if isinstance(error, ShadeFastError) else reason(error))
         return
-    reader.upload = poisoner.uploader.upload
+    reader.upload = protector.uploader.upload
     send(connection, None)
     listen(_Signs(connection))
     anchors: dict[int, Anchor] = {}
@@ -50,16 +52,16 @@ def main(descriptor: int, parent: int) -> None:
             anchors.clear()
         anchors |= new
         batch = [Work(image, anchors[anchor]) for image, anchor in images]
-        protected = poisoner.protect_batch(batch, output, None if pixels is None else pixels())
-        if poisoner.device.type == "cuda" and any(one.outcome.status == "failed" for one in protected):
+        protected = protector.protect_batch(batch, output, None if pixels is None else pixels())
+        if protector.device.type == "cuda" and any(image.outcome.status == "failed" for image in protected):
             # Raises where a GPU's context is beyond repair: a new process does these, and what would have come here.
-            torch.cuda.synchronize(poisoner.device)
-        send(connection, [(one.outcome, one.stored, one.jpeg) for one in protected])
+            torch.cuda.synchronize(protector.device)
+        send(connection, [(image.outcome, image.stored, image.jpeg) for image in protected])
 
 
-def _poisoner(options: Mapping[str, bytes], device: str) -> Poisoner:
+def _protector(packed: Mapping[str, bytes], device: str) -> Protector:
     values: dict[str, Any] = {}
-    for name, data in options.items():
+    for name, data in packed.items():
         try:
             values[name] = pickle.loads(data)
         except Exception as error:  # whatever an object's own unpickling raises
@@ -67,7 +69,8 @@ def _poisoner(options: Mapping[str, bytes], device: str) -> Poisoner:
                 f"{name}: cannot be made in a process of its own ({reason(error)}); several devices need classes and "
                 "functions that stand in a module, not in the script that runs"
             ) from error
-    return Poisoner(**values | {"devices": device})
+    options, place = Options(**values), torch.device(device)
+    return Protector(options, place, resolve_backend(options.backend, place))
 
 
 class _Signs:

@@ -9,23 +9,23 @@ import socket
 import struct
 from collections.abc import Iterator, Mapping, Sequence
 from multiprocessing import Pipe
-from multiprocessing.connection import Connection
 from typing import Any
 
 from shade_fast.anchors import Anchor
 from shade_fast.encoders import Encoder
 from shade_fast.images import Output
 from shade_fast.perceptual import Perceptual
+from shade_fast.protect.options import Options
 from shade_fast.protect.outcome import Protected, Work
 from shade_fast.system.processes import ended, kill, start
 from shade_fast.terms.errors import ShadeFastError, reason
+from shade_fast.terms.options import names_of
+from shade_fast.workers.wire import PULSE, send
 
 #: Anchors that a worker keeps, with their latents; then it starts anew.
 MOST_ANCHORS = 256
 #: Seconds that a process has at least before its first sign of life: it imports its modules and loads networks.
 LEAST_START = 60.0
-#: What a worker sends to say that it goes on.
-PULSE = b""
 
 
 class CannotStartError(ShadeFastError):
@@ -42,7 +42,7 @@ class Worker:
     It ends with its connection: when this is killed, and when the parent is gone, however that ended. SIGINT and
     SIGTERM, which may be sent to all processes of a run, are left to the parent.
 
-    device: its name. options: the Poisoner's, `packed`. threads: those of torch. stall_seconds: without a step, after
+    device: its name. options: `packed`. threads: those of torch. stall_seconds: without a step, after
     which it counts as hung.
     """
 
@@ -124,19 +124,9 @@ class Worker:
             raise StalledError(f"no step for {self._silence:g} s; it counts as hung") from error
 
 
-def send(connection: Connection, message: Any) -> None:
-    """Send a plain pickle: a connection's own puts tensors into shared memory, which ends with who put them there."""
-    connection.send_bytes(pickle.dumps(message, protocol=5))
-
-
-def receive(connection: Connection) -> Any:
-    """What `send` sent. Raises EOFError or OSError where the other side has ended."""
-    return pickle.loads(connection.recv_bytes())
-
-
-def packed(options: Mapping[str, Any]) -> dict[str, bytes]:
-    """The Poisoner's options as a worker is sent them. Raises ShadeFastError for one that cannot be pickled."""
-    return {name: _pickled(name, _on_cpu(value)) for name, value in options.items()}
+def packed(options: Options) -> dict[str, bytes]:
+    """Options as a worker is sent them. Raises ShadeFastError for one that cannot be pickled."""
+    return {name: _pickled(name, _on_cpu(getattr(options, name))) for name in names_of(Options)}
 
 
 def _pickled(name: str, value: Any) -> bytes:
@@ -151,7 +141,7 @@ def _pickled(name: str, value: Any) -> bytes:
 
 def _on_cpu(value: Any) -> Any:
     if isinstance(value, list | tuple):
-        return [_on_cpu(one) for one in value]
+        return [_on_cpu(item) for item in value]
     if isinstance(value, Encoder):
         return value.without_decoder().to("cpu")
     return value.to("cpu") if isinstance(value, Perceptual) else value

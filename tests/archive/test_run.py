@@ -17,9 +17,11 @@ from shade_fast.api.poisoner import Poisoner
 from shade_fast.archive import Manifest, Storage, archive_status, find_images, verify_archive
 from shade_fast.archive.archive import Archive
 from shade_fast.archive.names import from_text, legible, to_text
+from shade_fast.archive.options import RunOptions
 from shade_fast.archive.storage import ArchiveStoppedError
 from shade_fast.images import decode
 from shade_fast.perceptual import load_perceptual
+from shade_fast.protect.options import Options
 from tests.archive.outputs import Run, by_key, images
 
 
@@ -466,15 +468,15 @@ def test_shapes_wait_for_their_like_but_not_for_ever(engine: dict[str, Any], tmp
     for index in range(30):
         Image.fromarray(draw(32, 32 + 8 * (index % 6), index)).save(folder / f"{index:02}.png")
     batches: list[tuple[int, set[Any]]] = []
-    with Archive(folder, tmp_path / "out", "dog", options=engine, workers=1) as archive:
-        protect = archive.poisoner.protect_batch
-        archive.poisoner.batch_size = 4
+    with Archive(folder, tmp_path / "out", "dog", RunOptions(workers=1), Options(**engine)) as archive:
+        protect = archive.poisoner.protector.protect_batch
+        archive.poisoner.protector.batch_size = 4
 
         def watched(batch: Any, output: Any) -> Any:
             batches.append((len(batch), {work.image.pixels.shape for work in batch}))
             return protect(batch, output)
 
-        archive.poisoner.protect_batch = watched  # type: ignore[method-assign]
+        archive.poisoner.protector.protect_batch = watched  # type: ignore[method-assign]
         archive.begin()
         for shard in archive.layout.shards((0, 1), archive.index):
             assert archive.run_shard(shard, threading.Event(), lambda row: None)

@@ -140,7 +140,7 @@ def test_the_committed_table_is_what_is_counted() -> None:
         assert {name: gpu_model._written(value) for name, value in asdict(row).items()} in table
     assert {row["path"] for row in table} == set(gpu_model.PATHS)
     shown, _ = gpu_model.table(table).split("\n\nFused over published")
-    assert shown in (gpu_model.TABLE.parents[2] / "docs" / "gpu.md").read_text()
+    assert shown in (gpu_model.TABLE.parents[2] / "docs" / "lab" / "gpu.md").read_text()
     # Of the linear layers' products half are the gradient's.
     shares = {"convolution": 1, "attention": 1, "addmm": 0.5, "mm": 0.5}
     forward = sum(shares.get(op.name, 0) * op.operations for op in published(1, False, gpu_model.SIZE).ops)

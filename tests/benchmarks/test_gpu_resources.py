@@ -95,6 +95,6 @@ def test_the_page_shows_the_committed_table(capsys: pytest.CaptureFixture[str]) 
     assert gpu_resources.main(["--show"]) == 0
     shown = capsys.readouterr().out.strip()
     assert len(shown.splitlines()) > 20
-    page = (Path(__file__).resolve().parents[2] / "docs" / "gpu.md").read_text()
+    page = (Path(__file__).resolve().parents[2] / "docs" / "lab" / "gpu.md").read_text()
     assert shown in page
     assert f"None of the table's {len(read_rows(gpu_resources.TABLE))} compiled kernels spills." in page

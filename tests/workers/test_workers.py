@@ -13,6 +13,7 @@ import torch
 
 from shade_fast import Anchor, Budget, PoisonResult, ShadeFastError, View, poison_batch
 from shade_fast.images import DecodedImage
+from shade_fast.protect.options import Options
 from shade_fast.protect.outcome import Work
 from shade_fast.terms.limits import Limits
 from shade_fast.workers import Worker, packed
@@ -109,7 +110,7 @@ def test_a_worker_that_is_slow_but_takes_its_steps_is_left_alone(
 
 def test_a_process_that_stands_still_takes_no_batch_either(draw: Any) -> None:
     """What it does not read any more would be waited for as long as what it does not say."""
-    worker = Worker("cpu", packed({"encoder": Tiny(), "perceptual": None, "budget": Budget(16 / 255, None)}), 1, 1)
+    worker = Worker("cpu", packed(Options(encoder=Tiny(), perceptual=None, budget=Budget(16 / 255, None))), 1, 1)
     try:
         worker.start()
         worker.process.send_signal(signal.SIGSTOP)
@@ -123,7 +124,7 @@ def test_a_process_that_stands_still_takes_no_batch_either(draw: Any) -> None:
 
 def test_a_process_that_hangs_before_it_begins_counts_as_hung(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("shade_fast.workers.worker.LEAST_START", 0.5)
-    worker = Worker("cpu", packed({"encoder": Tiny()}), 1, 0.5)
+    worker = Worker("cpu", packed(Options(encoder=Tiny())), 1, 0.5)
     try:
         worker.process.send_signal(signal.SIGSTOP)
         with pytest.raises(StalledError, match=r"no step for 0\.5 s"):

@@ -15,7 +15,7 @@ import pytest
 from shade_fast import Access, Limits, ShadeFastError
 from shade_fast.terms.text import Terminal, print_json, printable, redacted
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def shown(value: float) -> str:

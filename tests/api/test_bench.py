@@ -47,7 +47,7 @@ def test_a_wrong_result_gets_no_time(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_half_precision_on_a_gpu_is_no_wrong_result(accuracy: str, half: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine whose CPU stands for a GPU."""
     for module in ("bench", "poisoner"):
-        monkeypatch.setattr(f"shade_fast.{module}.resolve_backend", lambda backend, device: backend)
+        monkeypatch.setattr(f"shade_fast.api.{module}.resolve_backend", lambda backend, device: backend)
     budget = Budget(lpips=None)
     measured = bench.bench_step(budget=budget, size=64, backend="cuda", accuracy=accuracy, devices="cpu", repeats=1)
     (error,) = (row["error"] for row in measured["backends"] if row["name"] == "cuda")
@@ -56,7 +56,7 @@ def test_half_precision_on_a_gpu_is_no_wrong_result(accuracy: str, half: bool, m
 
 def test_any_encoder_of_the_callers() -> None:
     encoder = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.SiLU(), nn.Conv2d(8, 4, 4, 4))
-    measured = bench.bench_step(encoder, budget=Budget(lpips=None), size=30, devices="cpu", repeats=1)
+    measured = bench.bench_step(encoder=encoder, budget=Budget(lpips=None), size=30, devices="cpu", repeats=1)
     assert measured["perceptual"] is None and len(measured["backends"]) == len(BACKENDS)
     assert measured["threads"] == torch.get_num_threads()
 

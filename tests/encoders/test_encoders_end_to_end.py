@@ -13,7 +13,7 @@ from PIL import Image, ImageOps
 from shade_fast import Budget, View, poison_batch
 from shade_fast.images import decode
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 PHOTOGRAPHS = ROOT / "tests" / "photographs"
 TAEF2 = Path(os.environ.get("SHADE_FAST_MODELS", ROOT.parent / "shared" / "models")) / "taef2_encoder.safetensors"
 

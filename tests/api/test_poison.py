@@ -153,7 +153,7 @@ def test_figures_in_a_batch_do_not_change_with_the_neighbours(
     noise = np.random.default_rng(0).integers(0, 256, image.shape, dtype=np.uint8)
     surroundings = [[image], [image, flat, picture(64, 64, 2)], [noise, image, noise[::-1]]]
     alone, *others = (
-        poisoner.protect_batch([Work(decode(one), anchor) for one in batch], None)[place].outcome
+        poisoner.protector.protect_batch([Work(decode(one), anchor) for one in batch], None)[place].outcome
         for batch, place in zip(surroundings, (0, 0, 1), strict=True)
     )
     for other in others:
@@ -247,7 +247,7 @@ def test_a_view_over_the_limits_is_refused_by_name_and_its_neighbours_are_done(
     Image.fromarray(picture(80, 800)).save(long)
     limits = Limits(view_side=400, view_pixels=64 * 300)
     poisoner = Poisoner(**options, limits=limits)
-    poisoner.batch_size = batch_size  # as on a GPU
+    poisoner.protector.batch_size = batch_size  # as on a GPU
     images = [picture(64, 64), long, long, picture(64, 320), picture(64, 72)]
     result = poisoner.poison_batch(images, target)
     assert [one.status for one in result] == ["ok", "failed", "failed", "failed", "ok"]
@@ -277,13 +277,13 @@ def test_an_image_that_needs_more_memory_than_is_allowed_is_refused_before_it_is
 def test_an_image_that_needs_more_memory_than_is_free_is_refused(
     options: dict[str, Any], target: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("shade_fast.api.poisoner.ORDINARY_PIXELS", 64 * 100)
-    monkeypatch.setattr("shade_fast.api.poisoner.free_bytes", lambda: 9_000_000)
+    monkeypatch.setattr("shade_fast.protect.batch.ORDINARY_PIXELS", 64 * 100)
+    monkeypatch.setattr("shade_fast.protect.batch.free_bytes", lambda: 9_000_000)
     result = poison_batch([picture(64, 64), picture(64, 2048)], target, **options)
     assert [one.status for one in result] == ["ok", "failed"]
     assert "2048x64 pixels need about " in str(result[1].error)
     assert "9.0 MB are free: give a smaller --view" in str(result[1].error)
-    monkeypatch.setattr("shade_fast.api.poisoner.free_bytes", lambda: None)
+    monkeypatch.setattr("shade_fast.protect.batch.free_bytes", lambda: None)
     assert poison_batch([picture(64, 2048)], target, **options)[0].status == "ok"
 
 
@@ -298,7 +298,7 @@ from shade_fast import Budget, Poisoner, View
 poisoner = Poisoner(perceptual=None, budget=Budget(lpips=None), steps=2, view=View(512), backend=sys.argv[1])
 anchor, image = (np.random.default_rng(0).integers(0, 256, (side, side, 3), dtype=np.uint8) for side in (64, 512))
 poisoner.poison_batch([anchor], anchor)
-said = poisoner._footprint.bytes(poisoner.view.plan(512, 512, poisoner.factor))
+said = poisoner.protector._footprint.bytes(poisoner.view.plan(512, 512, poisoner.factor))
 def now(name):
     return next(1024 * int(line.split()[1]) for line in open("/proc/self/status") if line.startswith(name))
 open("/proc/self/clear_refs", "w").write("5")

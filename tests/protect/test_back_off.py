@@ -21,7 +21,7 @@ def make(encoder: Any, batch_size: int) -> Poisoner:
         encoder=encoder, perceptual=None, budget=Budget(16 / 255, None), view=View(None), steps=4, target_ratio=1.0,
         backend="reference", devices="cpu",
     )  # fmt: skip
-    poisoner.batch_size = batch_size
+    poisoner.protector.batch_size = batch_size
     return poisoner
 
 
@@ -87,11 +87,11 @@ def test_recorded_steps_give_their_memory_back_before_a_batch_is_halved(
     monkeypatch.setattr(slots, "release", release)
     target = decode(draw(64, 64, 99), "target.png")
     anchor = make(Tiny(), 1).anchor(target.pixels)
-    monkeypatch.setattr(poisoner, "_slots", slots)
+    monkeypatch.setattr(poisoner.protector, "_slots", slots)
     work = [Work(decode(draw(64, 64, index), f"{index}.png"), anchor) for index in range(count)]
-    assert [one.outcome.status for one in poisoner.protect_batch(work, None)] == ["ok"] * count
+    assert [one.outcome.status for one in poisoner.protector.protect_batch(work, None)] == ["ok"] * count
     assert released == [1]
-    assert not poisoner._fitting
+    assert not poisoner.protector._fitting
 
 
 def test_an_image_without_memory_is_not_tried_for_ever(draw: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -105,9 +105,9 @@ def test_an_image_without_memory_is_not_tried_for_ever(draw: Any, monkeypatch: p
         raise torch.cuda.OutOfMemoryError("CUDA out of memory.")
 
     anchor = poisoner.anchor(draw(64, 64, 99))
-    monkeypatch.setattr(poisoner, "_slots", slots)
-    monkeypatch.setattr(poisoner, "_optimize", run_out)
-    (made,) = poisoner.protect_batch([Work(decode(draw(64, 64, 1), "x.png"), anchor)], None)
+    monkeypatch.setattr(poisoner.protector, "_slots", slots)
+    monkeypatch.setattr(poisoner.protector, "_protect", run_out)
+    (made,) = poisoner.protector.protect_batch([Work(decode(draw(64, 64, 1), "x.png"), anchor)], None)
     assert made.outcome.status == "failed"
     assert "not even this image alone fits" in str(made.outcome.error)
     assert not encoder.given
