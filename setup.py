@@ -43,32 +43,20 @@ if SANITIZERS:
     CXX_FLAGS += (f"-fsanitize={SANITIZERS}", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer", "-g", "-O1")
 ISA_FLAGS = {"avx512": AVX512_FLAGS, "avx2": ("-mavx2", "-mfma"), "portable": ()}
 
-CPU_SOURCES = (
-    *("csrc/bindings_cpu.cpp", "csrc/bindings_convolution.cpp", "csrc/bindings_layers.cpp"),
-    *("csrc/cpu/isa.cpp", "csrc/cpu/threads.cpp", "csrc/cpu/pixel_ops.cpp"),
-    *("csrc/cpu/convolution.cpp", "csrc/cpu/pack.cpp", "csrc/cpu/matrix_product.cpp"),
-    *("csrc/cpu/layers.cpp", "csrc/cpu/layers_norm.cpp", "csrc/cpu/layers_windows.cpp"),
-)
-CPU_KERNELS = (*("csrc/cpu/optimizer_update.cpp", "csrc/cpu/quantize.cpp", "csrc/cpu/resize.cpp", "csrc/cpu/jpeg.cpp"),)
-# The frozen networks' kernels: sums of products, where fused multiply-adds are worth more than equal bits.
-CPU_NETWORK_KERNELS = (
-    *(
-        "csrc/cpu/multiply.cpp",
-        "csrc/cpu/matrix.cpp",
-        "csrc/cpu/direct.cpp",
-        "csrc/cpu/winograd.cpp",
-        "csrc/cpu/narrow.cpp",
-    ),
-    *("csrc/cpu/pointwise.cpp", "csrc/cpu/group_norm.cpp", "csrc/cpu/pool.cpp", "csrc/cpu/blur.cpp"),
-    *("csrc/cpu/lpips.cpp", "csrc/cpu/memory_format.cpp"),
-)
-# For x86 machines with AMX, by compilers that know it.
-CPU_TILE_KERNELS = ("csrc/cpu/tiles.cpp", "csrc/cpu/tiles_matrix.cpp")
-CUDA_SOURCES = ("csrc/bindings_cuda.cpp",)
-CUDA_KERNELS = (
-    *("csrc/cuda/launch.cu", "csrc/cuda/optimizer_update.cu", "csrc/cuda/quantize.cu"),
-    *("csrc/cuda/normalize.cu", "csrc/cuda/bisect_scale.cu"),
-)
+# The folder says how a source is compiled; a new file needs no line here.
+#   csrc/bindings, csrc/cpu   once, for any machine
+#   csrc/cpu/exact            once for each instruction set, without contraction: the same bits on all of them
+#   csrc/cpu/fused            once for each instruction set, with contraction: sums of products, where fused
+#                             multiply-adds are worth more than equal bits
+#   csrc/cpu/amx              once, with contraction, for x86 machines with AMX, by compilers that know it
+#   csrc/cuda                 by nvcc, for every architecture
+CPU_BINDINGS, CUDA_BINDINGS = "csrc/bindings/cpu.cpp", "csrc/bindings/cuda.cpp"
+CONTRACTION = {"csrc/cpu/exact": (), "csrc/cpu/fused": ("-ffp-contract=fast",)}
+
+
+def sources(folder: str, pattern: str = "*.cpp") -> list[str]:
+    """The sources of a folder, its own folders left out."""
+    return sorted(str(path.relative_to(ROOT)) for path in (ROOT / folder).glob(pattern))
 
 
 @dataclass(frozen=True)
@@ -130,17 +118,17 @@ def cpu_compiles(cxx: str) -> list[Compile]:
         *(("-DSHADE_FAST_X86",) if x86 else ()),
         *(("-DSHADE_FAST_AMX",) if amx else ()),
     )
-    contract = dict.fromkeys(CPU_KERNELS, ()) | dict.fromkeys(CPU_NETWORK_KERNELS, ("-ffp-contract=fast",))
     kernels = [
-        Compile(source, (*CXX_FLAGS, *flags, *contract[source], f"-DSHADE_FAST_ISA={isa}"), variant=isa)
-        for source in contract
+        Compile(source, (*CXX_FLAGS, *flags, *contraction, f"-DSHADE_FAST_ISA={isa}"), variant=isa)
+        for folder, contraction in CONTRACTION.items()
+        for source in sources(folder)
         for isa, flags in ISA_FLAGS.items()
         if x86 or isa == "portable"
     ]
     if amx:
         flags = (*CXX_FLAGS, *AMX_FLAGS, "-ffp-contract=fast", "-DSHADE_FAST_ISA=amx")
-        kernels += [Compile(source, flags, variant="amx") for source in CPU_TILE_KERNELS]
-    return [*(Compile(source, common) for source in CPU_SOURCES), *kernels]
+        kernels += [Compile(source, flags, variant="amx") for source in sources("csrc/cpu/amx")]
+    return [*(Compile(source, common) for source in (CPU_BINDINGS, *sources("csrc/cpu"))), *kernels]
 
 
 def cuda_compiles(cxx: str, nvcc: str) -> list[Compile]:
@@ -156,8 +144,8 @@ def cuda_compiles(cxx: str, nvcc: str) -> list[Compile]:
     ahead = f"-gencode=arch=compute_{architectures[-1]},code=compute_{architectures[-1]}"
     flags = (*NVCC_FLAGS, f"-ccbin={cxx}", *codes, ahead)
     return [
-        *(Compile(source, common) for source in CUDA_SOURCES),
-        *(Compile(source, flags, rule="nvcc") for source in CUDA_KERNELS),
+        Compile(CUDA_BINDINGS, common),
+        *(Compile(source, flags, rule="nvcc") for source in sources("csrc/cuda", "*.cu")),
     ]
 
 
@@ -295,11 +283,9 @@ def escape(path: str | Path) -> str:
 def extensions() -> list[Extension]:
     """The modules to build, with one plain line about CUDA."""
     headers = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "csrc").rglob("*.h"))
-    modules = [
-        Extension(
-            "shade_fast._cpu", [*CPU_SOURCES, *CPU_KERNELS, *CPU_NETWORK_KERNELS, *CPU_TILE_KERNELS], depends=headers
-        )
-    ]
+    folders = ("csrc/cpu", *CONTRACTION, "csrc/cpu/amx")
+    cpu = [CPU_BINDINGS, *(source for folder in folders for source in sources(folder))]
+    modules = [Extension("shade_fast._cpu", cpu, depends=headers)]
 
     asked = os.environ.get("SHADE_FAST_CUDA", "")
     if asked not in ("", "0", "1"):
@@ -315,7 +301,7 @@ def extensions() -> list[Extension]:
         )
     if nvcc is not None:
         print(f"shade_fast: building the CPU module and, with {nvcc}, the CUDA module")
-        modules.append(Extension("shade_fast._cuda", [*CUDA_SOURCES, *CUDA_KERNELS], depends=headers))
+        modules.append(Extension("shade_fast._cuda", [CUDA_BINDINGS, *sources("csrc/cuda", "*.cu")], depends=headers))
     elif asked == "0":
         print("shade_fast: building the CPU module; the CUDA module is left out, as SHADE_FAST_CUDA=0 asks")
     else:

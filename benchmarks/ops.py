@@ -18,11 +18,10 @@ from torch.nn import functional
 from benchmarks.inputs import LINF, Inputs, Pixels
 from shade_fast.ops import bisect_scale, latent_distance, optimizer_update, quantize
 from shade_fast.ops.epilogue import epilogue
-from shade_fast.ops.group_norm import ACTIVATIONS
+from shade_fast.ops.group_norm import ACTIVATIONS, group_norm
 from shade_fast.ops.lpips_layer import lpips_layer
 from shade_fast.ops.max_pool import max_pool
 from shade_fast.ops.relu_lpips_layer import relu_lpips_layer
-from shade_fast.ops.residual_group_norm import residual_group_norm
 
 #: Relative root-mean-square error of a kernel's result in bfloat16.
 ROUNDING = 1e-2
@@ -98,10 +97,8 @@ class GroupNorm(OpCase):
     name = "group_norm"
     launches = (
         # The statistics' pass reads x and writes the sum; the other reads that, or x where there is no sum.
-        Launches(
-            "shade_fast::residual_group_norm", 3, lambda given, result: [result[0] if len(result[0]) else given[0]]
-        ),
-        Launches("shade_fast::residual_group_norm_gradient", 3, lambda given, result: given[:2]),
+        Launches("shade_fast::group_norm", 3, lambda given, result: [result[0] if len(result[0]) else given[0]]),
+        Launches("shade_fast::group_norm_gradient", 3, lambda given, result: given[:2]),
     )
 
     def checks(self, inputs: Inputs) -> Iterator[Check]:
@@ -115,7 +112,7 @@ class GroupNorm(OpCase):
             return functional.silu(functional.group_norm(x, options["groups"], *weights, options["epsilon"]))
 
         def fused(x: Tensor, **more: Any) -> Tensor:
-            return residual_group_norm(x, given.gamma, given.beta, **options, **more)[1]
+            return group_norm(x, given.gamma, given.beta, **options, **more)[1]
 
         def alone(x: Tensor) -> Tensor:
             return fused(x, keep=False)
@@ -132,7 +129,7 @@ class GroupNorm(OpCase):
         yield _with_gradient("group norm, SiLU", alone, eager, x, given.upstream, 8 * given.bytes)
 
     def kernels(self, dtype: str) -> Iterator[Kernel]:
-        from shade_fast.kernels import group_norm_silu as kernels
+        from shade_fast.kernels import group_norm as kernels
 
         tile, splits, warps = kernels.tile_sides(CHANNELS), {"most_splits": kernels.MOST_SPLITS}, kernels.WARPS
         for shift, add in ((False, False), (True, False), (True, True), (False, True)):
@@ -241,9 +238,9 @@ class LpipsLayer(OpCase):
         yield Kernel(kernels.mean_kernel, (), {"most_splits": kernels.MOST_SPLITS})
         pointers = ("activations", "clean", "gradient")
         for channels in LPIPS_CHANNELS:
-            for part, measure, differentiate in (("both", 1, 1), ("forward", 1, 0), ("backward", 0, 1)):
+            for part, measure, differentiate in (("forward", 1, 0), ("backward", 0, 1)):
                 constants = {"measure": measure, "differentiate": differentiate, **kernels.tile_sides(channels)}
-                note, usual = f"{part}, {channels} channels", part == "both" and channels == LPIPS_CHANNELS[-1]
+                note, usual = f"{part}, {channels} channels", part == "forward" and channels == LPIPS_CHANNELS[-1]
                 yield Kernel(kernels.layer_kernel, pointers, constants, note, usual=usual)
 
 

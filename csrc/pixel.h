@@ -74,17 +74,9 @@ SHADE_FAST_PIXEL std::uint8_t quantize_pixel(std::uint8_t clean, float delta, fl
   return static_cast<std::uint8_t>(static_cast<std::int32_t>(clamp(static_cast<float>(clean) + rounded, 0.0f, 255.0f)));
 }
 
-// A value in [0, 1] and its perturbation, clamped to [0, 1] and normalised.
-SHADE_FAST_PIXEL float normalize_pixel(std::uint8_t clean, float delta, float gain, float offset) {
-  const float shown = clamp(static_cast<float>(clean) / 255.0f + delta, 0.0f, 1.0f);
-  return gain * shown + offset;
-}
-
-// A normalised value as uint8, at most `levels` from the clean one; a NaN leaves that as it is.
-SHADE_FAST_PIXEL std::uint8_t denormalize_pixel(float value, std::uint8_t clean, float gain, float offset,
-                                                float levels) {
-  const float change = (value - offset) / gain * 255.0f - static_cast<float>(clean);
-  return quantize_pixel(clean, change, 1.0f, levels);
+// A level as a value in [0, 1], normalised.
+SHADE_FAST_PIXEL float normalize_pixel(std::uint8_t level, float gain, float offset) {
+  return gain * (static_cast<float>(level) / 255.0f) + offset;
 }
 
 // The upper half of a float32, rounded half to even; a NaN stays one.

@@ -109,7 +109,7 @@ struct Convolution {
 //   value += bias[k];  value += residual[i];  positive bit i = value > 0;  relu: value = max(value, 0);
 //   value = 0 where gate bit i is 0.
 // residual may be the result itself, and then the call accumulates.
-struct Finish {
+struct Epilogue {
   const float* bias;
   const float* residual;
   std::uint16_t* positive;
@@ -133,7 +133,7 @@ Status pack_weights(Algorithm algorithm, const Convolution& convolution, const f
 // Floats of scratch memory for at most `threads` threads.
 std::int64_t convolution_scratch(Algorithm algorithm, const Convolution& convolution, int threads);
 Status convolve(Algorithm algorithm, const Convolution& convolution, const float* packed, const float* input,
-                float* result, const Finish& finish, float* scratch, int threads);
+                float* result, const Epilogue& epilogue, float* scratch, int threads);
 
 // A matrix whose value (i, j) lies at values[i * row_step + j * column_step]; one of the steps is 1.
 struct Matrix {
@@ -164,12 +164,12 @@ struct Extent {
 
 enum class Activation : int { none = 0, relu = 1, silu = 2 };
 
-// result = finish(a), elementwise: with residual an addition, with relu a ReLU, with gate a ReLU's gradient.
-Status pointwise(const float* a, float* result, Extent extent, const Finish& finish, int threads);
+// result = epilogue(a), elementwise: with residual an addition, with relu a ReLU, with gate a ReLU's gradient.
+Status epilogue(const float* a, float* result, Extent extent, const Epilogue& epilogue, int threads);
 
 // result = a * sigmoid(a); the gradient takes a, not the result.
 Status silu(const float* a, float* result, Extent extent, int threads);
-Status silu_gradient(const float* gradient, const float* a, float* result, Extent extent, const Finish& finish,
+Status silu_gradient(const float* gradient, const float* a, float* result, Extent extent, const Epilogue& epilogue,
                      int threads);
 
 // result = activation(gamma[c] * (input - mean) * inverse_deviation + beta[c]) with mean and 1 / sqrt(variance + epsilon)
@@ -181,7 +181,7 @@ Status group_norm(const float* input, const float* gamma, const float* beta, flo
                   int threads);
 Status group_norm_gradient(const float* gradient, const float* input, const float* gamma, const float* beta,
                            const float* statistics, float* result, Extent extent, std::int64_t groups,
-                           Activation activation, const Finish& finish, float* scratch, int threads);
+                           Activation activation, const Epilogue& epilogue, float* scratch, int threads);
 
 // Windows of `kernel` pixels a side, `stride` apart, the first `pad` pixels before the image's corner; what lies outside
 // the image counts for nothing (max pooling) or is its mirror image without the edge pixel repeated (blur).
@@ -194,12 +194,12 @@ struct Window {
 // first largest (a NaN counts as the largest); may be null. kernel <= 15.
 Status max_pool(const float* input, float* result, std::uint8_t* index, const Window& window, int threads);
 Status max_pool_gradient(const float* gradient, const std::uint8_t* index, float* result, const Window& window,
-                         const Finish& finish, int threads);
+                         const Epilogue& epilogue, int threads);
 
 // result = sum over the window of taps[i * kernel + j] * input, the same taps for every channel; pad < height, width.
 Status blur(const float* input, const float* taps, float* result, const Window& window, int threads);
 Status blur_gradient(const float* gradient, const float* taps, float* result, const Window& window,
-                     const Finish& finish, int threads);
+                     const Epilogue& epilogue, int threads);
 
 // unit = activations / (|activations| + 1e-10), the length being over the channels of each pixel.
 Status unit_length(const float* activations, float* unit, Extent extent, int threads);
@@ -210,7 +210,7 @@ std::int64_t lpips_layer_scratch(Extent extent);
 Status lpips_layer(const float* activations, const float* clean, const float* head, float* distance, Extent extent,
                    float* scratch, int threads);
 Status lpips_layer_gradient(const float* activations, const float* clean, const float* head, const float* upstream,
-                            float* result, Extent extent, const Finish& finish, int threads);
+                            float* result, Extent extent, const Epilogue& epilogue, int threads);
 
 // Between NCHW and NHWC, with result = scale[c] * input + shift[c]; scale and shift may be null (1 and 0).
 Status to_channels_last(const float* input, const float* scale, const float* shift, float* result, Extent extent,
@@ -233,19 +233,10 @@ Status optimizer_update(float* delta, float* momentum, const float* gradient, co
 Status quantize(const std::uint8_t* clean, const float* delta, const float* scale, std::uint8_t* result,
                 std::int64_t images, std::int64_t elements, int levels, void* stream);
 
-// The ops on normalised images take images of three channels next to each other (NHWC): `elements` is a multiple of 3.
-// result = bfloat16(gain[c] * clamp(clean / 255 + delta, 0, 1) + offset[c]), each operation rounded on its own; delta may
-// be null (0).
-Status normalize(const std::uint8_t* clean, const float* delta, std::uint16_t* result, std::int64_t images,
-                 std::int64_t elements, const Affine& affine, void* stream);
-
-// result = clamp(clean + clamp(round_half_even((values - offset[c]) / gain[c] * 255 - clean), -levels, levels), 0, 255),
-// values being bfloat16; NaN counts as the clean value.
-Status denormalize(const std::uint16_t* values, const std::uint8_t* clean, std::uint8_t* result, std::int64_t images,
-                   std::int64_t elements, const Affine& affine, int levels, void* stream);
-
 // next[i] = narrowed(now[i], distance[i], bound, guess), see pixel.h, and then
-// result = normalize(quantize(clean, delta, next[i].scale, levels)). next and now are not the same memory.
+// result = bfloat16(gain[c] * quantize(clean, delta, next[i].scale, levels) / 255 + offset[c]), each operation rounded on
+// its own. The images have three channels next to each other (NHWC): `elements` is a multiple of 3. next and now are not
+// the same memory.
 Status bisect_scale(const std::uint8_t* clean, const float* delta, const float* distance, const Interval* now,
                     Interval* next, std::uint16_t* result, std::int64_t images, std::int64_t elements, float bound,
                     bool guess, int levels, const Affine& affine, void* stream);

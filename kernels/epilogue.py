@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import triton
 import triton.language as tl
-from shade_fast.kernels.group_norm_silu import TILE, tile_sides
+from shade_fast.kernels.group_norm import TILE, tile_sides
 from torch import Tensor
 
 WARPS = 8

@@ -1,4 +1,4 @@
-"""One layer's share of the LPIPS distance, and its gradient, in one pass over the features, channels-last.
+"""One layer's share of the LPIPS distance, and its gradient, each in one pass over the features, channels-last.
 
     distance[b] = 1/P · Σ_p Σ_c head[c] · (u - clean)²,  u = a / (|a| + 1e-10), 0 where |a| is 0
     gradient = (d - a · Σ_c(u · d) / |a|) / (|a| + 1e-10),  d = 2/P · upstream[b] · head · (u - clean)
@@ -7,9 +7,8 @@ with P pixels and |a| the length over a pixel's channels. activations a, clean a
 bfloat16 [B, C, h, w], in memory [B, h, w, C]; head float32 or as the activations [C]; upstream and distance float32
 [B]. Everything between a load and a store is float32.
 
-Per value of size s: distance 2s bytes read; gradient 2s read, s written; both together the same 2s read, s written. A
-program holds all channels of a few pixels. Up to 1024 programs share an image; their sums are added by a second kernel
-in a fixed order, without atomics.
+Per value of size s: distance 2s bytes read; gradient 2s read, s written. A program holds all channels of a few pixels.
+Up to 1024 programs share an image; their sums are added by a second kernel in a fixed order, without atomics.
 """
 
 from __future__ import annotations
@@ -36,13 +35,6 @@ def forward(activations: Tensor, clean: Tensor, head: Tensor, distance: Tensor, 
 def backward(activations: Tensor, clean: Tensor, head: Tensor, upstream: Tensor, out: Tensor) -> None:
     """out = gradient in the activations of Σ upstream · distance. out may be the activations."""
     _run(activations, clean, head, upstream, head, out, head, measure=False, differentiate=True)
-
-
-def forward_backward(
-    activations: Tensor, clean: Tensor, head: Tensor, upstream: Tensor, distance: Tensor, out: Tensor, scratch: Tensor
-) -> None:
-    """Both, where the upstream gradient is known before the distance is."""
-    _run(activations, clean, head, upstream, distance, out, scratch, measure=True, differentiate=True)
 
 
 def split(pixels: int, channels: int) -> tuple[int, int]:

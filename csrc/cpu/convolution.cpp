@@ -13,22 +13,6 @@
 namespace shade_fast::cpu {
 namespace {
 
-struct Kernels {
-  decltype(&portable::panel_width) panel_width;
-  decltype(&portable::direct) direct;
-  decltype(&portable::narrow) narrow;
-  decltype(&portable::winograd_tiles) winograd_tiles;
-  decltype(&portable::winograd) winograd;
-};
-
-const Kernels kKernels[kWidths] = {
-#if defined(SHADE_FAST_X86)
-    {avx512::panel_width, avx512::direct, avx512::narrow, avx512::winograd_tiles, avx512::winograd},
-    {avx2::panel_width, avx2::direct, avx2::narrow, avx2::winograd_tiles, avx2::winograd},
-#endif
-    {portable::panel_width, portable::direct, portable::narrow, portable::winograd_tiles, portable::winograd},
-};
-
 // Operations for which a further thread is worth its waking.
 constexpr double kOperationsPerThread = 1e6;
 
@@ -81,7 +65,7 @@ Convolution flattened(const Convolution& c) {
   return flat;
 }
 
-void run_pointwise(const Kernels& kernels, const Call& call, float* scratch, int threads) {
+void run_pointwise(const ConvolutionKernels& kernels, const Call& call, float* scratch, int threads) {
   Call flat = call;
   flat.convolution = flattened(call.convolution);
   const std::int64_t pixels = flat.convolution.width;
@@ -95,7 +79,7 @@ void run_pointwise(const Kernels& kernels, const Call& call, float* scratch, int
   });
 }
 
-void run_direct(const Kernels& kernels, const Call& call, float* scratch, int threads) {
+void run_direct(const ConvolutionKernels& kernels, const Call& call, float* scratch, int threads) {
   const Convolution& c = call.convolution;
   if (is_pointwise(c)) return run_pointwise(kernels, call, scratch, threads);
   const std::int64_t sharers = worthwhile_threads(c, threads);
@@ -111,7 +95,7 @@ void run_direct(const Kernels& kernels, const Call& call, float* scratch, int th
   }
 }
 
-void run_narrow(const Kernels& kernels, const Call& call, int threads) {
+void run_narrow(const ConvolutionKernels& kernels, const Call& call, int threads) {
   const Convolution& c = call.convolution;
   for (std::int64_t index = 0; index < phases(c); ++index) {
     const Phase part = phase(Algorithm::narrow, c, index);
@@ -128,7 +112,7 @@ struct WinogradPlan {
   std::int64_t blocks, tiles_at_once;
   std::int64_t parts, filters_in_part;
 
-  WinogradPlan(Algorithm algorithm, const Convolution& c, const Kernels& kernels, std::int64_t sharers)
+  WinogradPlan(Algorithm algorithm, const Convolution& c, const ConvolutionKernels& kernels, std::int64_t sharers)
       : outputs(static_cast<std::int64_t>(algorithm)),
         tiles(c.images * ceil_div(c.out_height, outputs) * ceil_div(c.out_width, outputs)),
         filters(round_up(c.filters, 16)),
@@ -146,7 +130,7 @@ struct WinogradPlan {
   }
 };
 
-void run_winograd(const Kernels& kernels, Algorithm algorithm, const Call& call, float* scratch, int threads) {
+void run_winograd(const ConvolutionKernels& kernels, Algorithm algorithm, const Call& call, float* scratch, int threads) {
   const Convolution& c = call.convolution;
   const std::int64_t sharers = worthwhile_threads(c, threads);
   const WinogradPlan plan(algorithm, c, kernels, sharers);
@@ -247,7 +231,7 @@ std::int64_t packed_weights_size(Algorithm algorithm, const Convolution& c) {
 
 Status pack_weights(Algorithm algorithm, const Convolution& c, const float* weights, float* packed) {
   if (!supports(algorithm, c) || weights == nullptr || packed == nullptr) return Status::bad_argument;
-  const std::int64_t panel = selected(kKernels).panel_width();
+  const std::int64_t panel = SHADE_FAST_SELECTED(convolution).panel_width();
   switch (algorithm) {
     case Algorithm::direct: pack_direct(c, panel, weights, packed); break;
     case Algorithm::narrow: pack_narrow(c, weights, packed); break;
@@ -264,12 +248,12 @@ std::int64_t convolution_scratch(Algorithm algorithm, const Convolution& c, int 
     case Algorithm::direct: return direct_scratch(c) * sharers + 16;
     case Algorithm::narrow: return 0;
     case Algorithm::tiles: return tiles_scratch(c, sharers) * sharers + 16;
-    default: return WinogradPlan(algorithm, c, selected(kKernels), sharers).scratch(c) * sharers + 16;
+    default: return WinogradPlan(algorithm, c, SHADE_FAST_SELECTED(convolution), sharers).scratch(c) * sharers + 16;
   }
 }
 
 Status convolve(Algorithm algorithm, const Convolution& c, const float* packed, const float* input, float* result,
-                const Finish& finish, float* scratch, int threads) try {
+                const Epilogue& epilogue, float* scratch, int threads) try {
   if (!supports(algorithm, c) || threads < 1) return Status::bad_argument;
   const std::int64_t results = c.images * c.out_height * c.out_width;
   if (results == 0) return Status::ok;
@@ -279,9 +263,9 @@ Status convolve(Algorithm algorithm, const Convolution& c, const float* packed, 
       (needs_scratch && scratch == nullptr)) {
     return Status::bad_argument;
   }
-  const Kernels& kernels = selected(kKernels);
+  const ConvolutionKernels& kernels = SHADE_FAST_SELECTED(convolution);
   const bool whole_blocks = c.filters % 16 == 0 && reinterpret_cast<std::uintptr_t>(result) % 64 == 0;
-  const Call call{c, packed, input, result, finish, whole_blocks && results * c.filters >= kStreamedResult};
+  const Call call{c, packed, input, result, epilogue, whole_blocks && results * c.filters >= kStreamedResult};
   switch (algorithm) {
     case Algorithm::direct: run_direct(kernels, call, aligned(scratch), threads); break;
     case Algorithm::narrow: run_narrow(kernels, call, threads); break;

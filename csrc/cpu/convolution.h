@@ -1,5 +1,4 @@
-// The convolutions' inner loops, one copy for each instruction set (see kernels.h), and what they share with the side
-// that cuts the work into tasks and packs the weights.
+// The convolutions' inner loops, and what they share with the side that cuts the work into tasks and packs the weights.
 //
 // Packed weights hold the filters in panels: panel_width() of them side by side, 16 in the last panel where no more are
 // left, filters past the last being 0.
@@ -8,6 +7,7 @@
 #include <cstdint>
 
 #include "../shade_fast.h"
+#include "kernels.h"
 
 namespace shade_fast::cpu {
 
@@ -38,23 +38,8 @@ struct Call {
   const float* packed;
   const float* input;
   float* result;
-  Finish finish;
+  Epilogue epilogue;
   bool stream;  // the result goes past the caches
-};
-
-// A product of matrices: sums[row, column] = sum over k of left * right, added to what is there if `accumulate`.
-// left: row after row `row_step` floats apart, and k in runs of `run` values (the last may be shorter), `run_step` floats
-// apart; right: [depth, width]; width: 16, or panel_width(). A row's sums run in the order of k, whatever the other rows.
-// next, unless null: the right side of a later product of this depth and width, fetched meanwhile.
-struct Product {
-  const float* left;
-  std::int64_t row_step, run_step;
-  std::int64_t rows, depth, run;
-  const float* right;
-  std::int64_t width;
-  float* sums;
-  bool accumulate;
-  const float* next;
 };
 
 // direct() takes at most so many pixels at once, and so many values of each. Where the weights fit the second-level
@@ -80,20 +65,14 @@ static constexpr inline std::int64_t winograd_step(std::int64_t channels, std::i
   return round_up(channels, 16) * tiles + 16;
 }
 
-#define SHADE_FAST_DECLARE_CONVOLUTIONS(isa)                                                                  \
-  namespace isa {                                                                                             \
-  std::int64_t panel_width();                                                                                 \
-  void multiply(const Product& product);                                                                      \
-  void direct(const Call& call, const Phase& phase, std::int64_t first, std::int64_t rows, float* scratch);   \
-  void narrow(const Call& call, const Phase& phase, std::int64_t row);                                        \
-  std::int64_t winograd_tiles(std::int64_t channels);                                                         \
-  void winograd(const Call& call, const WinogradTask& task, float* scratch);                                  \
-  }
+struct ConvolutionKernels {
+  std::int64_t (*panel_width)();
+  void (*direct)(const Call& call, const Phase& phase, std::int64_t first, std::int64_t rows, float* scratch);
+  void (*narrow)(const Call& call, const Phase& phase, std::int64_t row);
+  std::int64_t (*winograd_tiles)(std::int64_t channels);
+  void (*winograd)(const Call& call, const WinogradTask& task, float* scratch);
+};
 
-SHADE_FAST_DECLARE_CONVOLUTIONS(avx512)
-SHADE_FAST_DECLARE_CONVOLUTIONS(avx2)
-SHADE_FAST_DECLARE_CONVOLUTIONS(portable)
-
-#undef SHADE_FAST_DECLARE_CONVOLUTIONS
+SHADE_FAST_KERNELS(ConvolutionKernels, convolution)
 
 }  // namespace shade_fast::cpu

@@ -4,40 +4,17 @@
 #include <new>
 
 #include "../shade_fast.h"
-#include "blocks.h"
 #include "isa.h"
+#include "runs.h"
 
 namespace shade_fast::cpu {
 namespace {
 
-struct Kernels {
-  decltype(&portable::pointwise) pointwise;
-  decltype(&portable::silu) silu;
-  decltype(&portable::silu_gradient) silu_gradient;
-  decltype(&portable::unit_length) unit_length;
-  decltype(&portable::lpips_distance) lpips_distance;
-  decltype(&portable::lpips_gradient) lpips_gradient;
-  decltype(&portable::interleave) interleave;
-  decltype(&portable::separate) separate;
-};
-
-const Kernels kKernels[kWidths] = {
-#if defined(SHADE_FAST_X86)
-    {avx512::pointwise, avx512::silu, avx512::silu_gradient, avx512::unit_length, avx512::lpips_distance,
-     avx512::lpips_gradient, avx512::interleave, avx512::separate},
-    {avx2::pointwise, avx2::silu, avx2::silu_gradient, avx2::unit_length, avx2::lpips_distance, avx2::lpips_gradient,
-     avx2::interleave, avx2::separate},
-#endif
-    {portable::pointwise, portable::silu, portable::silu_gradient, portable::unit_length, portable::lpips_distance,
-     portable::lpips_gradient, portable::interleave, portable::separate},
-};
-
-// Runs work(kernels, block, channels, first value) on every block of the extent.
+// Calls work(run, first value) for every run of the extent.
 template <typename Work>
-Status run(const Extent& extent, int threads, const Work& work) try {
+Status for_values(const Extent& extent, int threads, const Work& work) try {
   if (!is_sound(extent) || threads < 1) return Status::bad_argument;
-  const Kernels& kernels = selected(kKernels);
-  for_blocks(Blocks{extent}, threads, [&](const Block& block) { work(kernels, block, block.pixel * extent.channels); });
+  for_runs(Runs{extent}, threads, [&](const Run& run) { work(run, run.pixel * extent.channels); });
   return Status::ok;
 } catch (const std::bad_alloc&) {
   return Status::out_of_memory;
@@ -45,84 +22,92 @@ Status run(const Extent& extent, int threads, const Work& work) try {
 
 }  // namespace
 
-Status pointwise(const float* a, float* result, Extent extent, const Finish& finish, int threads) {
-  const bool stream = streams(result, extent, finish);
-  return run(extent, threads, [&](const Kernels& kernels, const Block& block, std::int64_t first) {
-    kernels.pointwise(a + first, result + first, block.pixels, extent.channels,
-                      from_pixel(finish, block.pixel, extent.channels), stream);
+Status epilogue(const float* a, float* result, Extent extent, const Epilogue& epilogue, int threads) {
+  const EpilogueKernels& kernels = SHADE_FAST_SELECTED(epilogue);
+  const bool stream = streams(result, extent, epilogue);
+  return for_values(extent, threads, [&](const Run& run, std::int64_t first) {
+    kernels.apply(a + first, result + first, run.pixels, extent.channels,
+                  from_pixel(epilogue, run.pixel, extent.channels), stream);
   });
 }
 
 Status silu(const float* a, float* result, Extent extent, int threads) {
+  const SiluKernels& kernels = SHADE_FAST_SELECTED(silu);
   const bool stream = streams(result, extent, {});
-  return run(extent, threads, [&](const Kernels& kernels, const Block& block, std::int64_t first) {
-    kernels.silu(a + first, result + first, block.pixels, extent.channels, stream);
+  return for_values(extent, threads, [&](const Run& run, std::int64_t first) {
+    kernels.forward(a + first, result + first, run.pixels, extent.channels, stream);
   });
 }
 
-Status silu_gradient(const float* gradient, const float* a, float* result, Extent extent, const Finish& finish,
+Status silu_gradient(const float* gradient, const float* a, float* result, Extent extent, const Epilogue& epilogue,
                      int threads) {
-  const bool stream = streams(result, extent, finish);
-  return run(extent, threads, [&](const Kernels& kernels, const Block& block, std::int64_t first) {
-    kernels.silu_gradient(gradient + first, a + first, result + first, block.pixels, extent.channels,
-                          from_pixel(finish, block.pixel, extent.channels), stream);
+  const SiluKernels& kernels = SHADE_FAST_SELECTED(silu);
+  const bool stream = streams(result, extent, epilogue);
+  return for_values(extent, threads, [&](const Run& run, std::int64_t first) {
+    kernels.gradient(gradient + first, a + first, result + first, run.pixels, extent.channels,
+                     from_pixel(epilogue, run.pixel, extent.channels), stream);
   });
 }
 
 Status unit_length(const float* activations, float* unit, Extent extent, int threads) {
+  const LpipsLayerKernels& kernels = SHADE_FAST_SELECTED(lpips_layer);
   const bool stream = streams(unit, extent, {});
-  return run(extent, threads, [&](const Kernels& kernels, const Block& block, std::int64_t first) {
-    kernels.unit_length(activations + first, unit + first, block.pixels, extent.channels, stream);
+  return for_values(extent, threads, [&](const Run& run, std::int64_t first) {
+    kernels.unit_length(activations + first, unit + first, run.pixels, extent.channels, stream);
   });
 }
 
 std::int64_t lpips_layer_scratch(Extent extent) {
-  return is_sound(extent) ? floats_for_doubles(Blocks{extent}.count()) : 0;
+  return is_sound(extent) ? floats_for_doubles(Runs{extent}.count()) : 0;
 }
 
 Status lpips_layer(const float* activations, const float* clean, const float* head, float* distance, Extent extent,
                    float* scratch, int threads) {
+  const LpipsLayerKernels& kernels = SHADE_FAST_SELECTED(lpips_layer);
   double* const sums = doubles_in(scratch);
-  const Status status = run(extent, threads, [&](const Kernels& kernels, const Block& block, std::int64_t first) {
-    sums[block.index] =
-        kernels.lpips_distance(activations + first, clean + first, head, block.pixels, extent.channels);
+  const Status status = for_values(extent, threads, [&](const Run& run, std::int64_t first) {
+    sums[run.index] =
+        kernels.distance(activations + first, clean + first, head, run.pixels, extent.channels);
   });
   if (status != Status::ok) return status;
-  const std::int64_t per_image = Blocks{extent}.per_image;
+  const std::int64_t per_image = Runs{extent}.per_image;
   for (std::int64_t image = 0; image < extent.images; ++image) {
     double sum = 0.0;
-    for (std::int64_t block = 0; block < per_image; ++block) sum += sums[image * per_image + block];
+    for (std::int64_t run = 0; run < per_image; ++run) sum += sums[image * per_image + run];
     distance[image] = static_cast<float>(sum / static_cast<double>(extent.pixels));
   }
   return Status::ok;
 }
 
 Status lpips_layer_gradient(const float* activations, const float* clean, const float* head, const float* upstream,
-                            float* result, Extent extent, const Finish& finish, int threads) {
-  const bool stream = streams(result, extent, finish);
-  return run(extent, threads, [&](const Kernels& kernels, const Block& block, std::int64_t first) {
-    const float factor = 2.0f * upstream[block.image] / static_cast<float>(extent.pixels);
-    kernels.lpips_gradient(activations + first, clean + first, head, factor, result + first, block.pixels,
-                           extent.channels, from_pixel(finish, block.pixel, extent.channels), stream);
+                            float* result, Extent extent, const Epilogue& epilogue, int threads) {
+  const LpipsLayerKernels& kernels = SHADE_FAST_SELECTED(lpips_layer);
+  const bool stream = streams(result, extent, epilogue);
+  return for_values(extent, threads, [&](const Run& run, std::int64_t first) {
+    const float factor = 2.0f * upstream[run.image] / static_cast<float>(extent.pixels);
+    kernels.gradient(activations + first, clean + first, head, factor, result + first, run.pixels,
+                     extent.channels, from_pixel(epilogue, run.pixel, extent.channels), stream);
   });
 }
 
 Status to_channels_last(const float* input, const float* scale, const float* shift, float* result, Extent extent,
                         int threads) {
+  const MemoryFormatKernels& kernels = SHADE_FAST_SELECTED(memory_format);
   const Planes planes{extent.pixels, extent.channels, scale, shift};
-  return run(extent, threads, [&](const Kernels& kernels, const Block& block, std::int64_t first) {
-    const std::int64_t image = block.image * values_per_image(extent);
-    kernels.interleave(input + image + (block.pixel - block.image * extent.pixels), result + first, block.pixels,
+  return for_values(extent, threads, [&](const Run& run, std::int64_t first) {
+    const std::int64_t image = run.image * values_per_image(extent);
+    kernels.interleave(input + image + (run.pixel - run.image * extent.pixels), result + first, run.pixels,
                        planes);
   });
 }
 
 Status to_channels_first(const float* input, const float* scale, const float* shift, float* result, Extent extent,
                          int threads) {
+  const MemoryFormatKernels& kernels = SHADE_FAST_SELECTED(memory_format);
   const Planes planes{extent.pixels, extent.channels, scale, shift};
-  return run(extent, threads, [&](const Kernels& kernels, const Block& block, std::int64_t first) {
-    const std::int64_t image = block.image * values_per_image(extent);
-    kernels.separate(input + first, result + image + (block.pixel - block.image * extent.pixels), block.pixels,
+  return for_values(extent, threads, [&](const Run& run, std::int64_t first) {
+    const std::int64_t image = run.image * values_per_image(extent);
+    kernels.separate(input + first, result + image + (run.pixel - run.image * extent.pixels), run.pixels,
                      planes);
   });
 }

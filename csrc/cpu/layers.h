@@ -1,16 +1,25 @@
-// The inner loops of a frozen network's layers, one copy for each instruction set. They work on a run of pixels of one
-// image; every pointer, those of `finish` too, is that of the run's first pixel. `stream`: results go past the caches;
-// then they are aligned to 64 bytes, and channels is a multiple of 16.
+// The inner loops of a frozen network's layers. They work on a run of pixels of one image; every pointer, those of
+// `epilogue` too, is that of the run's first pixel. `stream`: results go past the caches; then they are aligned to 64
+// bytes, and channels is a multiple of 16.
 #pragma once
 
 #include <cstdint>
 
 #include "../shade_fast.h"
+#include "kernels.h"
 
 namespace shade_fast::cpu {
 
-// Pixels of a side of a window that is pooled or blurred.
-constexpr std::int64_t kLargestKernel = 15;
+struct EpilogueKernels {
+  void (*apply)(const float* a, float* result, std::int64_t pixels, std::int64_t channels, const Epilogue& epilogue,
+                bool stream);
+};
+
+struct SiluKernels {
+  void (*forward)(const float* a, float* result, std::int64_t pixels, std::int64_t channels, bool stream);
+  void (*gradient)(const float* gradient, const float* a, float* result, std::int64_t pixels, std::int64_t channels,
+                   const Epilogue& epilogue, bool stream);
+};
 
 // Of one image, each [channels]: xhat = (x - mean) * inverse, y = gamma * xhat + beta, and the gradient
 // dx = scale * dy - (offset + xhat * slope), with scale = gamma * inverse.
@@ -24,6 +33,43 @@ struct Normalization {
   const float* slope;
 };
 
+// sums: [2, width], width being channels rounded up to whole words: of the values and of their squares, of dy and of
+// dy * xhat.
+struct GroupNormKernels {
+  void (*sum_moments)(const float* input, std::int64_t pixels, std::int64_t channels, std::int64_t width, double* sums);
+  void (*normalize)(const float* input, float* result, std::int64_t pixels, std::int64_t channels,
+                    const Normalization& norm, Activation activation, bool stream);
+  void (*sum_gradient)(const float* gradient, const float* input, std::int64_t pixels, std::int64_t channels,
+                       const Normalization& norm, Activation activation, std::int64_t width, double* sums);
+  void (*gradient)(const float* gradient, const float* input, float* result, std::int64_t pixels, std::int64_t channels,
+                   const Normalization& norm, Activation activation, const Epilogue& epilogue, bool stream);
+};
+
+// Pixels of a side of a window that is pooled or blurred.
+constexpr std::int64_t kLargestKernel = 15;
+
+// Row y of the result; the pointers are those of the image's first pixel, and of the result's row.
+struct MaxPoolKernels {
+  void (*row)(const float* image, float* result, std::uint8_t* index, const Window& window, std::int64_t y,
+              bool stream);
+  void (*gradient_row)(const float* gradient, const std::uint8_t* index, float* result, const Window& window,
+                       const Epilogue& epilogue, std::int64_t y, bool stream);
+};
+
+struct BlurKernels {
+  void (*row)(const float* image, const float* taps, float* result, const Window& window, std::int64_t y);
+  void (*gradient_row)(const float* gradient, const float* taps, float* result, const Window& window,
+                       const Epilogue& epilogue, std::int64_t y, bool stream);
+};
+
+struct LpipsLayerKernels {
+  void (*unit_length)(const float* activations, float* unit, std::int64_t pixels, std::int64_t channels, bool stream);
+  double (*distance)(const float* activations, const float* clean, const float* head, std::int64_t pixels,
+                     std::int64_t channels);
+  void (*gradient)(const float* activations, const float* clean, const float* head, float factor, float* result,
+                   std::int64_t pixels, std::int64_t channels, const Epilogue& epilogue, bool stream);
+};
+
 // Which channels' values a plane's pixels have: those of an image [channels, plane].
 struct Planes {
   std::int64_t plane;
@@ -32,42 +78,17 @@ struct Planes {
   const float* shift;
 };
 
-#define SHADE_FAST_DECLARE_LAYERS(isa)                                                                              \
-  namespace isa {                                                                                                   \
-  void pointwise(const float* a, float* result, std::int64_t pixels, std::int64_t channels, const Finish& finish,   \
-                 bool stream);                                                                                      \
-  void silu(const float* a, float* result, std::int64_t pixels, std::int64_t channels, bool stream);                \
-  void silu_gradient(const float* gradient, const float* a, float* result, std::int64_t pixels,                     \
-                     std::int64_t channels, const Finish& finish, bool stream);                                     \
-  void sum_moments(const float* input, std::int64_t pixels, std::int64_t channels, std::int64_t width,              \
-                   double* sums);                                                                                   \
-  void normalize(const float* input, float* result, std::int64_t pixels, std::int64_t channels,                     \
-                 const Normalization& norm, Activation activation, bool stream);                                    \
-  void sum_norm_gradient(const float* gradient, const float* input, std::int64_t pixels, std::int64_t channels,     \
-                         const Normalization& norm, Activation activation, std::int64_t width, double* sums);       \
-  void norm_gradient(const float* gradient, const float* input, float* result, std::int64_t pixels,                 \
-                     std::int64_t channels, const Normalization& norm, Activation activation,                       \
-                     const Finish& finish, bool stream);                                                            \
-  void max_pool_row(const float* image, float* result, std::uint8_t* index, const Window& window, std::int64_t y,   \
-                    bool stream);                                                                                   \
-  void max_pool_gradient_row(const float* gradient, const std::uint8_t* index, float* result,                       \
-                             const Window& window, const Finish& finish, std::int64_t y, bool stream);              \
-  void blur_row(const float* image, const float* taps, float* result, const Window& window, std::int64_t y);        \
-  void blur_gradient_row(const float* gradient, const float* taps, float* result, const Window& window,             \
-                         const Finish& finish, std::int64_t y, bool stream);                                        \
-  void unit_length(const float* activations, float* unit, std::int64_t pixels, std::int64_t channels, bool stream); \
-  double lpips_distance(const float* activations, const float* clean, const float* head, std::int64_t pixels,       \
-                        std::int64_t channels);                                                                     \
-  void lpips_gradient(const float* activations, const float* clean, const float* head, float factor, float* result, \
-                      std::int64_t pixels, std::int64_t channels, const Finish& finish, bool stream);               \
-  void interleave(const float* planes, float* result, std::int64_t pixels, const Planes& shape);                    \
-  void separate(const float* input, float* planes, std::int64_t pixels, const Planes& shape);                       \
-  }
+struct MemoryFormatKernels {
+  void (*interleave)(const float* planes, float* result, std::int64_t pixels, const Planes& shape);
+  void (*separate)(const float* input, float* planes, std::int64_t pixels, const Planes& shape);
+};
 
-SHADE_FAST_DECLARE_LAYERS(avx512)
-SHADE_FAST_DECLARE_LAYERS(avx2)
-SHADE_FAST_DECLARE_LAYERS(portable)
-
-#undef SHADE_FAST_DECLARE_LAYERS
+SHADE_FAST_KERNELS(EpilogueKernels, epilogue)
+SHADE_FAST_KERNELS(SiluKernels, silu)
+SHADE_FAST_KERNELS(GroupNormKernels, group_norm)
+SHADE_FAST_KERNELS(MaxPoolKernels, max_pool)
+SHADE_FAST_KERNELS(BlurKernels, blur)
+SHADE_FAST_KERNELS(LpipsLayerKernels, lpips_layer)
+SHADE_FAST_KERNELS(MemoryFormatKernels, memory_format)
 
 }  // namespace shade_fast::cpu

@@ -3,31 +3,17 @@
 #include <atomic>
 
 #include "isa.h"
-#include "matrix.h"
+#include "matrix_product.h"
 #include "threads.h"
 #include "tiles.h"
 
 namespace shade_fast::cpu {
 namespace {
 
-struct Kernels {
-  decltype(&portable::panel_width) panel_width;
-  decltype(&portable::pack_right) pack_right;
-  decltype(&portable::multiply_rows) multiply_rows;
-};
-
-const Kernels kKernels[kWidths] = {
-#if defined(SHADE_FAST_X86)
-    {avx512::panel_width, avx512::pack_right, avx512::multiply_rows},
-    {avx2::panel_width, avx2::pack_right, avx2::multiply_rows},
-#endif
-    {portable::panel_width, portable::pack_right, portable::multiply_rows},
-};
-
 // What one way of multiplying is made of: the right operand's panels, and tasks of rows.
 struct Way {
-  decltype(&portable::pack_right) pack_right;
-  decltype(&portable::multiply_rows) multiply_rows;
+  decltype(MatrixProductKernels::pack_right) pack_right;
+  decltype(MatrixProductKernels::multiply_rows) multiply_rows;
   std::int64_t panel, rows, right_floats, rows_floats;
 };
 
@@ -39,7 +25,7 @@ Way way([[maybe_unused]] Algorithm algorithm, std::int64_t depth, std::int64_t c
             kTilesSums + kSplitRows * std::min(runs, kSplitDepth)};
   }
 #endif
-  const Kernels& kernels = selected(kKernels);
+  const MatrixProductKernels& kernels = SHADE_FAST_SELECTED(matrix_product);
   return {kernels.pack_right, kernels.multiply_rows, kernels.panel_width(), kMatrixRows,
           packed_right(depth, columns), rows_scratch(columns)};
 }

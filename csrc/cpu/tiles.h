@@ -1,4 +1,4 @@
-// What the kernels for AMX's tiles (tiles.cpp, tiles_matrix.cpp) and the side that cuts the work into their tasks share.
+// What the kernels for AMX's tiles (amx/) and the side that cuts the work into their tasks share.
 #pragma once
 
 #include "convolution.h"

@@ -6,10 +6,8 @@
 from __future__ import annotations
 
 from shade_fast.ops.bisect_scale import bisect_scale
-from shade_fast.ops.denormalize import denormalize
 from shade_fast.ops.jpeg import jpeg
 from shade_fast.ops.latent_distance import latent_distance
-from shade_fast.ops.normalize import normalize
 from shade_fast.ops.optimizer_update import optimizer_update
 from shade_fast.ops.quantize import quantize
 from shade_fast.ops.resize import resize
@@ -19,10 +17,8 @@ __all__ = [
     "Axis",
     "axis",
     "bisect_scale",
-    "denormalize",
     "jpeg",
     "latent_distance",
-    "normalize",
     "optimizer_update",
     "quantize",
     "resize",

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from shade_fast.ops import gpu
-from shade_fast.ops.finish import Call, Finish, check_channels_last
+from shade_fast.ops.layout import check_channels_last
+from shade_fast.ops.native import Call
 from shade_fast.terms.errors import ShadeFastError
 
 _CPU = torch.device("cpu")
@@ -80,8 +81,6 @@ def _plain(argument: Any) -> Any:
         return 0
     if isinstance(argument, Tensor):
         return argument.data_ptr()
-    if isinstance(argument, Finish):
-        return argument.pointers()
     if isinstance(argument, tuple):
         return tuple(_plain(part) for part in argument)
     return argument

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from shade_fast.ops import gpu, native
 from shade_fast.ops.layout import check_images, check_levels, in_order, per_image
-from shade_fast.ops.normalize import check_factors, new_input
-from shade_fast.ops.normalize import reference as normalized
 from shade_fast.ops.quantize import reference as quantized
 from shade_fast.terms.errors import ShadeFastError
 
@@ -33,7 +33,7 @@ def bisect_scale(
         held        = distance <= bound
         low, high   = (scale, high) where held, else (low, scale)
         scale       = (low + high) / 2; with `guess`, where not held: scale * bound / distance
-        images      = normalize(quantize(clean, delta, scale, levels))
+        images      = bfloat16(gain[c] * quantize(clean, delta, scale, levels) / 255 + offset[c])
 
     `start` gives the interval before the first distance, which is that at scale 1: an image that holds the bound there
     keeps scale 1. After the last step `quantize` with `low` gives the pixels. Nothing is decided on the host, so that a
@@ -48,7 +48,9 @@ def bisect_scale(
         levels: as in `quantize`.
         guess: whether a distance is taken to grow in proportion to the scale; for the first step, as it does at least
             so near the bound.
-        gain, offset, backend: as in `normalize`.
+        gain, offset: three finite numbers each; those of the default take [0, 1] to [-1, 1].
+        backend: "native" runs the compiled kernel on CUDA; on the CPU plain torch is the implementation. "reference"
+            runs plain torch everywhere.
 
     Returns:
         The next interval, float32 [B, 3]; and the images as a network's input, bfloat16 [B, 3, H, W], channels-last.
@@ -57,7 +59,7 @@ def bisect_scale(
         ShadeFastError: shapes, dtypes, devices, factors, bound or levels do not fit, or the compiled module is missing.
     """
     check_images(clean, delta=delta)
-    check_factors(gain, offset)
+    _check_factors(gain, offset)
     for name, tensor, shape in (("distance", distance, (len(clean),)), ("interval", interval, (len(clean), 3))):
         if tensor.dtype != torch.float32 or tuple(tensor.shape) != shape or tensor.device != clean.device:
             raise ShadeFastError(
@@ -103,7 +105,7 @@ def reference(
     guessed = scale * (limit / distance)
     scale = torch.where(~held & distance.isfinite(), guessed, middle) if guess else middle
     pixels = quantized(clean, delta, scale, levels)
-    return torch.stack([low, high, scale], dim=1), normalized(pixels, None, gain, offset)
+    return torch.stack([low, high, scale], dim=1), _normalized(pixels, gain, offset)
 
 
 _operator = torch.library.custom_op("shade_fast::bisect_scale", reference, mutates_args=(), device_types="cpu")
@@ -126,23 +128,40 @@ def on_gpu(
     with gpu.stream(clean) as stream:
         clean, delta = in_order(torch.channels_last, clean, delta)
         distance, interval = distance.contiguous(), interval.contiguous()
-        following, images = torch.empty_like(interval), new_input(clean)
+        following, images = torch.empty_like(interval), _new_input(clean)
         pointers = [tensor.data_ptr() for tensor in (clean, delta, distance, interval, following, images)]
-        parameters = (bound, guess, levels, gain, offset, stream)
+        parameters = (bound, guess, levels, (*gain, *offset), stream)
         native.check(module, module.bisect_scale(*pointers, *per_image(clean), *parameters))
     return following, images
 
 
 @_operator.register_fake
-def _(
-    clean: Tensor,
-    delta: Tensor,
-    distance: Tensor,
-    interval: Tensor,
-    bound: float,
-    levels: int,
-    guess: bool,
-    gain: Sequence[float],
-    offset: Sequence[float],
-) -> tuple[Tensor, Tensor]:
-    return interval.new_empty(interval.shape), new_input(clean)
+def _(clean: Tensor, delta: Tensor, distance: Tensor, interval: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
+    return interval.new_empty(interval.shape), _new_input(clean)
+
+
+def _normalized(pixels: Tensor, gain: Sequence[float], offset: Sequence[float]) -> Tensor:
+    factor, shift = _factors(gain, offset, pixels.device)
+    values = factor * (pixels.float() / 255) + shift
+    return values.to(torch.bfloat16).contiguous(memory_format=torch.channels_last)
+
+
+def _new_input(images: Tensor) -> Tensor:
+    """Room for the network's input of images [B, 3, H, W]: bfloat16, channels-last."""
+    return torch.empty_like(images, dtype=torch.bfloat16, memory_format=torch.channels_last)
+
+
+def _factors(gain: Sequence[float], offset: Sequence[float], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Both as float32 [3, 1, 1], made on the device: what is copied there could not be recorded."""
+
+    def of_channels(values: Sequence[float]) -> Tensor:
+        return torch.stack([torch.full((1, 1), value, dtype=torch.float32, device=device) for value in values])
+
+    return of_channels(gain), of_channels(offset)
+
+
+def _check_factors(gain: Sequence[float], offset: Sequence[float]) -> None:
+    """Raise ShadeFastError unless there are three finite numbers of each, the gains not 0."""
+    for name, values in (("gain", gain), ("offset", offset)):
+        if len(values) != 3 or not all(math.isfinite(value) for value in values) or (name == "gain" and 0 in values):
+            raise ShadeFastError(f"{name}={list(values)}: give three finite numbers, gains other than 0")

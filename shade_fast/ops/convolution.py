@@ -10,7 +10,9 @@ from torch.nn import functional
 
 from shade_fast.ops import native
 from shade_fast.ops.binding import bound, check_device, check_scratch
-from shade_fast.ops.finish import Call, Finish, check_channels_last
+from shade_fast.ops.epilogue import Epilogue
+from shade_fast.ops.layout import check_channels_last
+from shade_fast.ops.native import Call
 from shade_fast.terms.errors import ShadeFastError
 
 #: Algorithms, each with the compiled module's number for it.
@@ -120,7 +122,7 @@ def bind(
     packed: Tensor,
     x: Tensor,
     out: Tensor,
-    finish: Finish,
+    epilogue: Epilogue,
     scratch: Tensor,
     threads: int,
 ) -> Call:
@@ -131,7 +133,7 @@ def bind(
         packed: from `pack`, under the instruction set that is selected when the call runs.
         x: float32 [B, channels, H, W], channels-last.
         out: float32 [B, filters, h, w], channels-last; h and w are free.
-        finish: applied to each value before it is stored; its residual may be `out`.
+        epilogue: applied to each value before it is stored; its residual may be `out`.
         scratch: float32, `scratch_size` values or more, no other call's meanwhile.
         threads: at most this many; the result does not depend on it.
 
@@ -144,18 +146,18 @@ def bind(
         check_device(name, tensor)
     if (x.shape[1], out.shape[1]) != (convolution.channels, convolution.filters) or x.shape[0] != out.shape[0]:
         raise ShadeFastError(f"x {list(x.shape)} and out {list(out.shape)} do not fit {convolution}")
-    finish.check(out)
+    epilogue.check(out)
     if threads < 1:
         raise ShadeFastError(f"threads={threads}: at least 1")
     module, number = native.cpu(), NUMBERS[algorithm]
     fields = convolution._fields(tuple(x.shape), tuple(out.shape))
     check_scratch(packed, module.packed_weights_size(number, fields), name="packed")
     check_scratch(scratch, module.convolution_scratch(number, fields, threads))
-    return bound(module.convolve, number, fields, packed, x, out, finish, scratch, threads)
+    return bound(module.convolve, number, fields, packed, x, out, epilogue, scratch, threads)
 
 
 def reference(
-    convolution: Convolution, weight: Tensor, x: Tensor, out_size: tuple[int, int], finish: Finish | None = None
+    convolution: Convolution, weight: Tensor, x: Tensor, out_size: tuple[int, int], epilogue: Epilogue | None = None
 ) -> Tensor:
     """The specification, in plain torch, for any float dtype and memory order; returns [B, filters, *out_size]."""
     batch, channels, *size = x.shape
@@ -168,7 +170,7 @@ def reference(
         padding += [before, needed - before - spread.shape[2 + axis]]
     values = functional.conv2d(functional.pad(spread, padding), weight.to(x.dtype), stride=convolution.stride)
     values = values[:, :, : out_size[0], : out_size[1]]
-    return values if finish is None else finish.reference(values)
+    return values if epilogue is None else epilogue.reference(values)
 
 
 def _require(algorithm: str, convolution: Convolution) -> None:

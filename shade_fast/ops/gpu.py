@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from shade_fast.ops import native
-from shade_fast.ops.finish import Call
+from shade_fast.ops.native import Call
 from shade_fast.terms.errors import ShadeFastError
 
 #: What the Triton kernels take; sums are float32 in all of them.

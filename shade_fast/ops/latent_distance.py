@@ -76,12 +76,12 @@ def _(latents: Tensor, anchor: Tensor) -> Tensor:
     return latents.new_empty(latents.shape[0], dtype=_sum_dtype(latents))
 
 
-@torch.library.custom_op("shade_fast::latent_distance_backward", mutates_args=(), device_types="cpu")
-def _backward_operator(upstream: Tensor, latents: Tensor, anchor: Tensor, distance: Tensor) -> Tensor:
+@torch.library.custom_op("shade_fast::latent_distance_gradient", mutates_args=(), device_types="cpu")
+def _gradient_operator(upstream: Tensor, latents: Tensor, anchor: Tensor, distance: Tensor) -> Tensor:
     return _reference_gradient(upstream, latents, anchor, distance)
 
 
-@_backward_operator.register_kernel("cuda")
+@_gradient_operator.register_kernel("cuda")
 def _(upstream: Tensor, latents: Tensor, anchor: Tensor, distance: Tensor) -> Tensor:
     if latents.dtype == torch.float64:
         return _reference_gradient(upstream, latents, anchor, distance)
@@ -91,7 +91,7 @@ def _(upstream: Tensor, latents: Tensor, anchor: Tensor, distance: Tensor) -> Te
     return gradient
 
 
-@_backward_operator.register_fake
+@_gradient_operator.register_fake
 def _(upstream: Tensor, latents: Tensor, anchor: Tensor, distance: Tensor) -> Tensor:
     return torch.empty_like(latents, memory_format=memory_order(latents))
 
@@ -102,7 +102,7 @@ def _save_for_backward(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) 
 
 def _differentiate(context: Any, upstream: Tensor) -> tuple[Tensor, None]:
     latents, anchor, distance = context.saved_tensors
-    return _backward_operator(upstream, latents, anchor, distance), None
+    return _gradient_operator(upstream, latents, anchor, distance), None
 
 
 _operator.register_autograd(_differentiate, setup_context=_save_for_backward)

@@ -50,3 +50,12 @@ def check_levels(levels: float) -> None:
     """Raise ShadeFastError unless levels, the largest change of a uint8 value, is a whole number in [0, 255]."""
     if levels != int(levels) or not 0 <= levels <= 255:
         raise ShadeFastError(f"levels={levels}: it must be a whole number in [0, 255]")
+
+
+def check_channels_last(name: str, tensor: Tensor, dtype: torch.dtype = torch.float32) -> None:
+    """Raise ShadeFastError unless a tensor is dense [B, C, h, w] of a dtype, its channels adjacent in memory."""
+    if tensor.dtype != dtype or tensor.ndim != 4 or not tensor.permute(0, 2, 3, 1).is_contiguous():
+        raise ShadeFastError(
+            f"{name} is {tensor.dtype} {list(tensor.shape)} with strides {tensor.stride()}: "
+            f"give {str(dtype).removeprefix('torch.')} [B, C, h, w] in the channels_last memory format"
+        )

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from shade_fast.ops import gpu, native
 from shade_fast.ops.binding import bound, check_array, check_images, check_scratch, extent
-from shade_fast.ops.finish import Call, Finish
+from shade_fast.ops.epilogue import Epilogue
 from shade_fast.ops.layout import channels_last
+from shade_fast.ops.native import Call
 from shade_fast.terms.errors import ShadeFastError
 
 EPSILON = 1e-10
@@ -63,40 +64,6 @@ def unit_length(activations: Tensor, *, backend: str = "native") -> Tensor:
         raise native.missing_backend(backend, activations.device)
     unit: Tensor = _unit_operator(activations)
     return unit
-
-
-def lpips_layer_with_gradient(
-    activations: Tensor, clean: Tensor, head: Tensor, upstream: Tensor, *, backend: str = "native"
-) -> tuple[Tensor, Tensor]:
-    """The distance, and the gradient of Σ upstream · distance in the activations, for an upstream that is known before.
-
-    On CUDA one pass over the features makes both. upstream: [B], of the distance's dtype. The gradient is of the
-    activations' shape and dtype, channels-last. Not differentiable. The rest as in `lpips_layer`.
-    """
-    check(activations, clean, head)
-    if upstream.shape != activations.shape[:1] or upstream.dtype != _sum_dtype(activations):
-        raise ShadeFastError(
-            f"upstream is {upstream.dtype} {list(upstream.shape)}: "
-            f"give {_sum_dtype(activations)} [{activations.shape[0]}], one figure an image"
-        )
-    with torch.no_grad():
-        if backend == "reference":
-            return (
-                reference(activations, clean, head),
-                channels_last(reference_gradient(upstream, activations, clean, head)),
-            )
-        if backend != "native" or activations.device.type not in native.DEVICES:
-            raise native.missing_backend(backend, activations.device)
-        if not (gpu.on_gpu(activations) and _has_kernels(activations)):
-            return (
-                _operator(activations, clean, head),
-                _gradient_operator(upstream, activations, clean, head),
-            )
-        activations, clean = channels_last(activations), channels_last(clean)
-        distance, out = new_distance(activations), torch.empty_like(activations)
-        buffers = (head.contiguous(), upstream.contiguous(), distance, out, new_scratch(activations))
-        _run(gpu.launched(_kernels().forward_backward, activations, activations, clean, *buffers))
-        return distance, out
 
 
 def reference(activations: Tensor, clean: Tensor, head: Tensor) -> Tensor:
@@ -159,21 +126,21 @@ def bind(activations: Tensor, clean: Tensor, head: Tensor, distance: Tensor, scr
 
 
 def bind_gradient(
-    activations: Tensor, clean: Tensor, head: Tensor, upstream: Tensor, out: Tensor, finish: Finish, threads: int
+    activations: Tensor, clean: Tensor, head: Tensor, upstream: Tensor, out: Tensor, epilogue: Epilogue, threads: int
 ) -> Call:
-    """out = finish(the gradient of Σ upstream[b] · distance[b] in the activations); out may be the activations.
+    """out = epilogue(the gradient of Σ upstream[b] · distance[b] in the activations); out may be the activations.
 
-    Tensors as in `bind`; on a GPU without a finish.
+    Tensors as in `bind`; on a GPU without a epilogue.
     """
     check_images(out, or_gpu=True, activations=activations, clean=clean)
     _check_arrays(out, head, upstream=upstream)
-    finish.check(out)
+    epilogue.check(out)
     arrays = (activations, clean, head, upstream, out)
     if gpu.on_gpu(out):
-        if finish.relu or any(isinstance(part, Tensor) for part in finish):
-            raise ShadeFastError("on a GPU an LPIPS layer's gradient takes no finish")
+        if epilogue.relu or any(isinstance(part, Tensor) for part in epilogue):
+            raise ShadeFastError("on a GPU an LPIPS layer's gradient takes no epilogue")
         return gpu.launched(_kernels().backward, out, *arrays)
-    return bound(native.cpu().lpips_layer_gradient, *arrays, extent(out), finish, threads)
+    return bound(native.cpu().lpips_layer_gradient, *arrays, extent(out), epilogue, threads)
 
 
 def _check_arrays(activations: Tensor, head: Tensor, **of_images: Tensor) -> None:
@@ -225,7 +192,7 @@ def _gradient_operator(upstream: Tensor, activations: Tensor, clean: Tensor, hea
     activations, clean = channels_last(activations), channels_last(clean)
     out = torch.empty_like(activations, memory_format=torch.channels_last)
     arguments = (activations, clean, head.contiguous(), upstream.contiguous(), out)
-    _run(bind_gradient(*arguments, Finish(), torch.get_num_threads()))
+    _run(bind_gradient(*arguments, Epilogue(), torch.get_num_threads()))
     return out
 
 

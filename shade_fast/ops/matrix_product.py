@@ -8,7 +8,7 @@ from torch import Tensor
 from shade_fast.ops import native
 from shade_fast.ops.binding import bound, check_device, check_scratch
 from shade_fast.ops.convolution import NUMBERS
-from shade_fast.ops.finish import Call
+from shade_fast.ops.native import Call
 from shade_fast.terms.errors import ShadeFastError
 
 
@@ -45,21 +45,9 @@ def bind(
     if out.stride(1) != 1 and columns > 1:
         raise ShadeFastError(f"out has strides {out.stride()}: its rows are dense")
     check_scratch(scratch, scratch_size(depth, columns, threads, algorithm))
-    return bound(
-        native.cpu().matrix_product,
-        NUMBERS[algorithm],
-        (left, *left.stride()),
-        (right, *right.stride()),
-        out,
-        out.stride(0),
-        rows,
-        depth,
-        columns,
-        factor,
-        accumulate,
-        scratch,
-        threads,
-    )
+    matrices = ((left, *left.stride()), (right, *right.stride()), out, out.stride(0))
+    product = (*matrices, rows, depth, columns, factor, accumulate)
+    return bound(native.cpu().matrix_product, NUMBERS[algorithm], product, scratch, threads)
 
 
 def supports(algorithm: str) -> bool:

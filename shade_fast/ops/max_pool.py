@@ -1,4 +1,10 @@
-"""Max pooling that keeps, for its gradient, the place of each window's winner in a byte."""
+"""Max pooling that keeps, for its gradient, the place of each window's winner in a byte; windows as in `ops.windows`.
+
+What lies outside the image counts for nothing. Tensors are [B, C, h, w]. `reference...` take any float dtype and memory
+format. `bind...` are for networks on the CPU: they take dense channels-last float32 tensors and return the call of the
+compiled kernel on those very buffers, which allocates nothing; an Epilogue's residual may be `out`. `max_pool` is the
+op of networks on a GPU. All raise ShadeFastError where an argument does not fit.
+"""
 
 from __future__ import annotations
 
@@ -6,14 +12,86 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
-from shade_fast.ops import gpu, pool
-from shade_fast.ops.finish import Finish
+from shade_fast.ops import gpu, native
+from shade_fast.ops.binding import bound, check_array
+from shade_fast.ops.epilogue import Epilogue
 from shade_fast.ops.layout import channels_last
+from shade_fast.ops.native import Call
+from shade_fast.ops.windows import Window, beyond, every, window
 from shade_fast.terms.errors import ShadeFastError
 
 #: Windows of more than 4 · 4 pixels are not looked at one pixel after the other.
-LARGEST_KERNEL = 4
+LARGEST_KERNEL_ON_GPU = 4
+
+
+def reference(x: Tensor, kernel: int, stride: int, padding: int, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """The largest value of each window [B, C, *size], and which pixel of the window, row by row, is the first such.
+
+    A NaN counts as the largest. The index is uint8 [B, h', w', C].
+    """
+    below, beside = beyond(x, kernel, stride, padding, size)
+    padded = functional.pad(x, (padding, beside, padding, below), value=-torch.inf)
+    windows = padded.unfold(2, kernel, stride).unfold(3, kernel, stride).flatten(4)
+    index = windows.argmax(4, keepdim=True)
+    return windows.gather(4, index)[..., 0], index[..., 0].permute(0, 2, 3, 1).to(torch.uint8)
+
+
+def reference_gradient(
+    gradient: Tensor,
+    index: Tensor,
+    shape: tuple[int, int, int, int],
+    kernel: int,
+    stride: int,
+    padding: int,
+    epilogue: Epilogue,
+) -> Tensor:
+    """The gradient in x [*shape], with the epilogue: each window's goes to the pixel that its index names."""
+    height, width = gradient.shape[2:]
+    below, beside = beyond(gradient.new_empty(shape), kernel, stride, padding, (height, width))
+    padded = gradient.new_zeros(*shape[:2], shape[2] + padding + max(below, 0), shape[3] + padding + max(beside, 0))
+    for i in range(kernel):
+        for j in range(kernel):
+            chosen = (index == i * kernel + j).permute(0, 3, 1, 2)
+            pixels = padded[:, :, every(i, height, stride), every(j, width, stride)]
+            pixels += torch.where(chosen, gradient, 0)
+    return epilogue.reference(padded[:, :, padding : padding + shape[2], padding : padding + shape[3]])
+
+
+def bind(x: Tensor, out: Tensor, index: Tensor | None, kernel: int, stride: int, padding: int, threads: int) -> Call:
+    """out, index = the largest value of each window and its place; kernel <= 15."""
+    windows = _checked(window(x, out, kernel, stride, padding))
+    if index is not None:
+        _check_index(index, out)
+    return bound(native.cpu().max_pool, x, out, index, windows, threads)
+
+
+def bind_gradient(
+    gradient: Tensor,
+    index: Tensor,
+    out: Tensor,
+    kernel: int,
+    stride: int,
+    padding: int,
+    epilogue: Epilogue,
+    threads: int,
+) -> Call:
+    """out = epilogue(gradient in x), `index` being what the forward wrote."""
+    windows = _checked(window(out, gradient, kernel, stride, padding))
+    _check_index(index, gradient)
+    epilogue.check(out)
+    return bound(native.cpu().max_pool_gradient, gradient, index, out, windows, epilogue, threads)
+
+
+def _checked(windows: Window) -> Window:
+    windows.check(windows.padding < windows.kernel and windows.overreach < windows.kernel)
+    return windows
+
+
+def _check_index(index: Tensor, windows: Tensor) -> None:
+    images, channels, height, width = windows.shape
+    check_array("index", index, (images, height, width, channels), torch.uint8)
 
 
 def max_pool(x: Tensor, kernel: int, stride: int, padding: int, size: tuple[int, int]) -> Tensor:
@@ -29,8 +107,8 @@ def max_pool(x: Tensor, kernel: int, stride: int, padding: int, size: tuple[int,
         [B, C, *size], channels-last, of x's dtype. Differentiable once; of equal values the first gets the gradient,
         whose sums are float32.
 
-    Where the tensors are on a GPU, in float32, float16 or bfloat16, Triton's kernels run; elsewhere plain torch does,
-    `ops.pool`'s specification.
+    Where the tensors are on a GPU, in float32, float16 or bfloat16, Triton's kernels run; elsewhere plain torch does:
+    `reference`.
 
     Raises:
         ShadeFastError: the windows do not fit, or Triton is missing on a GPU.
@@ -39,24 +117,15 @@ def max_pool(x: Tensor, kernel: int, stride: int, padding: int, size: tuple[int,
         raise ShadeFastError(f"x is {x.dtype} {list(x.shape)}: give float [B, C, h, w]")
     reach = [(count - 1) * stride - padding - side for count, side in zip(size, x.shape[2:], strict=True)]
     if (
-        not (1 <= kernel <= LARGEST_KERNEL and stride >= 1 and 0 <= padding < kernel and min(size) >= 1)
+        not (1 <= kernel <= LARGEST_KERNEL_ON_GPU and stride >= 1 and 0 <= padding < kernel and min(size) >= 1)
         or max(reach) >= 0
     ):
         raise ShadeFastError(
-            f"{size[0]} by {size[1]} windows with kernel={kernel} (1 to {LARGEST_KERNEL}), stride={stride}, "
+            f"{size[0]} by {size[1]} windows with kernel={kernel} (1 to {LARGEST_KERNEL_ON_GPU}), stride={stride}, "
             f"padding={padding} do not fit {x.shape[2]} by {x.shape[3]} pixels"
         )
     result: Tensor = _MaxPool.apply(channels_last(x), (kernel, stride, padding), size)  # type: ignore[no-untyped-call]
     return result
-
-
-def reference_gradient(
-    gradient: Tensor, index: Tensor, shape: tuple[int, int, int, int], kernel: int, stride: int, padding: int
-) -> Tensor:
-    """The gradient in x [*shape], of `ops.pool`'s index, in plain torch."""
-    sums = gradient if gradient.dtype == torch.float64 else gradient.float()
-    made = pool.reference_max_gradient(sums, index, shape, kernel, stride, padding, Finish())
-    return channels_last(made.to(gradient.dtype))
 
 
 @torch.library.custom_op("shade_fast::max_pool", mutates_args=())
@@ -65,8 +134,8 @@ def _operator(
 ) -> tuple[Tensor, Tensor]:
     """The largest values and, with `mark`, their places; else those are empty."""
     if not gpu.has_kernels(x):
-        made, index = pool.reference_max(x, kernel, stride, padding, (height, width))
-        return channels_last(made), index.contiguous() if mark else index.new_empty(0)
+        values, index = reference(x, kernel, stride, padding, (height, width))
+        return channels_last(values), index.contiguous() if mark else index.new_empty(0)
     out, index = _new(x, height, width, mark)
     with gpu.selected(x):
         gpu.triton("max_pool").forward(x, out, index if mark else None, kernel, stride, padding)
@@ -83,8 +152,10 @@ def _gradient_operator(
     gradient: Tensor, index: Tensor, height: int, width: int, kernel: int, stride: int, padding: int
 ) -> Tensor:
     if not gpu.has_kernels(gradient):
+        sums = gradient if gradient.dtype == torch.float64 else gradient.float()
         shape = (*gradient.shape[:2], height, width)
-        return reference_gradient(gradient, index, shape, kernel, stride, padding)
+        dx = reference_gradient(sums, index, shape, kernel, stride, padding, Epilogue())
+        return channels_last(dx.to(gradient.dtype))
     out = _new_image(gradient, height, width)
     with gpu.selected(gradient):
         gpu.triton("max_pool").backward(gradient, index, out, kernel, stride, padding)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from shade_fast.ops import native
 from shade_fast.ops.binding import bound, check_array, check_images, extent
-from shade_fast.ops.finish import Call
+from shade_fast.ops.native import Call
 
 
 def reference(x: Tensor, scale: Tensor | None, shift: Tensor | None) -> Tensor:

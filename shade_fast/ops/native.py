@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib
 import os
+from collections.abc import Callable
 from types import ModuleType
 
 import torch
@@ -13,6 +14,8 @@ from shade_fast.terms.errors import ShadeFastError
 
 #: Where ops run; `meta` has shapes alone, for what is counted and checked without values.
 DEVICES = ("cpu", "cuda", "meta")
+#: Runs an op on the buffers that it was bound to; a status, for `check`.
+Call = Callable[[], int]
 BUILD_HINT = "build it with `pip install .` (or `pip install -e .`) in the source folder"
 
 

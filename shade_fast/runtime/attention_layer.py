@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from shade_fast.ops import matrix_product
-from shade_fast.ops.finish import Call
+from shade_fast.ops.native import Call
 from shade_fast.runtime.arena import Buffer
 from shade_fast.runtime.layers import Layer, Operand
 

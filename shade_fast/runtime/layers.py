@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from shade_fast.ops import convolution as conv
-from shade_fast.ops import group_norm, native, pointwise
-from shade_fast.ops.finish import Call, Finish, mask_shape
+from shade_fast.ops import epilogue, group_norm, native, silu
+from shade_fast.ops.epilogue import Epilogue, mask_shape
+from shade_fast.ops.native import Call
 from shade_fast.runtime.arena import Buffer
 
 if TYPE_CHECKING:
@@ -97,8 +98,8 @@ class ConvolutionLayer(Layer):
         positive = schedule.mask(self.output)
         bias, relu = self.bias, self.output.gated
 
-        def finish(at: Callable[[Buffer], Tensor]) -> Finish:
-            return Finish(
+        def finish(at: Callable[[Buffer], Tensor]) -> Epilogue:
+            return Epilogue(
                 bias,
                 None if residual is None else recut(at(residual), self.out_dims),
                 None if positive is None else at(positive).view(mask_shape(self.out_dims)),
@@ -142,7 +143,7 @@ class ConvolutionLayer(Layer):
         convolution: conv.Convolution,
         source: tuple[Buffer, Dims],
         result: tuple[Buffer, Dims],
-        finish: Callable[[Callable[[Buffer], Tensor]], Finish],
+        finish: Callable[[Callable[[Buffer], Tensor]], Epilogue],
         reads: list[Buffer],
         writes: list[Buffer],
     ) -> None:
@@ -269,10 +270,10 @@ class PointwiseLayer(Layer):
         dims = self.output.dims
         schedule.emit(
             self,
-            lambda at: pointwise.bind(
+            lambda at: epilogue.bind(
                 recut(at(source), dims),
                 at(output),
-                Finish(
+                Epilogue(
                     residual=None if residual is None else recut(at(residual), dims),
                     positive=None if positive is None else at(positive),
                     relu=self.output.gated,
@@ -303,7 +304,7 @@ class SiluLayer(Layer):
         dims = self.output.dims
         schedule.emit(
             self,
-            lambda at: pointwise.bind_silu(recut(at(source), dims), at(output), schedule.threads),
+            lambda at: silu.bind(recut(at(source), dims), at(output), schedule.threads),
             reads=[source],
             writes=[output],
         )
@@ -314,7 +315,7 @@ class SiluLayer(Layer):
         def emit(result: Buffer, residual: Buffer | None, gate: Buffer | None) -> None:
             schedule.emit(
                 self,
-                lambda at: pointwise.bind_silu_gradient(
+                lambda at: silu.bind_gradient(
                     recut(at(gradient), dims),
                     recut(at(source), dims),
                     recut(at(result), dims),
@@ -336,9 +337,9 @@ def recut(tensor: Tensor, dims: Dims) -> Tensor:
     return tensor.permute(0, 2, 3, 1).view(batch, height, width, channels).permute(0, 3, 1, 2)
 
 
-def finish_of(at: Callable[[Buffer], Tensor], residual: Buffer | None, gate: Buffer | None, dims: Dims) -> Finish:
+def finish_of(at: Callable[[Buffer], Tensor], residual: Buffer | None, gate: Buffer | None, dims: Dims) -> Epilogue:
     """The finish of a gradient: what others have contributed, and the gate of the value it belongs to."""
-    return Finish(
+    return Epilogue(
         residual=None if residual is None else recut(at(residual), dims),
         gate=None if gate is None else at(gate).view(mask_shape(dims)),
     )

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from shade_fast.ops import lpips_layer, pool
+from shade_fast.ops import blur, lpips_layer, max_pool
 from shade_fast.runtime.arena import Buffer
 from shade_fast.runtime.layers import Layer, Operand, finish_of, recut
 
@@ -39,7 +39,7 @@ class MaxPoolLayer(Layer):
         index = schedule.keep(self, (batch, height, width, channels), torch.uint8) if schedule.differentiable else None
         schedule.emit(
             self,
-            lambda at: pool.bind_max(
+            lambda at: max_pool.bind(
                 recut(at(source), self.source.dims),
                 at(output),
                 None if index is None else at(index),
@@ -58,7 +58,7 @@ class MaxPoolLayer(Layer):
         def emit(result: Buffer, residual: Buffer | None, gate: Buffer | None) -> None:
             schedule.emit(
                 self,
-                lambda at: pool.bind_max_gradient(
+                lambda at: max_pool.bind_gradient(
                     recut(at(gradient), self.output.dims),
                     at(index),
                     recut(at(result), dims),
@@ -92,7 +92,7 @@ class BlurLayer(Layer):
         source, output = schedule.buffer(self.source.value), schedule.buffer(self.output)
         schedule.emit(
             self,
-            lambda at: pool.bind_blur(
+            lambda at: blur.bind(
                 recut(at(source), self.source.dims),
                 self.taps,
                 at(output),
@@ -110,7 +110,7 @@ class BlurLayer(Layer):
         def emit(result: Buffer, residual: Buffer | None, gate: Buffer | None) -> None:
             schedule.emit(
                 self,
-                lambda at: pool.bind_blur_gradient(
+                lambda at: blur.bind_gradient(
                     recut(at(gradient), self.output.dims),
                     self.taps,
                     recut(at(result), dims),

@@ -26,7 +26,8 @@ import torch
 from shade_fast.ops import convolution as conv
 from shade_fast.ops import matrix_product, native
 from shade_fast.ops.convolution import Convolution
-from shade_fast.ops.finish import Call, Finish
+from shade_fast.ops.epilogue import Epilogue
+from shade_fast.ops.native import Call
 from shade_fast.runtime.layers import Dims
 from shade_fast.system.files import cache_folder, write_whole
 from shade_fast.terms.errors import ShadeFastError
@@ -124,7 +125,7 @@ def _times(
     def bound(name: str) -> Call:
         scratch = empty(conv.scratch_size(name, convolution, source, result, threads))
         packed = conv.pack(name, convolution, weight)
-        return conv.bind(name, convolution, packed, x, out, Finish(), scratch, threads)
+        return conv.bind(name, convolution, packed, x, out, Epilogue(), scratch, threads)
 
     calls = {name: bound(name) for name in candidates}
     least = dict.fromkeys(candidates, math.inf)

@@ -11,9 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from shade_fast.ops import memory_format, native, pointwise
+from shade_fast.ops import epilogue, memory_format, native
 from shade_fast.ops.convolution import Convolution
-from shade_fast.ops.finish import Call, mask_shape
+from shade_fast.ops.epilogue import mask_shape
+from shade_fast.ops.native import Call
 from shade_fast.runtime import plan
 from shade_fast.runtime.arena import Block, Buffer, lay_out
 from shade_fast.runtime.layers import Dims, Layer, Value, finish_of, recut
@@ -346,7 +347,7 @@ def _bind_sum(
     dims: Dims,
     threads: int,
 ) -> Callable[[At], Call]:
-    return lambda at: pointwise.bind(
+    return lambda at: epilogue.bind(
         recut(at(gradient), dims), recut(at(result), dims), finish_of(at, residual, gate, dims), threads
     )
 

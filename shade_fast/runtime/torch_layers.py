@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from shade_fast.ops.finish import Call
+from shade_fast.ops.native import Call
 from shade_fast.runtime.arena import Buffer
 from shade_fast.runtime.layers import Layer, Operand
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, fx
 
 from shade_fast.ops.convolution import Convolution
-from shade_fast.ops.pool import LARGEST_KERNEL
+from shade_fast.ops.windows import LARGEST_KERNEL
 from shade_fast.runtime.attention_layer import AttentionLayer
 from shade_fast.runtime.graph import Graph, layer_name, mapped
 from shade_fast.runtime.layers import (

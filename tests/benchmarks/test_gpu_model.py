@@ -16,7 +16,7 @@ from benchmarks.gpu.fused import fused
 from benchmarks.gpu.published import published
 from benchmarks.gpu.record import recorded
 from benchmarks.rows import read_rows
-from shade_fast.ops.residual_group_norm import residual_group_norm
+from shade_fast.ops.group_norm import group_norm
 
 SIZE = 64
 
@@ -51,15 +51,13 @@ def test_group_norms_by_hand() -> None:
     def maps(addend: torch.Tensor | None, keep: bool) -> list[float]:
         def step() -> None:
             x = images()
-            total, y = residual_group_norm(
-                x, gamma, gamma, groups=8, epsilon=1e-6, activation="silu", addend=addend, keep=keep
-            )
+            total, y = group_norm(x, gamma, gamma, groups=8, epsilon=1e-6, activation="silu", addend=addend, keep=keep)
             outputs = [y] if total is None else [y, total]
             torch.autograd.grad(outputs, x, [torch.empty_like(output) for output in outputs])
 
         count = recorded(step, [gamma])
         of = {op.name: op.bytes for op in count.ops if op.bytes}
-        names = ("shade_fast::residual_group_norm", "shade_fast::residual_group_norm_gradient")
+        names = ("shade_fast::group_norm", "shade_fast::group_norm_gradient")
         assert count.kept == pytest.approx(size, rel=0.1)
         return [of[name] / size for name in names]
 
@@ -98,7 +96,7 @@ def test_kept_is_the_most_at_one_time_and_held_what_was_there() -> None:
 def test_what_is_fused_has_no_pass_of_its_own(counts: dict[str, Count]) -> None:
     names = {path: Counter(op.name for op in count.ops) for path, count in counts.items()}
     norms = sum(isinstance(module, nn.GroupNorm) for module in networks.encoder("kl").modules())
-    assert names["fused"]["shade_fast::residual_group_norm"] == 3 * norms
+    assert names["fused"]["shade_fast::group_norm"] == 3 * norms
     assert names["fused"]["silu"] == names["fused"]["native_group_norm"] == 0
     assert names["published"]["native_group_norm"] == names["published"]["silu"] + 1 == norms
     assert names["fused"]["convolution"] < names["published"]["convolution"]  # some are products of matrices

@@ -1,4 +1,4 @@
-"""What the tests of the frozen networks' layers share: hard shapes, every instruction set, every part of a Finish."""
+"""What tests of the frozen networks' layers share: hard shapes, every instruction set, every part of an epilogue."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from shade_fast.ops import native
-from shade_fast.ops.finish import Call, Finish, mask_shape, pack_mask, unpack_mask
+from shade_fast.ops.epilogue import Epilogue, mask_shape, pack_mask, unpack_mask
+from shade_fast.ops.native import Call
 
 SHAPES = [
     (1, 1, 1, 1),
@@ -24,9 +25,9 @@ SHAPES = [
     (0, 16, 4, 4),
     (2, 33, 70, 61),  # several blocks, and two threads
 ]
-FINISHES = ["", "bias", "residual", "in place", "positive", "relu", "gate", "bias residual positive relu gate"]
+EPILOGUES = ["", "bias", "residual", "in place", "positive", "relu", "gate", "bias residual positive relu gate"]
 
-Bind = Callable[[Tensor, Finish, int], Call]
+Bind = Callable[[Tensor, Epilogue, int], Call]
 
 
 ISAS = native.cpu().isas if native.cpu_available() else ()
@@ -68,7 +69,7 @@ def shape(request: pytest.FixtureRequest) -> tuple[int, int, int, int]:
     return shape
 
 
-@pytest.fixture(params=FINISHES, ids=lambda parts: parts or "plain")
+@pytest.fixture(params=EPILOGUES, ids=lambda parts: parts or "plain")
 def parts(request: pytest.FixtureRequest) -> str:
     parts: str = request.param
     return parts
@@ -104,23 +105,23 @@ class Layers:
     def run(call: Call) -> None:
         native.check(native.cpu(), call())
 
-    def check_finished(self, bind: Bind, values: Tensor, parts: str, tolerance: float) -> None:
-        """Compare finish(values) with what a call writes; `values` are float64.
+    def check_with_epilogue(self, bind: Bind, values: Tensor, parts: str, tolerance: float) -> None:
+        """Compare epilogue(values) with what a call writes; `values` are float64.
 
         An error may be `tolerance` as a part of the largest value.
         """
-        given = self._finish(parts, values)
+        given = self._epilogue(parts, values)
 
         def run(threads: int) -> tuple[Tensor, ...]:
             out = self.poisoned(values.shape)
-            finish = given
+            epilogue = given
             if "in place" in parts:
                 out.copy_(given.residual)
-                finish = finish._replace(residual=out)
+                epilogue = epilogue._replace(residual=out)
             if given.positive is not None:
-                finish = finish._replace(positive=torch.full_like(given.positive, -1))
-            self.run(bind(out, finish, threads))
-            return (out,) if finish.positive is None else (out, finish.positive)
+                epilogue = epilogue._replace(positive=torch.full_like(given.positive, -1))
+            self.run(bind(out, epilogue, threads))
+            return (out,) if epilogue.positive is None else (out, epilogue.positive)
 
         exact = given._replace(
             bias=None if given.bias is None else given.bias.double(),
@@ -129,15 +130,15 @@ class Layers:
         out, *masks = self.same_on_any_threads(run)
         bound = tolerance * max(1.0, float(values.abs().max()) if values.numel() else 0.0)
         torch.testing.assert_close(out.double(), exact.reference(values), rtol=0, atol=bound)
-        before = Finish(bias=exact.bias, residual=exact.residual).reference(values)
+        before = Epilogue(bias=exact.bias, residual=exact.residual).reference(values)
         for mask in masks:
             bits = unpack_mask(mask, values.shape[1])
             assert torch.equal(pack_mask(bits), mask), "bits past the last channel are 0"
             assert torch.equal(bits | (before.abs() <= bound), (before > 0) | (before.abs() <= bound))
 
-    def _finish(self, parts: str, values: Tensor) -> Finish:
+    def _epilogue(self, parts: str, values: Tensor) -> Epilogue:
         shape = values.shape
-        return Finish(
+        return Epilogue(
             bias=self.normal(shape[1]) if "bias" in parts else None,
             residual=self.images(shape) if "residual" in parts or "in place" in parts else None,
             positive=torch.zeros(mask_shape(shape), dtype=torch.int16) if "positive" in parts else None,

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from shade_fast.ops import bisect_scale, normalize, quantize
+from shade_fast.ops import bisect_scale, quantize
 from shade_fast.ops.bisect_scale import start
 from shade_fast.terms.errors import ShadeFastError
 
@@ -22,9 +22,14 @@ def images() -> tuple[Tensor, Tensor]:
     return clean, torch.randn(clean.shape, generator=generator) * torch.tensor([0.001, 0.03, 0.05]).view(3, 1, 1, 1)
 
 
+def network_input(pixels: Tensor) -> Tensor:
+    """Images in [-1, 1]."""
+    return (2 * (pixels.float() / 255) - 1).to(torch.bfloat16).contiguous(memory_format=torch.channels_last)
+
+
 def distance(seen: Tensor, clean: Tensor) -> Tensor:
     """What stands for a perceptual distance: it grows with the scale, faster than in proportion."""
-    return 1000 * (seen.float() - normalize(clean).float()).square().mean(dim=(1, 2, 3))
+    return 1000 * (seen.float() - network_input(clean).float()).square().mean(dim=(1, 2, 3))
 
 
 @pytest.mark.parametrize("guess", [True, False], ids=["guess", "middle"])
@@ -33,7 +38,7 @@ def test_a_search_ends_at_the_largest_scale_that_holds_the_bound(backend: str, g
     clean, delta = images()
     bound = 2.0
     interval = start(3)
-    seen = normalize(quantize(clean, delta, interval[:, 2], levels=LEVELS))
+    seen = network_input(quantize(clean, delta, interval[:, 2], levels=LEVELS))
     at_one = distance(seen, clean)
     assert (at_one > bound).tolist() == [False, True, True]
     for step in range(16):
@@ -41,13 +46,13 @@ def test_a_search_ends_at_the_largest_scale_that_holds_the_bound(backend: str, g
         interval, seen = bisect_scale(
             clean, delta, measured, interval, bound=bound, levels=LEVELS, guess=guess and step == 0, backend=backend
         )
-        assert torch.equal(seen, normalize(quantize(clean, delta, interval[:, 2], levels=LEVELS)))
+        assert torch.equal(seen, network_input(quantize(clean, delta, interval[:, 2], levels=LEVELS)))
     low, high, _ = interval.unbind(1)
     assert low[0] == 1
 
     def held(scale: Tensor) -> list[bool]:
         pixels = quantize(clean, delta, scale, levels=LEVELS)
-        return (distance(normalize(pixels), clean) <= bound).tolist()
+        return (distance(network_input(pixels), clean) <= bound).tolist()
 
     assert held(low) == [True, True, True]
     assert held(high) == [True, False, False]

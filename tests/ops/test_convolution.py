@@ -23,7 +23,7 @@ from shade_fast.ops.convolution import (
     scratch_size,
     supports,
 )
-from shade_fast.ops.finish import Finish, mask_shape, pack_mask
+from shade_fast.ops.epilogue import Epilogue, mask_shape, pack_mask
 from shade_fast.terms.errors import ShadeFastError
 
 pytestmark = pytest.mark.skipif(not native.cpu_available(), reason="shade_fast._cpu is not built")
@@ -85,12 +85,12 @@ def nan(*shape: int) -> Tensor:
 
 
 def run(
-    algorithm: str, convolution: Convolution, weight: Tensor, x: Tensor, out: Tensor, finish: Finish, threads: int
+    algorithm: str, convolution: Convolution, weight: Tensor, x: Tensor, out: Tensor, epilogue: Epilogue, threads: int
 ) -> None:
     packed = pack(algorithm, convolution, weight)
     size = scratch_size(algorithm, convolution, tuple(x.shape), tuple(out.shape), threads)
     scratch = torch.full((size + 64,), torch.nan)
-    native.check(native.cpu(), bind(algorithm, convolution, packed, x, out, finish, scratch, threads)())
+    native.check(native.cpu(), bind(algorithm, convolution, packed, x, out, epilogue, scratch, threads)())
     assert bool(scratch[size:].isnan().all()), "more scratch memory is written than was asked for"
 
 
@@ -127,7 +127,7 @@ def test_every_algorithm_equals_the_reference(
     results = []
     for threads in (1, 2, 4):
         out = nan(shape[0], convolution.filters, *out_size)
-        run(algorithm, convolution, weight, x, out, Finish(), threads)
+        run(algorithm, convolution, weight, x, out, Epilogue(), threads)
         results.append(out)
     assert relative_error(results[0], exact) <= TOLERANCES[algorithm]
     assert torch.equal(results[0], results[1]) and torch.equal(results[0], results[2])
@@ -135,7 +135,7 @@ def test_every_algorithm_equals_the_reference(
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 @pytest.mark.parametrize("filters", [5, 32, 48, 50])
-def test_every_part_of_the_finish(isa: str, algorithm: str, filters: int) -> None:
+def test_every_part_of_the_epilogue(isa: str, algorithm: str, filters: int) -> None:
     convolution = Convolution(20, filters, (3, 3), padding=(1, 1))
     if not supports(algorithm, convolution):
         pytest.skip(f"{algorithm} does not support {convolution}")
@@ -155,16 +155,16 @@ def test_every_part_of_the_finish(isa: str, algorithm: str, filters: int) -> Non
         for in_place in (False, True) if "residual" in parts else (False,):
             out = residual.clone() if in_place else nan(*shape)
             positive = torch.full(mask_shape(shape), -1, dtype=torch.int16)
-            finish = Finish(**{**parts, "positive": positive, **({"residual": out} if in_place else {})})
-            run(algorithm, convolution, weight, x, out, finish, 2)
+            epilogue = Epilogue(**{**parts, "positive": positive, **({"residual": out} if in_place else {})})
+            run(algorithm, convolution, weight, x, out, epilogue, 2)
 
             wide = {name: part.double() if name in ("bias", "residual") else part for name, part in parts.items()}
-            expected = Finish(**wide).reference(exact)
+            expected = Epilogue(**wide).reference(exact)
             assert relative_error(out, expected) <= TOLERANCES[algorithm]
-            before = Finish(**{name: part for name, part in parts.items() if name in ("bias", "residual")})
-            unfinished = nan(*shape)
-            run(algorithm, convolution, weight, x, unfinished, before, 1)
-            assert torch.equal(positive, pack_mask(unfinished > 0))
+            before = Epilogue(**{name: part for name, part in parts.items() if name in ("bias", "residual")})
+            unmasked = nan(*shape)
+            run(algorithm, convolution, weight, x, unmasked, before, 1)
+            assert torch.equal(positive, pack_mask(unmasked > 0))
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
@@ -174,10 +174,10 @@ def test_an_image_does_not_depend_on_its_neighbours(isa: str, algorithm: str) ->
         pytest.skip(f"{algorithm} does not support {convolution}")
     x, weight = draw(convolution, (3, 13, 9))
     together = nan(3, 8, 13, 9)
-    run(algorithm, convolution, weight, x, together, Finish(), 2)
+    run(algorithm, convolution, weight, x, together, Epilogue(), 2)
     for i in range(3):
         alone = nan(1, 8, 13, 9)
-        run(algorithm, convolution, weight, channels_last(x[i : i + 1]), alone, Finish(), 1)
+        run(algorithm, convolution, weight, channels_last(x[i : i + 1]), alone, Epilogue(), 1)
         assert torch.equal(alone[0], together[i])
 
 
@@ -203,11 +203,11 @@ class SmallConvolution:
         convolution = Convolution(32, 32, (3, 3), padding=(1, 1))
         self.x, weight = draw(convolution, (1, 24, 24))
         self.expected, self.out = nan(1, 32, 24, 24), nan(1, 32, 24, 24)
-        run(algorithm, convolution, weight, self.x, self.expected, Finish(), 1)
+        run(algorithm, convolution, weight, self.x, self.expected, Epilogue(), 1)
         self.packed = pack(algorithm, convolution, weight)
         shape = (1, 32, 24, 24)
         self.scratch = torch.empty(scratch_size(algorithm, convolution, shape, shape, 2))
-        self.call = bind(algorithm, convolution, self.packed, self.x, self.out, Finish(), self.scratch, 2)
+        self.call = bind(algorithm, convolution, self.packed, self.x, self.out, Epilogue(), self.scratch, 2)
 
     def repeat(self, times: int, wrong: list[int]) -> None:
         for i in range(times):
@@ -264,27 +264,27 @@ def test_what_does_not_fit_is_refused() -> None:
     with pytest.raises(ShadeFastError, match=r"weight is \[6, 4, 3\]"):
         pack("direct", convolution, weight[..., 0])
     with pytest.raises(ShadeFastError, match="channels_last"):
-        bind("direct", convolution, packed, x.contiguous(), out, Finish(), scratch, 1)
+        bind("direct", convolution, packed, x.contiguous(), out, Epilogue(), scratch, 1)
     with pytest.raises(ShadeFastError, match="do not fit"):
-        bind("direct", convolution, packed, x, nan(1, 5, 5, 5), Finish(), scratch, 1)
+        bind("direct", convolution, packed, x, nan(1, 5, 5, 5), Epilogue(), scratch, 1)
     with pytest.raises(ShadeFastError, match="scratch is"):
-        bind("direct", convolution, packed, x, out, Finish(), scratch[:100], 1)
+        bind("direct", convolution, packed, x, out, Epilogue(), scratch[:100], 1)
     with pytest.raises(ShadeFastError, match="packed is"):
-        bind("direct", convolution, packed[:-1], x, out, Finish(), scratch, 1)
+        bind("direct", convolution, packed[:-1], x, out, Epilogue(), scratch, 1)
     with pytest.raises(ShadeFastError, match="threads=0"):
-        bind("direct", convolution, packed, x, out, Finish(), scratch, 0)
+        bind("direct", convolution, packed, x, out, Epilogue(), scratch, 0)
     for bias in (torch.zeros(5), torch.zeros(6, dtype=torch.float64)):
         with pytest.raises(ShadeFastError, match="bias is"):
-            bind("direct", convolution, packed, x, out, Finish(bias=bias), scratch, 1)
+            bind("direct", convolution, packed, x, out, Epilogue(bias=bias), scratch, 1)
     mask = torch.zeros(mask_shape(out.shape), dtype=torch.int16)
     for part in ({"bias": torch.zeros(6)}, {"residual": out}, {"positive": mask}, {"gate": mask}):
-        elsewhere = Finish(**{name: tensor.to("meta") for name, tensor in part.items()})
+        elsewhere = Epilogue(**{name: tensor.to("meta") for name, tensor in part.items()})
         with pytest.raises(ShadeFastError, match="is on meta, the result on cpu"):
             bind("direct", convolution, packed, x, out, elsewhere, scratch, 1)
     for place in range(4):
         tensors = [tensor.to("meta") if i == place else tensor for i, tensor in enumerate((packed, x, out, scratch))]
         with pytest.raises(ShadeFastError, match="is on meta: these kernels run on cpu"):
-            bind("direct", convolution, *tensors[:3], Finish(), tensors[3], 1)
+            bind("direct", convolution, *tensors[:3], Epilogue(), tensors[3], 1)
 
 
 def test_packed_weights_do_not_depend_on_the_defaults_of_torch(other_defaults: Callable[[], Any]) -> None:
@@ -299,11 +299,11 @@ def test_packed_weights_do_not_depend_on_the_defaults_of_torch(other_defaults: C
 def test_the_compiled_module_refuses_what_is_out_of_range() -> None:
     module = native.cpu()
     sound = (1, 5, 5, 4, 5, 5, 6, 3, 3, 1, 1, 1, 1)
-    finish = (0, 0, 0, False, 0)
-    assert module.convolve(0, sound, 0, 0, 0, finish, 0, 1) == 1
+    epilogue = (0, 0, 0, False, 0)
+    assert module.convolve(0, sound, 0, 0, 0, epilogue, 0, 1) == 1
     for place in (3, 6, 7, 8, 9, 10):
         unsound = (*sound[:place], 0, *sound[place + 1 :])
         assert not module.convolution_supports(0, unsound)
-        assert module.convolve(0, unsound, 64, 64, 64, finish, 64, 1) == 1
-    assert module.convolve(99, sound, 64, 64, 64, finish, 64, 1) == 1
+        assert module.convolve(0, unsound, 64, 64, 64, epilogue, 64, 1) == 1
+    assert module.convolve(99, sound, 64, 64, 64, epilogue, 64, 1) == 1
     assert module.packed_weights_size(99, sound) == 0

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from shade_fast.ops import group_norm, native
-from shade_fast.ops.finish import Finish
+from shade_fast.ops.epilogue import Epilogue
 from shade_fast.terms.errors import ShadeFastError
 
 pytestmark = pytest.mark.skipif(not native.cpu_available(), reason="shade_fast._cpu is not built")
@@ -46,17 +46,17 @@ def check_gradient(layers, x, groups, activation, parts) -> None:
     _, statistics = group_norm.reference(x.double(), gamma.double(), beta.double(), groups, EPSILON, activation)
     rounded = statistics.float()
     expected = group_norm.reference_gradient(
-        gradient.double(), x.double(), gamma.double(), beta.double(), rounded.double(), groups, activation, Finish()
+        gradient.double(), x.double(), gamma.double(), beta.double(), rounded.double(), groups, activation, Epilogue()
     )
 
-    def bind(out: Tensor, finish: Finish, threads: int):
+    def bind(out: Tensor, epilogue: Epilogue, threads: int):
         scratch = torch.full((group_norm.scratch_size(x.shape, groups, threads),), torch.nan)
         return group_norm.bind_gradient(
-            gradient, x, gamma, beta, rounded, out, groups, activation, finish, scratch, threads
+            gradient, x, gamma, beta, rounded, out, groups, activation, epilogue, scratch, threads
         )
 
     # Three terms that nearly cancel where a group has few values.
-    layers.check_finished(bind, expected, parts, tolerance=3e-6)
+    layers.check_with_epilogue(bind, expected, parts, tolerance=3e-6)
 
 
 @every_activation
@@ -86,7 +86,7 @@ def test_the_reference_gradient_is_autograds(activation) -> None:
     out, statistics = group_norm.reference(x, gamma, beta, 3, EPSILON, activation)
     (expected,) = torch.autograd.grad(out, x, gradient)
     result = group_norm.reference_gradient(
-        gradient, x.detach(), gamma, beta, statistics.detach(), 3, activation, Finish()
+        gradient, x.detach(), gamma, beta, statistics.detach(), 3, activation, Epilogue()
     )
     torch.testing.assert_close(result, expected)
 
@@ -106,7 +106,9 @@ def test_an_image_alone_has_its_bits_in_a_batch(layers) -> None:
         out, statistics = forward(layers, x, gamma, beta, 4, "silu")
         dx = layers.poisoned(x.shape)
         scratch = torch.full((group_norm.scratch_size(x.shape, 4, 2),), torch.nan)
-        layers.run(group_norm.bind_gradient(gradient, x, gamma, beta, statistics, dx, 4, "silu", Finish(), scratch, 2))
+        layers.run(
+            group_norm.bind_gradient(gradient, x, gamma, beta, statistics, dx, 4, "silu", Epilogue(), scratch, 2)
+        )
         return out, statistics, dx
 
     together = both(x, gradient)

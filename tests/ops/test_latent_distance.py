@@ -68,7 +68,7 @@ def test_opcheck() -> None:
     latents, anchor = random_latents(dtype=torch.float32)
     torch.library.opcheck(torch.ops.shade_fast.latent_distance.default, (latents.requires_grad_(), anchor))
     arguments = (torch.ones(2), latents.detach(), anchor, torch.ones(2))
-    torch.library.opcheck(torch.ops.shade_fast.latent_distance_backward.default, arguments)
+    torch.library.opcheck(torch.ops.shade_fast.latent_distance_gradient.default, arguments)
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from shade_fast.ops import native
-from shade_fast.ops.finish import Finish
+from shade_fast.ops.epilogue import Epilogue
 from shade_fast.ops.lpips_layer import (
     bind,
     bind_gradient,
@@ -55,7 +55,7 @@ def test_gradient(shape, parts, layers) -> None:
     activations, clean, head = inputs(layers, shape)
     upstream = layers.normal(shape[0]) * (shape[2] * shape[3])
     expected = reference_gradient(*(tensor.double() for tensor in (upstream, activations, clean, head)))
-    layers.check_finished(
+    layers.check_with_epilogue(
         lambda *rest: bind_gradient(activations, clean, head, upstream, *rest),
         expected,
         parts,
@@ -82,7 +82,7 @@ def test_large_results(layers) -> None:
     activations, clean, head = inputs(layers, shape)
     upstream = torch.full((1,), 257.0 * 257)
     expected = reference_gradient(*(tensor.double() for tensor in (upstream, activations, clean, head)))
-    layers.check_finished(
+    layers.check_with_epilogue(
         lambda *rest: bind_gradient(activations, clean, head, upstream, *rest), expected, "gate", tolerance=2e-6
     )
     out = layers.poisoned(shape)
@@ -94,7 +94,7 @@ def test_nan_stays_in_its_pixel(layers) -> None:
     activations, clean, head = inputs(layers, (1, 20, 2, 3))
     activations[0, 3, 1, 1] = torch.nan
     out = layers.poisoned(activations.shape)
-    layers.run(bind_gradient(activations, clean, head, torch.ones(1), out, Finish(), 1))
+    layers.run(bind_gradient(activations, clean, head, torch.ones(1), out, Epilogue(), 1))
     assert out[..., 1, 1].isnan().all()
     out[..., 1, 1] = 0
     assert out.isfinite().all()

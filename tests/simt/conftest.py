@@ -53,7 +53,7 @@ def module(build: Build) -> ModuleType:
     folders = (pybind11.get_include(), sysconfig.get_path("include"))
     path = build(
         "_cuda.so",
-        [CSRC / "bindings_cuda.cpp", *KERNELS],
+        [CSRC / "bindings" / "cuda.cpp", *KERNELS],
         *("-shared", "-fPIC", "-fvisibility=hidden", *(f"-isystem{folder}" for folder in folders)),
         *('-DSHADE_FAST_NVCC="none"', '-DSHADE_FAST_CUDA_ARCHITECTURES="none"'),
     )

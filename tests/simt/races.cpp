@@ -21,7 +21,7 @@ bool run(std::int64_t images, std::int64_t elements, std::int64_t shift) {
   const std::size_t values = static_cast<std::size_t>(images * elements + shift);
   std::vector<float> delta(values, 0.01f), momentum(values, 0.5f), gradient(values), step(images, 0.02f), mean(images);
   std::vector<std::uint8_t> clean(values, 100), pixels(values);
-  std::vector<std::uint16_t> normalized(values);
+  std::vector<std::uint16_t> tried(values);
   std::vector<double> scratch(static_cast<std::size_t>(cuda::optimizer_update_scratch(images, elements)));
   std::vector<Interval> now(images, Interval{0, 1, 1}), next(images);
   std::vector<float> distance(images, 0.1f);
@@ -32,12 +32,8 @@ bool run(std::int64_t images, std::int64_t elements, std::int64_t shift) {
                                    scratch.data(), images, elements, 0.8f, 0.05f, nullptr) == Status::ok;
   ok &= cuda::quantize(clean.data() + shift, delta.data() + shift, step.data(), pixels.data() + shift, images, elements,
                        16, nullptr) == Status::ok;
-  ok &= cuda::normalize(clean.data() + shift, delta.data() + shift, normalized.data() + shift, images, elements,
-                        kAffine, nullptr) == Status::ok;
-  ok &= cuda::denormalize(normalized.data() + shift, clean.data() + shift, pixels.data() + shift, images, elements,
-                          kAffine, 16, nullptr) == Status::ok;
   ok &= cuda::bisect_scale(clean.data() + shift, delta.data() + shift, distance.data(), now.data(), next.data(),
-                           normalized.data() + shift, images, elements, 0.05f, true, 16, kAffine,
+                           tried.data() + shift, images, elements, 0.05f, true, 16, kAffine,
                            nullptr) == Status::ok;
   for (std::int64_t image = 0; image < images; ++image) {
     double sum = 0;

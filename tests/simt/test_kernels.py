@@ -12,10 +12,6 @@ from torch import Tensor
 from shade_fast.ops import gpu, native
 from shade_fast.ops.bisect_scale import on_gpu as bisect_scale
 from shade_fast.ops.bisect_scale import reference as bisect_scale_reference
-from shade_fast.ops.denormalize import on_gpu as denormalize
-from shade_fast.ops.denormalize import reference as denormalize_reference
-from shade_fast.ops.normalize import on_gpu as normalize
-from shade_fast.ops.normalize import reference as normalize_reference
 from shade_fast.ops.optimizer_update import on_gpu as optimizer_update
 from shade_fast.ops.optimizer_update import reference as optimizer_update_reference
 from shade_fast.ops.quantize import on_gpu as quantize
@@ -80,22 +76,6 @@ def test_quantize(shape: tuple[int, ...]) -> None:
 
 
 @every_shape
-@pytest.mark.parametrize("perturbed", [True, False], ids=["perturbed", "clean"])
-def test_normalize(shape: tuple[int, ...], perturbed: bool) -> None:
-    clean, delta = images(shape)
-    result = normalize(clean, delta if perturbed else None, GAIN, OFFSET)
-    same(result, normalize_reference(clean, delta if perturbed else None, GAIN, OFFSET))
-    assert result.is_contiguous(memory_format=torch.channels_last)
-
-
-@every_shape
-def test_denormalize(shape: tuple[int, ...]) -> None:
-    clean, delta = images(shape)
-    values = (2 * (clean / 255 + delta) - 1).to(torch.bfloat16)
-    same(denormalize(values, clean, 16, GAIN, OFFSET), denormalize_reference(values, clean, 16, GAIN, OFFSET))
-
-
-@every_shape
 @pytest.mark.parametrize("guess", [True, False], ids=["guess", "middle"])
 def test_bisect_scale(shape: tuple[int, ...], guess: bool) -> None:
     clean, delta = images(shape)
@@ -152,26 +132,22 @@ def test_nothing_outside_the_results_is_written(shift: int, module: ModuleType) 
     scale, distance = torch.tensor([0.5, 1.0]), torch.tensor([0.05, 0.2])
     interval = torch.tensor([[0.0, 1.0, 1.0]] * 2)
     before, change = Off(clean, shift), Off(delta, shift)
-    pixels, again, following = (Off(clean * 0, shift), Off(clean * 0, shift), Off(interval * 0, 0))
-    made, tried = (Off(torch.zeros(shape, dtype=torch.bfloat16), shift) for _ in range(2))
-    sizes, affine = (count, elements), ((2.0, 2.0, 2.0), (-1.0, -1.0, -1.0))
+    pixels, following = Off(clean * 0, shift), Off(interval * 0, 0)
+    tried = Off(torch.zeros(shape, dtype=torch.bfloat16), shift)
+    sizes, gain, offset = (count, elements), (2.0, 2.0, 2.0), (-1.0, -1.0, -1.0)
+    affine = (*gain, *offset)
     state = (distance.data_ptr(), interval.data_ptr(), following.pointer)
     statuses = [
         module.quantize(before.pointer, change.pointer, scale.data_ptr(), pixels.pointer, *sizes, 16, 0),
-        module.normalize(before.pointer, change.pointer, made.pointer, *sizes, *affine, 0),
-        module.denormalize(made.pointer, before.pointer, again.pointer, *sizes, *affine, 16, 0),
-        module.bisect_scale(before.pointer, change.pointer, *state, tried.pointer, *sizes, 0.07, True, 16, *affine, 0),
+        module.bisect_scale(before.pointer, change.pointer, *state, tried.pointer, *sizes, 0.07, True, 16, affine, 0),
     ]
-    assert statuses == [0, 0, 0, 0]
-    assert all(one.intact() for one in (before, change, pixels, again, following, made, tried))
+    assert statuses == [0, 0]
+    assert all(memory.intact() for memory in (before, change, pixels, following, tried))
 
     clean, delta = (tensor.permute(0, 3, 1, 2) for tensor in (clean, delta))
-    normalized = normalize_reference(clean, delta, *affine)
-    narrowed, images_tried = bisect_scale_reference(clean, delta, distance, interval, 0.07, 16, True, *affine)
+    narrowed, images_tried = bisect_scale_reference(clean, delta, distance, interval, 0.07, 16, True, gain, offset)
     for result, expected in (
         (pixels, quantize_reference(clean, delta, scale, 16)),
-        (made, normalized),
-        (again, denormalize_reference(normalized, clean, 16, *affine)),
         (tried, images_tried),
     ):
         same(result.values.view(shape), expected.permute(0, 2, 3, 1).contiguous())
@@ -182,12 +158,7 @@ def test_nothing_outside_the_results_is_written(shift: int, module: ModuleType) 
     "sizes", [(-1, 3), (65536, 3), (1, -3), (1, 4)], ids=["images", "many images", "values", "channels"]
 )
 def test_sizes_out_of_range_are_a_status(sizes: tuple[int, int], module: ModuleType) -> None:
-    three = (1.0, 1.0, 1.0)
-    statuses = [
-        module.normalize(0, 0, 0, *sizes, three, three, 0),
-        module.denormalize(0, 0, 0, *sizes, three, three, 16, 0),
-        module.bisect_scale(0, 0, 0, 0, 0, 0, *sizes, 0.07, False, 16, three, three, 0),
-    ]
+    statuses = [module.bisect_scale(0, 0, 0, 0, 0, 0, *sizes, 0.07, False, 16, (1.0,) * 6, 0)]
     if sizes != (1, 4):
         statuses += [module.quantize(0, 0, 0, 0, *sizes, 16, 0), module.optimizer_update(*[0] * 8, *sizes, 0.8, 0.1, 0)]
     for status in statuses:

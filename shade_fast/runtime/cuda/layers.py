@@ -14,11 +14,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from shade_fast.ops.epilogue import epilogue
+from shade_fast.ops.group_norm import group_norm
 from shade_fast.ops.layout import channels_last
 from shade_fast.ops.lpips_layer import lpips_layer as layer_distance
 from shade_fast.ops.max_pool import max_pool
 from shade_fast.ops.relu_lpips_layer import relu_lpips_layer as relu_layer_distance
-from shade_fast.ops.residual_group_norm import residual_group_norm
 from shade_fast.runtime.cuda.attention import attention
 from shade_fast.runtime.switches import products
 
@@ -84,10 +84,10 @@ def norm(
     keep: bool,
     dtype: torch.dtype,
 ) -> tuple[Tensor | None, Tensor]:
-    """`residual_group_norm` of [B, C, ...]."""
+    """`group_norm` of [B, C, ...]."""
     shape = x.shape
     x = x.to(dtype).reshape(*shape[:2], -1, shape[-1] if x.ndim == 4 else 1)
-    total, y = residual_group_norm(
+    total, y = group_norm(
         *(x, gamma, beta),
         groups=groups,
         epsilon=epsilon,

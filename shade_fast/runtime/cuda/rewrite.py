@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from shade_fast.ops.layout import channels_last
-from shade_fast.ops.max_pool import LARGEST_KERNEL
+from shade_fast.ops.max_pool import LARGEST_KERNEL_ON_GPU
 from shade_fast.runtime.cuda import layers
 from shade_fast.runtime.cuda.padding import wider_padding
 from shade_fast.runtime.graph import Graph, layer_name, mapped
@@ -225,7 +225,7 @@ class _Rewriting:
         if len(_shape(node)) != 4 or any(len(one) > 1 for one in sides) or set(dilation) != {1}:
             return NotImplemented
         window = [one.pop() for one in sides]
-        if window[0] > LARGEST_KERNEL:
+        if window[0] > LARGEST_KERNEL_ON_GPU:
             return NotImplemented
         return self._emit(layers.max_pool, self._node(x), *window, _shape(node)[2:])
 

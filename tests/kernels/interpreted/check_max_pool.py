@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from shade_fast.ops import gpu, pool
+from shade_fast.ops import gpu
 from shade_fast.ops import max_pool as op
+from shade_fast.ops.epilogue import Epilogue
 from shade_fast.ops.max_pool import max_pool
 from shade_fast.terms.errors import ShadeFastError
 
@@ -52,11 +53,12 @@ def test_agrees_with_the_reference_and_with_torch(
     assert torch.equal(made, right.to(dtype))
     assert made.is_contiguous(memory_format=torch.channels_last)
     _, index = op._operator(x.detach(), kernel, stride, padding, *size, True)
-    assert torch.equal(index, pool.reference_max(x.detach(), kernel, stride, padding, size)[1])
+    assert torch.equal(index, op.reference(x.detach(), kernel, stride, padding, size)[1])
 
     upstream = values(tuple(made.shape), dtype, 1)
     (gradient,) = torch.autograd.grad(made, x, upstream)
-    assert torch.equal(gradient, op.reference_gradient(upstream, index, tuple(shape), kernel, stride, padding))
+    window = (tuple(shape), kernel, stride, padding)
+    assert torch.equal(gradient, op.reference_gradient(upstream.float(), index, *window, Epilogue()).to(dtype))
     (true,) = torch.autograd.grad(right, exact, upstream.double())
     assert relative_rms(gradient, true) < (1e-6 if dtype == torch.float32 else 1e-3)
 
@@ -67,7 +69,7 @@ def test_nan_is_the_largest_and_infinities_are_met() -> None:
     x[0, 2, :2, :2] = -torch.inf
     x[0, 3, 4, 4] = torch.inf
     made, index = op._operator(x, 2, 2, 0, 3, 3, True)
-    right, place = pool.reference_max(x, 2, 2, 0, (3, 3))
+    right, place = op.reference(x, 2, 2, 0, (3, 3))
     assert torch.equal(made.nan_to_num(99.0), right.nan_to_num(99.0))
     assert torch.equal(index, place)
     assert made.isnan().sum() == 1
