@@ -10,7 +10,7 @@ thread_local const char* last_error_text = "no error";
 Status status_of(cudaError_t error) {
   if (error == cudaSuccess) return Status::ok;
   last_error_text = cudaGetErrorString(error);
-  cudaGetLastError();  // told; whoever launches next is not to find it
+  cudaGetLastError();  // reported; whoever launches next is not to find it
   return Status::cuda_failure;
 }
 

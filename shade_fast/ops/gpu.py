@@ -68,7 +68,7 @@ def stream(on: Tensor) -> Iterator[int]:
 
 
 def refusal(index: int = 0) -> str | None:
-    """Why backend `cuda` cannot run here on a device, and the mend; None where it can."""
+    """Why backend `cuda` cannot run here on a device, and the fix; None where it can."""
     missing = missing_device(index)
     if missing is not None:
         return missing
@@ -88,7 +88,7 @@ def refusal(index: int = 0) -> str | None:
 
 
 def missing_device(index: int = 0) -> str | None:
-    """Why torch has no such CUDA device here, and the mend; None where it has."""
+    """Why torch has no such CUDA device here, and the fix; None where it has."""
     if not torch.backends.cuda.is_built():  # type: ignore[no-untyped-call]
         return (
             f"torch {torch.__version__} is built without CUDA: install a CUDA build of it "

@@ -94,7 +94,7 @@ def _on(device: torch.device, inputs: int, outputs: int) -> tuple[list[Tensor], 
     """The transpose of `band(inputs, outputs)` on a device: each tap's columns int64 [inputs] and weights [inputs]."""
     start, weights, _ = transposed(band(inputs, outputs))
     places = start.long() + torch.arange(weights.shape[1], device="cpu")[:, None]
-    return [[*one.contiguous().to(device)] for one in (places, weights.t())]  # type: ignore[return-value]
+    return [[*table.contiguous().to(device)] for table in (places, weights.t())]  # type: ignore[return-value]
 
 
 @torch.library.custom_op("shade_fast::resize", mutates_args=(), device_types="cpu")

@@ -71,7 +71,7 @@ def separable(images: Tensor, vertical: Axis, horizontal: Axis, *, backend: str 
 
 def reference(images: Tensor, vertical: Axis, horizontal: Axis) -> Tensor:
     """The specification, in plain torch; arguments as in `separable`."""
-    down, across = (one.matrix.dense().to(images) for one in (vertical, horizontal))
+    down, across = (axis.matrix.dense().to(images) for axis in (vertical, horizontal))
     return down @ images @ across.T
 
 
