@@ -85,7 +85,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     add("--anchors", type=int, default=ANCHORS, help="images of each target to move to; 0: another library is used")
     add("--seed", type=int, default=0, help="of what is drawn")
 
-    add = _command(inner, "train", _train, "train the small generator on a pool, or go on with it")
+    add = _command(inner, "train", _train, "train the small generator on a pool, or train it further")
     add("pools", nargs="+", metavar="POOL", help="images with captions; several are put together")
     add(
         "--out",

@@ -71,7 +71,7 @@ class Protector:
     """One device with its networks loaded.
 
     options: their `devices` and `backend` are not read. device: where. backend: what executes.
-    Raises ShadeFastError for networks that cannot be had, and for what the backend does not do.
+    Raises ShadeFastError for networks that cannot be loaded, and for what the backend does not support.
     """
 
     def __init__(self, options: Options, device: torch.device, backend: str) -> None:

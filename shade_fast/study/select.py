@@ -1,4 +1,4 @@
-"""Which of a pool's images to protect for a concept: those that show it, and whose captions speak of little else.
+"""Which of a pool's images to protect for a concept: those that show it, and whose captions mention little else.
 
 The two sieves are those of the published code (github.com/Shawn-Shan/nightshade-release): images whose CLIP similarity
 to "a photo of C" is above a threshold (0.24 for ViT-B/32), then the captions nearest to that text, and of these a

@@ -1,4 +1,4 @@
-"""How much of a caption corpus speaks of a concept: what is rare there is cheap to protect.
+"""How much of a caption corpus mentions a concept: what is rare there is cheap to protect.
 
 Two figures, as the paper has them (arXiv 2310.13828, section 3): the share of captions with the concept's word, and the
 share whose meaning is near it, here a cosine of sentence embeddings with the concept's own caption above a threshold.
