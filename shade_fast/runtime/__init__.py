@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from shade_fast.runtime.arena import BLOCKS
+from shade_fast.runtime.cpu import ACCURACIES, BLOCKS, Frozen, Needs, Report
 from shade_fast.runtime.cuda import PRECISIONS as CUDA_PRECISIONS
 from shade_fast.runtime.cuda import CudaNetwork
 from shade_fast.runtime.freeze import (
     ONNXRUNTIME,
-    Frozen,
-    Needs,
-    Report,
     check_accuracy,
     freeze,
     gradient_error,
@@ -18,7 +15,6 @@ from shade_fast.runtime.freeze import (
     onnx_provider,
 )
 from shade_fast.runtime.onnx import PRECISIONS, OnnxNetwork, check_onnxruntime, check_precision
-from shade_fast.runtime.plan import ACCURACIES
 from shade_fast.runtime.switches import exact_products, products
 
 __all__ = [

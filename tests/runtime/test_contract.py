@@ -46,9 +46,9 @@ class Backend:
 
     result, gradient: relative root-mean-square errors against float64. Half precision rounds every feature; what a ReLU
     or a pool decides otherwise for that is a jump of the gradient, and half of these small untrained networks' error.
-    alone: the largest relative difference of an image's result from that in a batch; of its gradient ten times that. shapes: batch, height and width.
-    left_to_torch: whether torch runs a module that cannot be traced; it is refused otherwise. exact: the accuracy to
-    compare closely in. stops: ways to stop a gradient that are traced.
+    alone: the largest relative difference of an image's result from that in a batch; of its gradient ten times that.
+    shapes: batch, height and width. left_to_torch: whether torch runs a module that cannot be traced; it is refused
+    otherwise. exact: the accuracy to compare closely in. stops: ways to stop a gradient that are traced.
     """
 
     name: str
@@ -201,8 +201,15 @@ def test_threads_may_share_a_network(backend: Backend, name: str) -> None:
     assert same == {number: [True] * 10 for number in range(len(images))}
 
 
-@every_engine
-@pytest.mark.parametrize("name", ["kernels and strides", "norms", "kl"])
+@pytest.mark.parametrize(
+    ("backend", "name"),
+    [
+        *((engine, name) for engine in ENGINES for name in ("kernels and strides", "norms")),
+        ("native", "kl"),
+        ("cuda", "kl"),
+    ],
+    indirect=["backend"],
+)
 def test_an_images_results_do_not_depend_on_its_neighbours(backend: Backend, name: str) -> None:
     network = backend.freeze(backend.module(name))
     images = photograph(40, 24, 3)
@@ -311,7 +318,7 @@ def test_the_size_that_was_used_longest_ago_is_forgotten_first(
 ) -> None:
     if backend.name.startswith("onnxruntime"):
         pytest.skip("it forgets the size that it met first")
-    place = {"native": ("freeze", "MOST_SIZES"), "cuda": ("cuda.network", "MOST_PROGRAMS")}[backend.name]
+    place = {"native": ("cpu.frozen", "MOST_SIZES"), "cuda": ("cuda.network", "MOST_PROGRAMS")}[backend.name]
     monkeypatch.setattr(importlib.import_module(f"shade_fast.runtime.{place[0]}"), place[1], 2)
     traced: list[int] = []
     module = Net(lambda x, a: (traced.append(x.shape[3]), a(x))[1], a=conv(3, 4)).eval().requires_grad_(False)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from shade_fast.runtime.cuda import layers
-from shade_fast.runtime.cuda.rewrite import Constants, rewrite
+from shade_fast.runtime.cuda.lower import Constants, lower
 from shade_fast.runtime.graph import Graph
 from shade_fast.runtime.switches import products
 from shade_fast.terms.errors import ShadeFastError, reason
@@ -113,7 +113,7 @@ class CudaNetwork(nn.Module):
             try:
                 # The values are of no interest, but the module's code may insist on its own dtype.
                 graph = Graph(self.module, [torch.zeros_like(one, dtype=torch.float32) for one in inputs])
-                run = rewrite(graph, self.precision.dtype, self.precision.tf32, self._constants)
+                run = lower(graph, self.precision.dtype, self.precision.tf32, self._constants)
             except ShadeFastError:
                 raise
             except Exception as error:  # a module's code may do whatever Python can

@@ -1,9 +1,8 @@
-"""Frozen networks against the modules that they came from, in float64."""
+"""What is the CPU engine's own: programs, their memory, images run one by one, plans and reports."""
 
 from __future__ import annotations
 
 import copy
-import sys
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -17,6 +16,7 @@ from shade_fast import runtime
 from shade_fast.ops import convolution, native
 from shade_fast.ops.lpips_layer import lpips_layer
 from shade_fast.runtime import BLOCKS, Frozen, freeze
+from shade_fast.runtime.cpu import frozen as networks
 from shade_fast.terms.errors import ShadeFastError
 from tests.runtime.networks import NETS, Net, Writes, conv, flat, gradients, made, photograph, relative
 
@@ -49,7 +49,7 @@ RUN_BY_TORCH = {
 def test_large_images_are_run_one_by_one_where_none_depends_on_another(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sys.modules["shade_fast.runtime.freeze"], "BYTES_ALONE", 0)
+    monkeypatch.setattr(networks, "BYTES_ALONE", 0)
     torch.manual_seed(0)
     module = made(name) if name in NETS else MIXED[name]().eval().requires_grad_(False)
     frozen, images = freeze(module), photograph(21, 34, 4)
@@ -70,7 +70,7 @@ def test_large_images_are_run_one_by_one_where_none_depends_on_another(
 
 
 def test_a_batch_of_large_images_takes_one_images_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys.modules["shade_fast.runtime.freeze"], "BYTES_ALONE", 4 * 32 * 64 * 64)
+    monkeypatch.setattr(networks, "BYTES_ALONE", 4 * 32 * 64 * 64)
     frozen, images = freeze(made("group norms")), photograph(64, 64, 4)
     anchors = frozen(images).roll(1, 0).contiguous()
 
@@ -89,7 +89,7 @@ def test_a_batch_of_large_images_takes_one_images_memory(monkeypatch: pytest.Mon
 
 
 def test_features_of_images_run_one_by_one_are_each_ones_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys.modules["shade_fast.runtime.freeze"], "BYTES_ALONE", 0)
+    monkeypatch.setattr(networks, "BYTES_ALONE", 0)
     torch.manual_seed(0)
     module = Compared().eval().requires_grad_(False)
     frozen, images = freeze(module), photograph(16, 24, 3)

@@ -27,7 +27,7 @@ from shade_fast.ops import convolution as conv
 from shade_fast.ops import matrix_product, native
 from shade_fast.ops.convolution import Convolution
 from shade_fast.ops.finish import Call, Finish
-from shade_fast.runtime.layers import Dims
+from shade_fast.runtime.cpu.values import Dims
 from shade_fast.system.files import cache_folder, write_whole
 from shade_fast.terms.errors import ShadeFastError
 from shade_fast.terms.version import __version__

@@ -30,13 +30,13 @@ _OF_ANY_DTYPE = {
 }
 
 
-def rewrite(graph: Graph, dtype: torch.dtype, tf32: bool, constants: Constants) -> fx.GraphModule:
+def lower(graph: Graph, dtype: torch.dtype, tf32: bool, constants: Constants) -> fx.GraphModule:
     """The program of a graph: what stands together is one layer, features have a dtype, weights lie channels-last.
 
     constants: filled with the weights as the program takes them. The program takes the graph's inputs, and gives a
     tuple of its outputs.
     """
-    return _Rewriting(graph, dtype, tf32, constants).program()
+    return _CudaLowering(graph, dtype, tf32, constants).program()
 
 
 @dataclass(eq=False)
@@ -52,7 +52,7 @@ class _Pending:
     made: fx.Node | None = None
 
 
-class _Rewriting:
+class _CudaLowering:
     def __init__(self, graph: Graph, dtype: torch.dtype, tf32: bool, constants: Constants) -> None:
         self.traced = graph
         self.dtype = dtype
@@ -91,7 +91,7 @@ class _Rewriting:
         made = NotImplemented if handler is None else handler(self, node, *args, **kwargs)
         return self._torch(node, args, kwargs) if made is NotImplemented else made
 
-    # ---- layers; each gives NotImplemented where the node does not fit
+    # Handlers of ops: each gives NotImplemented where the node does not fit.
 
     def convolution(
         self,
@@ -263,8 +263,6 @@ class _Rewriting:
         made.meta["floating"] = isinstance(value, Tensor) and value.is_floating_point()
         return made
 
-    # ---- nodes and constants
-
     def _emit(self, target: Callable[..., Any], *args: Any, **kwargs: Any) -> fx.Node:
         node = self.graph.call_function(target, args, kwargs)
         node.meta["layer"] = self.layer
@@ -337,18 +335,18 @@ class _Rewriting:
 
 _ACTIVATIONS = {"aten.silu.default": "silu", "aten.relu.default": "relu"}
 _HANDLERS: dict[str, Callable[..., Any]] = {
-    "aten.conv2d.default": _Rewriting.convolution,
-    "aten.conv2d.padding": _Rewriting.convolution,
-    "aten.linear.default": _Rewriting.linear,
-    "aten.group_norm.default": _Rewriting.group_norm,
-    "aten.relu.default": _Rewriting.relu,
-    "aten.add.Tensor": _Rewriting.add,
-    "aten.max_pool2d.default": _Rewriting.max_pool,
-    "aten.pad.default": _Rewriting.pad,
-    "aten.scaled_dot_product_attention.default": _Rewriting.attention,
-    "aten.view.default": _Rewriting.view,
-    "aten.reshape.default": _Rewriting.view,
-    "shade_fast.lpips_layer.default": _Rewriting.lpips_layer,
+    "aten.conv2d.default": _CudaLowering.convolution,
+    "aten.conv2d.padding": _CudaLowering.convolution,
+    "aten.linear.default": _CudaLowering.linear,
+    "aten.group_norm.default": _CudaLowering.group_norm,
+    "aten.relu.default": _CudaLowering.relu,
+    "aten.add.Tensor": _CudaLowering.add,
+    "aten.max_pool2d.default": _CudaLowering.max_pool,
+    "aten.pad.default": _CudaLowering.pad,
+    "aten.scaled_dot_product_attention.default": _CudaLowering.attention,
+    "aten.view.default": _CudaLowering.view,
+    "aten.reshape.default": _CudaLowering.view,
+    "shade_fast.lpips_layer.default": _CudaLowering.lpips_layer,
 }
 
 
