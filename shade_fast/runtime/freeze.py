@@ -1,24 +1,14 @@
-"""A frozen network made fast: `freeze(module, backend)`."""
+"""The door: `freeze(module, backend)`."""
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from torch import nn
 
-from shade_fast.ops import native
-from shade_fast.runtime.cpu import ACCURACIES, Frozen
-from shade_fast.runtime.cuda import PRECISIONS as CUDA_PRECISIONS
+from shade_fast.runtime.cpu import Frozen
 from shade_fast.runtime.cuda import CudaNetwork
-from shade_fast.runtime.onnx import CUDA, FLOAT32, PRECISIONS, PROVIDERS, OnnxNetwork
-from shade_fast.terms.errors import ShadeFastError
-
-#: Of backend `cuda`, what the accuracies that backends share stand for.
-PRECISION_OF = {"fast": "bf16", "exact": "fp32"}
-#: Backend that is ONNX Runtime -> its provider, and the precision of a step.
-ONNXRUNTIME = {f"onnxruntime:{provider}": (provider, FLOAT32) for provider in PROVIDERS} | {
-    f"onnxruntime:{CUDA}:{precision}": (CUDA, precision) for precision in PRECISIONS if precision != FLOAT32
-}
-#: ONNX's half precisions, by the names of backend `cuda`.
-_HALVES = {"float16": "fp16", "bfloat16": "bf16"}
+from shade_fast.runtime.names import CUDA, ONNXRUNTIME, REFERENCE, check_accuracy, check_backend, cuda_precision
+from shade_fast.runtime.network import FrozenNetwork
+from shade_fast.runtime.onnx import OnnxNetwork
 
 
 def freeze(module: nn.Module, backend: str = "native", *, accuracy: str = "fast") -> nn.Module:
@@ -35,52 +25,12 @@ def freeze(module: nn.Module, backend: str = "native", *, accuracy: str = "fast"
 
     Raises ShadeFastError for an unknown backend or accuracy, and where what executes it is not there.
     """
-    if backend not in ("reference", "native", "cuda", *ONNXRUNTIME):
-        raise ShadeFastError(
-            f"backend {backend!r}: networks are frozen for one of native, cuda, {', '.join(ONNXRUNTIME)}, or "
-            "'reference' as they are"
-        )
+    check_backend(backend)
     check_accuracy(backend, accuracy)
-    if backend == "reference" or isinstance(module, Frozen | CudaNetwork | OnnxNetwork):
+    if backend == REFERENCE or isinstance(module, FrozenNetwork):
         return module
     if backend in ONNXRUNTIME:
         return OnnxNetwork(module, *ONNXRUNTIME[backend])
-    if backend == "cuda":
-        return CudaNetwork(module, PRECISION_OF.get(accuracy, accuracy))
-    native.cpu()
+    if backend == CUDA:
+        return CudaNetwork(module, cuda_precision(accuracy))
     return Frozen(module, accuracy)
-
-
-def check_accuracy(backend: str, accuracy: str) -> None:
-    """Raise ShadeFastError for an accuracy that a backend does not know; those without any take every one that is."""
-    known = ACCURACIES if backend == "native" else (*CUDA_PRECISIONS, *PRECISION_OF)
-    if accuracy not in known:
-        raise ShadeFastError(f"accuracy {accuracy!r} of backend {backend!r}: give one of {', '.join(known)}")
-
-
-def gradient_error(backend: str, accuracy: str) -> float:
-    """The relative root-mean-square error of the input gradient that a backend's half precision says of itself, in
-    smooth networks; 0 where it computes in float32."""
-    if backend == "cuda":
-        precision = PRECISION_OF.get(accuracy, accuracy)
-    else:
-        precision = _HALVES.get(ONNXRUNTIME.get(backend, ("", ""))[1], "fp32")
-    return CUDA_PRECISIONS[precision].error if precision != "fp32" else 0.0
-
-
-def onnx_provider(backend: str) -> str | None:
-    """Which of ONNX Runtime's providers a backend stands for; None where it is another."""
-    return ONNXRUNTIME[backend][0] if backend in ONNXRUNTIME else None
-
-
-def latent_distance(network: nn.Module, images: Tensor, anchor_latents: Tensor) -> Tensor | None:
-    """The latent distance [B] of images [B, 3, h, w] where a network has it and its gradient in one run, else None."""
-    return network.distance(images, anchor_latents) if isinstance(network, OnnxNetwork) else None
-
-
-def latent_gradient(
-    network: nn.Module, images: Tensor, anchor_latents: Tensor, out: tuple[Tensor, Tensor] | None = None
-) -> tuple[Tensor, Tensor] | None:
-    """The latent distance [B] and its gradient in images [B, 3, h, w], where a network has them without autograd, else
-    None. out: what an earlier call for as large a batch gave, to be written over."""
-    return network.latent_gradient(images, anchor_latents, out) if isinstance(network, Frozen) else None

@@ -6,7 +6,6 @@ runs here on the CPU, with the ops' plain bodies in place of its kernels.
 
 from __future__ import annotations
 
-import importlib
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from torch import Tensor, nn
 
 from shade_fast import runtime
 from shade_fast.ops import native
-from shade_fast.runtime import freeze
+from shade_fast.runtime import FrozenNetwork, freeze
 from shade_fast.terms.errors import ShadeFastError
 from tests.runtime.networks import (
     NETS,
@@ -137,7 +136,7 @@ def test_results_and_input_gradient_are_the_modules(backend: Backend, name: str)
         with torch.no_grad():
             for output, again in zip(outputs, flat(network(images)), strict=True):
                 assert torch.equal(again, output)
-    assert not getattr(network, "reasons", {})
+    assert network.report(images).reason is None and not network.reasons
 
 
 class TwoOutputs(nn.Module):
@@ -244,8 +243,9 @@ def test_no_gradient_flows_where_the_module_stops_it(backend: Backend, way: str)
     (right,), right_gradient = gradients(module.double(), images.double())
     assert relative(output, right) < 1e-5
     assert relative(gradient, right_gradient) < 1e-5
-    reasons = getattr(network, "reasons", {}).values()
-    assert ["stops the gradient" in reason for reason in reasons] == [True] * (way not in backend.stops)
+    assert ["stops the gradient" in reason for reason in network.reasons.values()] == [True] * (
+        way not in backend.stops
+    )
 
 
 @every_engine
@@ -296,6 +296,7 @@ def test_what_cannot_be_traced_runs_in_torch_or_is_refused_with_the_reason(backe
     assert torch.equal(network(images / 9), images / 9)
     (reason,) = network.reasons.values()
     assert reason.startswith("it cannot be traced (")
+    assert str(network.report(images)) == f"torch runs the whole network: {reason}"
 
 
 @every_engine
@@ -316,12 +317,9 @@ def test_images_of_another_type_or_shape_are_refused(backend: Backend, images: T
 def test_the_size_that_was_used_longest_ago_is_forgotten_first(
     backend: Backend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if backend.name.startswith("onnxruntime"):
-        pytest.skip("it forgets the size that it met first")
-    place = {"native": ("cpu.frozen", "MOST_SIZES"), "cuda": ("cuda.network", "MOST_PROGRAMS")}[backend.name]
-    monkeypatch.setattr(importlib.import_module(f"shade_fast.runtime.{place[0]}"), place[1], 2)
     traced: list[int] = []
     module = Net(lambda x, a: (traced.append(x.shape[3]), a(x))[1], a=conv(3, 4)).eval().requires_grad_(False)
+    monkeypatch.setattr(type(backend.freeze(module)), "most_sizes", 2)
     network = backend.freeze(module)
     for width in (16, 24, 16, 32, 16, 24):
         gradients(network, photograph(16, width))
@@ -352,7 +350,7 @@ def test_a_latent_distance_and_its_gradient_where_a_backend_has_them_in_one_run(
 def test_a_frozen_network_stays_as_it_is(backend: Backend) -> None:
     module = backend.module("one convolution")
     network = backend.freeze(module)
-    assert network is not module and network.module is module
+    assert isinstance(network, FrozenNetwork) and network.module is module
     assert freeze(network, backend.name) is freeze(network, "cuda") is network
     assert freeze(module, "reference") is module
 

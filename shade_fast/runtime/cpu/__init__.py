@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from shade_fast.runtime.cpu.arena import BLOCKS
-from shade_fast.runtime.cpu.frozen import Frozen, Needs, Report
-from shade_fast.runtime.cpu.plan import ACCURACIES
+from shade_fast.runtime.cpu.frozen import Frozen, Needs
 
-__all__ = ["ACCURACIES", "BLOCKS", "Frozen", "Needs", "Report"]
+__all__ = ["BLOCKS", "Frozen", "Needs"]

@@ -77,7 +77,7 @@ class _CpuLowering:
                     self.environment[node] = self._call(node)
             elif node.op == "output":
                 results: Any = node.args[0]
-                outputs = [self._materialized(self.environment[one]) for one in results]
+                outputs = [self._materialized(self.environment[result]) for result in results]
             else:
                 raise NotImplementedError(f"{node.op} in a traced graph")
         values = [self._value(ref) for ref in outputs]
@@ -98,25 +98,25 @@ class _CpuLowering:
         if number:
             return Ref(None, meta, False, extra=number - 1)
         meta = meta.to(memory_format=torch.channels_last)
-        one = torch.ones(given.shape[1], dtype=torch.float32, device="cpu")
-        return Ref(None, meta, len(node.users) == 1, affine=(one, torch.zeros_like(one)))
+        ones = torch.ones(given.shape[1], dtype=torch.float32, device="cpu")
+        return Ref(None, meta, len(node.users) == 1, affine=(ones, torch.zeros_like(ones)))
 
     def _call(self, node: fx.Node) -> Any:
-        args = fx.node.map_arg(node.args, lambda one: self.environment[one])
-        kwargs = fx.node.map_arg(node.kwargs, lambda one: self.environment[one])
+        args = fx.node.map_arg(node.args, lambda before: self.environment[before])
+        kwargs = fx.node.map_arg(node.kwargs, lambda before: self.environment[before])
         padded = args[0] if args and isinstance(args[0], _Padded) else None
         if padded is None and not refs_of((args, kwargs)):
             return node.target(*args, **kwargs)  # type: ignore[operator]
         handler = _HANDLERS.get(node.target) or _of_shade_fast(node.target) or _refuse
-        made = handler(self, node, *args, **kwargs)
-        if made is NotImplemented and padded is not None:
+        lowered = handler(self, node, *args, **kwargs)
+        if lowered is NotImplemented and padded is not None:
             args = (self._torch(padded.node, *padded.arguments), *args[1:])
-            made = handler(self, node, *args, **kwargs)
-        if made is NotImplemented:
-            made = self._view(node, args, kwargs)
-        if made is NotImplemented:
-            made = self._torch(node, args, kwargs)
-        return made
+            lowered = handler(self, node, *args, **kwargs)
+        if lowered is NotImplemented:
+            lowered = self._view(node, args, kwargs)
+        if lowered is NotImplemented:
+            lowered = self._torch(node, args, kwargs)
+        return lowered
 
     def _view(self, node: fx.Node, args: Any, kwargs: Any) -> Any:
         """A node that only looks at the same memory in another shape."""
@@ -160,8 +160,8 @@ class _CpuLowering:
 
         def function(*tensors: Tensor) -> Tensor:
             filled = _map_slots(slots, tensors)
-            made: Tensor = target(*filled[0], **filled[1])
-            return made
+            output: Tensor = target(*filled[0], **filled[1])
+            return output
 
         layer = TorchLayer(
             layer_name(node),
@@ -238,7 +238,7 @@ class _CpuLowering:
         operand = self._operand(x)
         if operand is None or not isinstance(weight, Tensor) or isinstance(padding, str) or isinstance(bias, Ref):
             return NotImplemented
-        stride, padding, dilation = ([one[0], one[-1]] for one in (stride, padding, dilation))
+        stride, padding, dilation = ([sides[0], sides[-1]] for sides in (stride, padding, dilation))
         if stride[0] != stride[1] or dilation != [1, 1]:
             return NotImplemented
         top, left = edges[2] + padding[0], edges[0] + padding[1]
@@ -324,9 +324,9 @@ class _CpuLowering:
         if operand is None or isinstance(gamma, Ref) or isinstance(beta, Ref):
             return NotImplemented
         channels = operand.dims[1]
-        one = torch.ones(channels, dtype=torch.float32, device="cpu")
-        gamma = one if gamma is None else gamma.float().contiguous()
-        beta = torch.zeros_like(one) if beta is None else beta.float().contiguous()
+        ones = torch.ones(channels, dtype=torch.float32, device="cpu")
+        gamma = ones if gamma is None else gamma.float().contiguous()
+        beta = torch.zeros_like(ones) if beta is None else beta.float().contiguous()
         layer = GroupNormLayer(layer_name(node), Value(operand.dims), operand, gamma, beta, groups, epsilon)
         return self._add(node, layer, x.meta)
 
@@ -371,7 +371,7 @@ class _CpuLowering:
             for ref, other in ((a, b), (b, a))
             if (layer := self._fusable(ref, ConvolutionLayer)) is not None and layer.residual is None
         ]
-        for index, ref, other, layer in sorted(candidates, key=lambda one: -one[0]):
+        for index, ref, other, layer in sorted(candidates, key=lambda candidate: -candidate[0]):
             maker = self.made_by.get(self._value(other))
             if (maker is None or self.layers.index(maker) < index) and count(layer.out_dims) == other.meta.numel():
                 layer.residual = Operand(self._value(other), layer.out_dims)
@@ -412,14 +412,14 @@ class _CpuLowering:
             if constant.numel() > 1 and constant.shape[-3] != channels:
                 return NotImplemented
         constant = torch.as_tensor(constant, dtype=torch.float64, device="cpu").reshape(-1).expand(channels)
-        zero, one = torch.zeros_like(constant), torch.ones_like(constant)
+        zero, ones = torch.zeros_like(constant), torch.ones_like(constant)
         operands = (lambda value: (value, constant)) if ref is a else (lambda value: (constant, value))
         shift = function(*operands(zero))
-        scale = function(*operands(one)) - shift
+        scale = function(*operands(ones)) - shift
         if bool((scale == 1).all()) and bool((shift == 0).all()):
             return replace(ref, single=ref.single and len(node.users) == 1)
         if ref.value is None and ref.affine is not None:
-            before = [one.double() for one in ref.affine]
+            before = [ones.double() for ones in ref.affine]
             affine = ((before[0] * scale).float(), (before[1] * scale + shift).float())
             return replace(ref, affine=affine, single=ref.single and len(node.users) == 1)
         layer = self._filters(ref)
@@ -457,7 +457,7 @@ class _CpuLowering:
     ) -> Any:
         operand = self._operand(x)
         stride = stride or kernel
-        if operand is None or any(one[0] != one[-1] for one in (kernel, stride, padding, dilation)):
+        if operand is None or any(sides[0] != sides[-1] for sides in (kernel, stride, padding, dilation)):
             return NotImplemented
         if kernel[0] > LARGEST_KERNEL or dilation[0] != 1:
             return NotImplemented
