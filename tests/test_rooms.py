@@ -140,3 +140,62 @@ def test_the_package_has_its_names_and_modules_however_they_are_asked_for() -> N
     """
     shown = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, check=False)
     assert shown.stdout == "done\n", shown.stderr
+
+
+RUNTIME = "shade_fast.runtime"
+#: The engines, which know the ground floor and themselves; the ground floor knows none of them.
+ENGINES = ("cpu", "cuda", "onnx")
+#: What opens the engines to the other rooms.
+DOORS = {RUNTIME, f"{RUNTIME}.freeze"}
+
+
+def runtime_imports() -> dict[str, set[str]]:
+    """Module of runtime -> those of runtime that it imports when it is loaded."""
+    folder = ROOT / "shade_fast/runtime"
+    modules = {
+        ".".join([RUNTIME, *file.relative_to(folder).with_suffix("").parts]).removesuffix(".__init__"): file
+        for file in folder.rglob("*.py")
+    }
+    imports: dict[str, set[str]] = {}
+    for module, file in modules.items():
+        tree = ast.parse(file.read_text())
+        tree.body = [
+            node for node in tree.body if not (isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test))
+        ]
+        imports[module] = set()
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Import):
+                imports[module] |= {alias.name for alias in node.names if alias.name in modules}
+            elif isinstance(node, ast.ImportFrom) and node.module in modules:
+                # A name of a package is a module of it, or what the package itself offers.
+                names = {f"{node.module}.{alias.name}" for alias in node.names}
+                imports[module] |= {name if name in modules else node.module for name in names}
+    return imports
+
+
+def engine_of(module: str) -> str | None:
+    part = module.removeprefix(f"{RUNTIME}.").split(".")[0]
+    return part if part in ENGINES else None
+
+
+def test_runtimes_engines_know_the_ground_floor_and_not_each_other() -> None:
+    imports = runtime_imports()
+    assert {engine_of(module) for module in imports} == {None, *ENGINES}
+    for module in imports.keys() - DOORS:
+        for imported in imports[module]:
+            assert imported not in DOORS, f"{module} imports {imported}, the door"
+            assert engine_of(imported) in (None, engine_of(module)), f"{module} imports {imported}"
+
+
+def test_runtimes_files_have_no_circle() -> None:
+    list(TopologicalSorter(runtime_imports()).static_order())  # raises CycleError
+
+
+def test_a_class_of_runtime_has_a_name_of_its_own() -> None:
+    names = [
+        node.name.strip("_")
+        for file in files_of("runtime")
+        for node in ast.walk(ast.parse(file.read_text()))
+        if isinstance(node, ast.ClassDef)
+    ]
+    assert sorted(names) == sorted(set(names))

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-from shade_fast.runtime.arena import BLOCKS
-from shade_fast.runtime.cuda import PRECISIONS as CUDA_PRECISIONS
+from shade_fast.runtime.cpu import BLOCKS, Frozen, Needs
 from shade_fast.runtime.cuda import CudaNetwork
-from shade_fast.runtime.freeze import (
+from shade_fast.runtime.freeze import freeze
+from shade_fast.runtime.names import (
+    ACCURACIES,
+    CUDA_PRECISIONS,
     ONNXRUNTIME,
-    Frozen,
-    Needs,
-    Report,
+    PRECISIONS,
     check_accuracy,
-    freeze,
+    check_precision,
     gradient_error,
-    latent_distance,
-    latent_gradient,
     onnx_provider,
 )
-from shade_fast.runtime.onnx import PRECISIONS, OnnxNetwork, check_onnxruntime, check_precision
-from shade_fast.runtime.plan import ACCURACIES
+from shade_fast.runtime.network import FrozenNetwork, Report, latent_distance, latent_gradient
+from shade_fast.runtime.onnx import OnnxNetwork, check_onnxruntime
 from shade_fast.runtime.switches import exact_products, products
 
 __all__ = [
@@ -29,6 +27,7 @@ __all__ = [
     "ONNXRUNTIME",
     "PRECISIONS",
     "Frozen",
+    "FrozenNetwork",
     "Needs",
     "OnnxNetwork",
     "Report",

@@ -28,29 +28,31 @@ class Graph:
     def __init__(self, module: nn.Module, inputs: Sequence[Tensor]) -> None:
         """Trace `module(*inputs)`; raises what `exported` does, and NotImplementedError where the module keeps a
         gradient from the images, the first input."""
-        made = exported(module, inputs)
-        check_gradient(made)
-        if any(node.op == "get_attr" for node in made.graph.nodes) or not _without_writes(made.graph):
+        program = exported(module, inputs)
+        check_gradient(program)
+        if any(node.op == "get_attr" for node in program.graph.nodes) or not _without_writes(program.graph):
             with warnings.catch_warnings(), torch.enable_grad(), readable():
                 warnings.simplefilter("ignore")
-                made = made.run_decompositions({})
-        self.nodes: list[fx.Node] = list(made.graph.nodes)
+                program = program.run_decompositions({})
+        self.nodes: list[fx.Node] = list(program.graph.nodes)
         self.constants: dict[str, Tensor] = {}
         #: of the constants that the module has at every size, their names in it
         self.names: dict[str, str] = {}
         self.inputs: list[str] = []
         kinds = torch.export.graph_signature.InputKind
-        for spec in made.graph_signature.input_specs:
+        for spec in program.graph_signature.input_specs:
             if spec.kind == kinds.USER_INPUT:
                 self.inputs.append(spec.arg.name)
             else:
-                tensors = made.state_dict if spec.target in made.state_dict else made.constants
+                tensors = program.state_dict if spec.target in program.state_dict else program.constants
                 self.constants[spec.arg.name] = tensors[spec.target].detach()
                 if spec.kind in (kinds.PARAMETER, kinds.BUFFER):
                     self.names[spec.arg.name] = spec.target
-        if len(made.graph_signature.output_specs) != len(made.graph_signature.user_outputs):
+        if len(program.graph_signature.output_specs) != len(program.graph_signature.user_outputs):
             raise NotImplementedError("the module writes to its own buffers")
-        result = torch.utils._pytree.tree_unflatten(list(made.graph_signature.user_outputs), made.call_spec.out_spec)
+        result = torch.utils._pytree.tree_unflatten(
+            list(program.graph_signature.user_outputs), program.call_spec.out_spec
+        )
         #: whether the module gives one tensor, not a tuple of them
         self.single = isinstance(result, str)
         if not self.single and not isinstance(result, tuple):
@@ -62,8 +64,8 @@ class Graph:
         pairs = list(zip(self.nodes, alone.nodes, strict=False))
         return (
             len(self.nodes) == len(alone.nodes)
-            and all((one.op, one.target) == (other.op, other.target) for one, other in pairs)
-            and all(one.target in _VIEWS or _numbers(one) == _numbers(other) for one, other in pairs)
+            and all((node.op, node.target) == (other.op, other.target) for node, other in pairs)
+            and all(node.target in _VIEWS or _numbers(node) == _numbers(other) for node, other in pairs)
             and all(
                 mine.shape == theirs.shape and torch.equal(mine, theirs)
                 for mine, theirs in zip(self.constants.values(), alone.constants.values(), strict=True)
@@ -88,12 +90,12 @@ def exported(module: nn.Module, inputs: Sequence[Tensor]) -> ExportedProgram:
         # Under no_grad a region of the module's own under no_grad would leave no trace.
         with warnings.catch_warnings(), torch.enable_grad(), readable():
             warnings.simplefilter("ignore")
-            made = torch.export.export(module, (images.detach().requires_grad_(), *extras), strict=False)
+            program = torch.export.export(module, (images.detach().requires_grad_(), *extras), strict=False)
     finally:
         seen.remove()
     if own:
         raise NotImplementedError(f"the module has a gradient of its own: {', '.join(sorted(set(own)))}")
-    return made
+    return program
 
 
 def check_gradient(program: ExportedProgram, kept: Collection[Any] = ()) -> None:
@@ -109,7 +111,7 @@ def check_gradient(program: ExportedProgram, kept: Collection[Any] = ()) -> None
 
 def _own_gradients(outputs: Any) -> Iterator[str]:
     """Names of the autograd.Functions between outputs and what they were made of, without those of registered ops."""
-    ahead = [one.grad_fn for one in torch.utils._pytree.tree_leaves(outputs) if isinstance(one, Tensor)]
+    ahead = [leaf.grad_fn for leaf in torch.utils._pytree.tree_leaves(outputs) if isinstance(leaf, Tensor)]
     known: set[Any] = set()
     while ahead:
         node = ahead.pop()
@@ -140,9 +142,9 @@ def mapped(structure: Any, kinds: Any, function: Callable[[Any], Any]) -> Any:
     if isinstance(structure, kinds):
         return function(structure)
     if isinstance(structure, list | tuple):
-        return type(structure)(mapped(one, kinds, function) for one in structure)
+        return type(structure)(mapped(part, kinds, function) for part in structure)
     if isinstance(structure, dict):
-        return {name: mapped(one, kinds, function) for name, one in structure.items()}
+        return {name: mapped(part, kinds, function) for name, part in structure.items()}
     return structure
 
 

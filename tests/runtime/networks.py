@@ -252,6 +252,33 @@ class Quantized(nn.Module):
         return made
 
 
+#: Ways of `Writes`.
+WRITES = ("plain", "used after", "used before", "seen before", "a part", "twice")
+
+
+class Writes(nn.Module):
+    """Writes to what a convolution made, in one of several ways."""
+
+    def __init__(self, way: str) -> None:
+        super().__init__()
+        self.way = way
+        self.first, self.second = nn.Conv2d(3, 16, 3, padding=1), nn.Conv2d(16, 4, 3, padding=1)
+        self.relu = nn.ReLU(inplace=True)
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = self.first(images)
+        seen = x.flatten(2) if self.way == "seen before" else None
+        before = x * 2 if self.way == "used before" else None
+        if self.way == "twice":
+            y = self.relu(x.add_(images.mean(1, keepdim=True)))
+        else:
+            y = self.relu(x[:, :8] if self.way == "a part" else x)
+        z = self.second(x if self.way in ("used after", "a part", "twice") else y)
+        if seen is not None:
+            z = z + seen.reshape(x.shape)[:, :4]
+        return z if before is None else z + before[:, :4]
+
+
 def gradients(module: nn.Module, images: Tensor, seed: int = 0) -> tuple[list[Tensor], Tensor]:
     """A module's results, and the gradient of a random sum of them."""
     images = images.clone().requires_grad_(True)

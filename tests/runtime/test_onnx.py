@@ -17,10 +17,7 @@ from shade_fast.runtime.onnx import export, libraries, model_of
 from shade_fast.terms.errors import ShadeFastError
 from tests.runtime.networks import (
     ONNX_NETS,
-    STOPS,
     Net,
-    Quantized,
-    Stops,
     conv,
     gradients,
     made,
@@ -43,18 +40,6 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "cache" / "onnx"
 
 
-@pytest.mark.parametrize("name", ONNX_NETS)
-def test_results_and_input_gradient_are_the_modules(name: str) -> None:
-    network = freeze(made(name, ONNX_NETS), "onnxruntime:cpu")
-    images = photograph(24, 40, 2)
-    right, right_gradient = gradients(made(name, ONNX_NETS).double(), images.double())
-    outputs, gradient = gradients(network, images)
-    assert relative(outputs[0], right[0]) < TOLERANCE
-    assert relative(gradient, right_gradient) < TOLERANCE
-    with torch.no_grad():
-        assert torch.equal(network(images), outputs[0])
-
-
 @pytest.mark.parametrize(
     "options",
     [(3, 2), (3, 2, 1), (2, 2, 1), (2, 1, 0, 2), ((3, 2), (2, 3), 1), (3, 2, 1, 1, False, True), (4, 5)],
@@ -67,26 +52,6 @@ def test_a_pools_gradient_goes_to_the_largest_of_each_window(options: tuple[Any,
     right, right_gradient = gradients(module, images)
     assert relative(outputs[0], right[0]) < TOLERANCE
     assert relative(gradient, right_gradient) < TOLERANCE
-
-
-@pytest.mark.parametrize("way", STOPS)
-def test_no_gradient_flows_where_the_module_stops_it(way: str) -> None:
-    torch.manual_seed(0)
-    module, images = Stops(way).eval(), photograph(24, 20, 2)
-    network = freeze(module, "onnxruntime:cpu")
-    if way not in ("detach", "constants"):
-        with pytest.raises(ShadeFastError, match=r"Stops cannot be traced .*stops the gradient.*backend='native'"):
-            gradients(network, images)
-        return
-    (output,), gradient = gradients(network, images)
-    (right,), right_gradient = gradients(module.double(), images.double())
-    assert relative(output, right) < 1e-5
-    assert relative(gradient, right_gradient) < 1e-5
-
-
-def test_a_gradient_that_the_module_defines_itself_is_refused() -> None:
-    with pytest.raises(ShadeFastError, match=r"Quantized cannot be traced .*a gradient of its own: Rounded.*native"):
-        gradients(freeze(Quantized(), "onnxruntime:cpu"), photograph(24, 20, 2))
 
 
 def test_a_step_is_one_graph_and_its_gradient_the_distances() -> None:
@@ -124,31 +89,6 @@ def test_outputs_of_each_image_may_be_weighed_by_themselves() -> None:
     outputs, gradient = gradients(freeze(module.float(), "onnxruntime:cpu"), photograph(16, 16, 2))
     assert all(relative(output, one) < TOLERANCE for output, one in zip(outputs, right, strict=True))
     assert relative(gradient, right_gradient) < TOLERANCE
-
-
-def test_an_images_gradient_does_not_depend_on_its_neighbours() -> None:
-    network = freeze(made("norms without weights", ONNX_NETS), "onnxruntime:cpu")
-    images = photograph(32, 32, 2)
-    together = network(images)
-    for number in range(2):
-        assert relative(network(images[number : number + 1])[0], together[number].double()) < 1e-6
-
-
-def test_threads_may_share_a_network() -> None:
-    network = freeze(made("kernels and strides", ONNX_NETS), "onnxruntime:cpu")
-    images = [photograph(24, 24) * scale for scale in (0.2, 0.6, 1.0)]
-    right = [gradients(network, image)[1] for image in images]
-    found: dict[int, list[bool]] = {}
-
-    def work(number: int) -> None:
-        found[number] = [torch.equal(gradients(network, images[number])[1], right[number]) for _ in range(10)]
-
-    threads = [threading.Thread(target=work, args=(number,)) for number in range(len(images))]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert found == {number: [True] * 10 for number in range(len(images))}
 
 
 def test_graphs_hold_onnx_operators_alone_and_the_weights_as_constants() -> None:
@@ -315,17 +255,3 @@ def test_what_is_left_of_an_uninstalled_runtime_says_what_to_install(monkeypatch
     monkeypatch.setitem(sys.modules, "onnxruntime", ModuleType("onnxruntime"))
     told = libraries.describe_onnxruntime()
     assert told["built"] == "no" and "pip uninstall onnxruntime onnxruntime-gpu" in told["why"]
-
-
-def test_a_network_that_cannot_be_traced_is_refused() -> None:
-    class Moody(nn.Module):
-        def forward(self, images: Tensor) -> Tensor:
-            return images * 2 if images.mean() > 0.5 else images
-
-    with pytest.raises(ShadeFastError, match="the network Moody cannot be traced"):
-        freeze(Moody(), "onnxruntime:cpu")(photograph(8, 8))
-
-
-def test_inputs_of_another_type() -> None:
-    with pytest.raises(ShadeFastError, match="takes float32 images"):
-        freeze(made("one convolution", ONNX_NETS), "onnxruntime:cpu")(torch.zeros(1, 3, 8, 8, dtype=torch.float64))

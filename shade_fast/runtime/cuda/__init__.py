@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from shade_fast.runtime.cuda.network import PRECISIONS, CudaNetwork, Precision
+from shade_fast.runtime.cuda.network import CudaNetwork
 
-__all__ = ["PRECISIONS", "CudaNetwork", "Precision"]
+__all__ = ["CudaNetwork"]

@@ -41,8 +41,8 @@ def attention(
     heads = query.shape[-3] if query.ndim > 3 else 1
     scale = query.shape[-1] ** -0.5 if scale is None else scale
     parts = [part.reshape(-1, *part.shape[-2:]) for part in (query, key, value)]
-    made: Tensor = _Attention.apply(*parts, heads, scale, tf32)  # type: ignore[no-untyped-call]
-    return made.reshape(*query.shape[:-1], value.shape[-1])
+    result: Tensor = _Attention.apply(*parts, heads, scale, tf32)  # type: ignore[no-untyped-call]
+    return result.reshape(*query.shape[:-1], value.shape[-1])
 
 
 class _Attention(torch.autograd.Function):
@@ -55,8 +55,8 @@ class _Attention(torch.autograd.Function):
         ctx.save_for_backward(query, key, value)
         ctx.options = heads, scale, tf32
         with products(tf32):
-            made = [_shares(query[:, rows], key, scale) @ value for rows in _turns(query, key, heads)]
-        return _joined(made)
+            results = [_shares(query[:, rows], key, scale) @ value for rows in _turns(query, key, heads)]
+        return _joined(results)
 
     @staticmethod
     @torch.autograd.function.once_differentiable

@@ -55,10 +55,10 @@ def convolution(
     crop: top, left, height and width of what is wanted of the result; None for all of it.
     """
     x = channels_last(x.to(weight.dtype))
-    made: Tensor = _Convolution.apply(  # type: ignore[no-untyped-call]
+    result: Tensor = _Convolution.apply(  # type: ignore[no-untyped-call]
         x, weight, bias, list(stride), list(padding), list(dilation), groups, tf32, crop
     )
-    return made
+    return result
 
 
 def pointwise(x: Tensor, weight: Tensor, bias: Tensor | None, tf32: bool | None) -> Tensor:
@@ -68,8 +68,8 @@ def pointwise(x: Tensor, weight: Tensor, bias: Tensor | None, tf32: bool | None)
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None, tf32: bool | None) -> Tensor:
     """x · weightᵀ + bias, over the last axis."""
-    made: Tensor = _Linear.apply(x.to(weight.dtype), weight, bias, tf32)  # type: ignore[no-untyped-call]
-    return made
+    result: Tensor = _Linear.apply(x.to(weight.dtype), weight, bias, tf32)  # type: ignore[no-untyped-call]
+    return result
 
 
 def norm(
@@ -111,14 +111,14 @@ def relu_lpips_layer(x: Tensor, bias: Tensor | None, clean: Tensor, head: Tensor
 
 def reflection_pad(x: Tensor, sides: Sequence[int]) -> Tensor:
     """Mirrored pixels around [B, C, h, w], left, right, above and below: torch's adds up its gradient atomically."""
-    made: Tensor = _Reflected.apply(x, list(sides))  # type: ignore[no-untyped-call]
-    return made
+    result: Tensor = _Reflected.apply(x, list(sides))  # type: ignore[no-untyped-call]
+    return result
 
 
 def scaled(x: Tensor, scale: float) -> Tensor:
     """x, whose gradient is multiplied by a constant."""
-    made: Tensor = x if scale == 1 else _Scaled.apply(x, scale)  # type: ignore[no-untyped-call]
-    return made
+    result: Tensor = x if scale == 1 else _Scaled.apply(x, scale)  # type: ignore[no-untyped-call]
+    return result
 
 
 class _Convolution(torch.autograd.Function):
@@ -139,12 +139,12 @@ class _Convolution(torch.autograd.Function):
         ctx.size, ctx.tf32, ctx.margin = x.shape[2:], tf32, None
         ctx.window = stride, padding, dilation, groups
         with products(tf32):
-            made: Tensor = aten.convolution(x, weight, bias, stride, padding, dilation, False, [0, 0], groups)
-        if crop is not None and tuple(made.shape[2:]) != tuple(crop[2:]):
+            result: Tensor = aten.convolution(x, weight, bias, stride, padding, dilation, False, [0, 0], groups)
+        if crop is not None and tuple(result.shape[2:]) != tuple(crop[2:]):
             top, left, height, width = crop
-            ctx.margin = left, made.shape[3] - left - width, top, made.shape[2] - top - height
-            made = channels_last(made[..., top : top + height, left : left + width])
-        return made
+            ctx.margin = left, result.shape[3] - left - width, top, result.shape[2] - top - height
+            result = channels_last(result[..., top : top + height, left : left + width])
+        return result
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -185,14 +185,14 @@ class _Reflected(torch.autograd.Function):
         batch, channels, height, width = x.shape
         left, right, top, bottom = ctx.sides = sides
         size = (batch, channels, top + height + bottom, left + width + right)
-        made = torch.empty(size, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
-        inside = made[:, :, top : top + height]
+        padded = torch.empty(size, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
+        inside = padded[:, :, top : top + height]
         inside[..., left : left + width] = x
         for outer, inner in _mirrored(left, width, right):
             inside[..., outer] = inside[..., inner]
         for outer, inner in _mirrored(top, height, bottom):
-            made[:, :, outer] = made[:, :, inner]
-        return made
+            padded[:, :, outer] = padded[:, :, inner]
+        return padded
 
     @staticmethod
     @torch.autograd.function.once_differentiable

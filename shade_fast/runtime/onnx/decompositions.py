@@ -178,8 +178,10 @@ def threshold_backward(gradient: Tensor, x: Tensor, threshold: float) -> Tensor:
 def clipped_line(x: Tensor, slope: float, shift: float) -> Tensor:
     """clip(slope·x + shift, 0, 1), as one operator; float32, since no other type holds the slopes."""
     attributes: dict[str, Any] = {"alpha": slope, "beta": shift}
-    made: Tensor = torch.onnx.ops.symbolic("HardSigmoid", [x], attributes, dtype=x.dtype, shape=x.shape, version=OPSET)
-    return made
+    result: Tensor = torch.onnx.ops.symbolic(
+        "HardSigmoid", [x], attributes, dtype=x.dtype, shape=x.shape, version=OPSET
+    )
+    return result
 
 
 def _zero(x: Tensor) -> Tensor:

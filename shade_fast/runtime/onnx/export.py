@@ -77,9 +77,9 @@ def _strip(model: Any) -> None:
     """Leave out where in whose files a node came from."""
     del model.graph.metadata_props[:]
     del model.metadata_props[:]
-    for one in (*model.graph.node, *model.graph.value_info, *model.graph.input, *model.graph.output):
-        del one.metadata_props[:]
-        one.doc_string = ""
+    for part in (*model.graph.node, *model.graph.value_info, *model.graph.input, *model.graph.output):
+        del part.metadata_props[:]
+        part.doc_string = ""
     for tensor in model.graph.initializer:
         del tensor.metadata_props[:]
         tensor.doc_string = ""

@@ -14,9 +14,8 @@ from typing import Any, Protocol, cast
 import torch
 from torch import Tensor, nn
 
-FLOAT32 = "float32"
-#: Precision by name -> the type of weights and activations.
-PRECISIONS = {FLOAT32: torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+from shade_fast.runtime.names import FLOAT32, PRECISIONS
+
 #: Of an image's gradients that enter a network: far from float16's 65504, and its 6e-8 far from what counts.
 LARGEST = 64.0
 #: Gradients below count as none.
@@ -37,7 +36,7 @@ def in_precision(module: nn.Module, precision: str) -> nn.Module:
     """
     if precision == FLOAT32:
         return module
-    dtype = PRECISIONS[precision]
+    dtype = PRECISIONS[precision].dtype
     if hasattr(module, "over"):
         return cast(Summing, module).over(lambda network: Half(network, dtype))
     return Half(module, dtype)
@@ -53,8 +52,8 @@ class Half(nn.Module):
 
     def forward(self, images: Tensor) -> Any:
         """float32 [B, 3, h, w] to float32."""
-        made = self.network(images.to(self.dtype))
-        return widen(made) if isinstance(made, Tensor) else tuple(widen(one) for one in made)
+        outputs = self.network(images.to(self.dtype))
+        return widen(outputs) if isinstance(outputs, Tensor) else tuple(widen(output) for output in outputs)
 
 
 @torch.library.custom_op("shade_fast::widen", mutates_args=())

@@ -1,27 +1,23 @@
-"""ONNX's libraries, imported where they are first used, and ONNX Runtime's providers by the names used here."""
+"""ONNX's libraries, imported where they are first used, and what to install for each of ONNX Runtime's providers."""
 
 from __future__ import annotations
 
 import importlib
 from typing import Any
 
+from shade_fast.runtime.names import ONNX_CPU, ONNX_CUDA, ONNX_TENSORRT, PROVIDERS
 from shade_fast.terms.errors import ShadeFastError
 
-CPU, CUDA, TENSORRT = "cpu", "cuda", "tensorrt"
-#: Name -> execution providers in order of preference. TensorRT leaves to CUDA what it has no kernel for.
-PROVIDERS = {
-    CPU: ("CPUExecutionProvider",),
-    CUDA: ("CUDAExecutionProvider",),
-    TENSORRT: ("TensorrtExecutionProvider", "CUDAExecutionProvider"),
-}
 INSTALL = {
-    CPU: "pip install 'shade-fast[onnx]'",
-    CUDA: "pip uninstall onnxruntime; pip install 'shade-fast[onnx-gpu]', with the CUDA and cuDNN that it asks for",
-    TENSORRT: "pip uninstall onnxruntime; pip install 'shade-fast[onnx-gpu]' tensorrt",
+    ONNX_CPU: "pip install 'shade-fast[onnx]'",
+    ONNX_CUDA: (
+        "pip uninstall onnxruntime; pip install 'shade-fast[onnx-gpu]', with the CUDA and cuDNN that it asks for"
+    ),
+    ONNX_TENSORRT: "pip uninstall onnxruntime; pip install 'shade-fast[onnx-gpu]' tensorrt",
 }
 
 
-def runtime(provider: str = CPU) -> Any:
+def runtime(provider: str = ONNX_CPU) -> Any:
     """The module onnxruntime, which offers the provider. Raises ShadeFastError that says what to install."""
     if provider not in PROVIDERS:
         raise ShadeFastError(f"ONNX Runtime's provider {provider!r}: give one of {', '.join(PROVIDERS)}")
@@ -61,8 +57,8 @@ def describe_onnxruntime() -> dict[str, str]:
 
 def exporter() -> Any:
     """The module onnx, with onnxscript there beside it. Raises ShadeFastError that says what to install."""
-    _imported("onnxscript", CPU)
-    return _imported("onnx", CPU)
+    _imported("onnxscript", ONNX_CPU)
+    return _imported("onnx", ONNX_CPU)
 
 
 def versions() -> dict[str, str]:

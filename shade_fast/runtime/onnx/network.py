@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import functools
-import threading
-from collections import OrderedDict
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Hashable, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from shade_fast.ops import latent_distance
+from shade_fast.runtime.autograd import differentiable
+from shade_fast.runtime.names import FLOAT32, check_precision
+from shade_fast.runtime.network import FrozenNetwork, Recent, shapes_of, wants_gradient
 from shade_fast.runtime.onnx.export import cached, read_module
-from shade_fast.runtime.onnx.half import FLOAT32, PRECISIONS, in_precision
-from shade_fast.runtime.onnx.libraries import CPU, check_onnxruntime
+from shade_fast.runtime.onnx.half import in_precision
+from shade_fast.runtime.onnx.libraries import check_onnxruntime
 from shade_fast.runtime.onnx.session import Session
 from shade_fast.runtime.onnx.trace import Source
 from shade_fast.terms.errors import ShadeFastError
@@ -22,58 +22,56 @@ from shade_fast.terms.errors import ShadeFastError
 #: Sessions that a network keeps, each with its weights: of one kind, for inputs of one shape.
 MOST_SESSIONS = 8
 
-Shapes = tuple[tuple[int, ...], ...]
 
-
-class OnnxNetwork(nn.Module):
+class OnnxNetwork(FrozenNetwork[Source]):
     """A network whose forward and input gradient are ONNX graphs; differentiable, once, in its first input alone.
 
     A module whose outputs are numbers of each image (distances) is one graph, forward and gradient in one run. For any
     other, the forward is one run, and its gradient another that makes the forward's values again.
 
     module: from float32 images [B, 3, h, w], and further tensors, to a tensor or a tuple of tensors.
-    precision: of gradients and of what is made together with them (`PRECISIONS`), on a GPU; what no gradient is asked
-        of, and so all that is measured and reported, is float32.
+    precision: of gradients and of what comes out of the same run (`PRECISIONS` in names.py), on a GPU; what no gradient
+        is asked of, and so all that is measured and reported, is float32.
     shrink: whether a run gives the memory back that it worked in.
     """
 
+    title = "a network run by ONNX Runtime"
+    most_sizes = MOST_SESSIONS
+
     def __init__(self, module: nn.Module, provider: str, precision: str = FLOAT32) -> None:
         """Raises ShadeFastError where ONNX Runtime, the provider or the exporter's libraries are not there."""
-        super().__init__()
+        super().__init__(module)
         check_precision(provider, precision)
         check_onnxruntime(provider)
-        self.module = module
         self.provider = provider
         self.precision = precision
         self.shrink = False
         self._distances: OnnxNetwork | None = None
-        self._lock = threading.RLock()
-        self._sources: OrderedDict[tuple[nn.Module, Shapes], Source] = OrderedDict()
-        self._sessions: OrderedDict[tuple[Any, ...], Session] = OrderedDict()
-
-    def forward(self, *inputs: Tensor) -> Any:
-        """The module's result. Raises ShadeFastError for images that are not float32 [B, C, h, w]."""
-        images = inputs[0]
-        if images.dtype != torch.float32 or images.ndim != 4:
-            raise ShadeFastError(
-                f"a network run by ONNX Runtime takes float32 images [B, C, h, w]; got {images.dtype} "
-                f"{list(images.shape)}"
-            )
-        if not images.numel():
-            return self.module(*inputs)
-        if torch.is_grad_enabled() and images.requires_grad:
-            kind, outputs = "step", _Run.apply(self, *inputs)  # type: ignore[no-untyped-call]
-        else:
-            kind, outputs = "forward", tuple(self.run("forward", inputs))
-        return outputs[0] if self.source(inputs, kind).single else outputs
+        self._sessions: Recent[Session] = Recent(MOST_SESSIONS)
 
     @functools.cached_property
     def _stepped(self) -> nn.Module:
         return in_precision(self.module, self.precision)
 
+    def _traced(self, images: Tensor) -> nn.Module:
+        """The module that a run on images is of."""
+        return self._stepped if wants_gradient(images) else self.module
+
+    def key(self, inputs: Sequence[Tensor]) -> Hashable:
+        return self._traced(inputs[0]), super().key(inputs)
+
+    def prepare(self, inputs: Sequence[Tensor]) -> Source:
+        """The module's operators. Raises ShadeFastError for a module that cannot be traced: torch runs none here."""
+        return read_module(self._traced(inputs[0]), inputs)
+
+    def execute(self, program: Source, inputs: Sequence[Tensor]) -> Sequence[Tensor]:
+        if wants_gradient(inputs[0]):
+            return differentiable(GraphRun(self, program), inputs)
+        return self.run("forward", program, inputs)
+
     def distance(self, images: Tensor, anchor_latents: Tensor) -> Tensor:
         """‖module(images) - anchor_latents‖₂, [B], whose gradient comes from the same run."""
-        if not (torch.is_grad_enabled() and images.requires_grad):
+        if not wants_gradient(images):
             return latent_distance(self(images), anchor_latents, backend="reference")
         if self._distances is None:
             self._distances = OnnxNetwork(LatentDistance(self.module), self.provider, self.precision)
@@ -81,31 +79,18 @@ class OnnxNetwork(nn.Module):
         distance: Tensor = self._distances(images, anchor_latents)
         return distance
 
-    def run(self, kind: str, inputs: Sequence[Tensor], upstream: Sequence[Tensor] = ()) -> list[Tensor]:
+    def run(self, kind: str, source: Source, inputs: Sequence[Tensor], upstream: Sequence[Tensor] = ()) -> list[Tensor]:
         """The outputs of one kind of graph (see `trace.KINDS`); upstream: the outputs' gradients, for a pullback."""
-        return self._session(kind, inputs).run((*inputs, *upstream), self.shrink)
+        return self._session(kind, source, inputs).run((*inputs, *upstream), self.shrink)
 
-    def source(self, inputs: Sequence[Tensor], kind: str = "forward") -> Source:
-        """The module's operators for inputs of these shapes, as graphs of one kind have them."""
-        module = self.module if kind == "forward" else self._stepped
-        key = (module, _shapes(inputs))
+    def _session(self, kind: str, source: Source, inputs: Sequence[Tensor]) -> Session:
+        device = inputs[0].device
+        key = (kind, shapes_of(inputs), device, torch.get_num_threads())
         with self._lock:
-            if key not in self._sources:
-                self._sources[key] = read_module(module, inputs)
-                while len(self._sources) > MOST_SESSIONS:
-                    self._sources.popitem(last=False)
-            return self._sources[key]
-
-    def _session(self, kind: str, inputs: Sequence[Tensor]) -> Session:
-        key = (kind, _shapes(inputs), torch.get_num_threads())
-        with self._lock:
-            session = self._sessions.pop(key, None)
+            session = self._sessions.get(key)
             if session is None:
-                source = self.source(inputs, kind)
-                session = Session(cached(source, kind, source.names(kind)), self.provider, inputs[0].device)
-            self._sessions[key] = session
-            while len(self._sessions) > MOST_SESSIONS:
-                self._sessions.popitem(last=False)
+                session = Session(cached(source, kind, source.names(kind)), self.provider, device)
+                self._sessions.put(key, session)
             return session
 
 
@@ -123,45 +108,33 @@ class LatentDistance(nn.Module):
         return latent_distance(self.module(images).float(), anchor_latents, backend="reference")
 
 
-class _Run(torch.autograd.Function):
-    """Forward and input gradient as one node of autograd's graph."""
+class GraphRun:
+    """A run with a gradient: one graph where the outputs are numbers of each image, else a forward and a pullback."""
 
-    @staticmethod
-    def forward(ctx: Any, network: OnnxNetwork, *inputs: Tensor) -> tuple[Tensor, ...]:
-        ctx.network, ctx.inputs = network, tuple(tensor.detach() for tensor in inputs)
-        ctx.gradient = None
-        if network.source(inputs, "step").per_image:
-            *outputs, ctx.gradient = network.run("step", inputs)
-        else:
-            outputs = network.run("forward", inputs)
-        return tuple(outputs)
+    def __init__(self, network: OnnxNetwork, source: Source) -> None:
+        self._network = network
+        self._source = source
+        self._inputs: Sequence[Tensor] = ()
+        self._gradient: Tensor | None = None
 
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
+    def forward(self, inputs: Sequence[Tensor]) -> list[Tensor]:
+        self._inputs = inputs
+        if self._source.per_image:
+            *outputs, self._gradient = self._network.run("step", self._source, inputs)
+            return outputs
+        source = self._network.program(inputs)
+        assert source is not None
+        return self._network.run("forward", source, inputs)
+
+    def backward(self, upstream: Sequence[Tensor]) -> Tensor:
         # The step's gradient is that of the outputs' sum; each image's is its own, so that it may be scaled afterwards.
-        if ctx.gradient is not None and all(torch.equal(one, upstream[0]) for one in upstream[1:]):
-            gradient = ctx.gradient * upstream[0][:, None, None, None]
+        if self._gradient is not None and all(torch.equal(other, upstream[0]) for other in upstream[1:]):
+            gradient = self._gradient * upstream[0][:, None, None, None]
         else:
-            (gradient,) = ctx.network.run("pullback", ctx.inputs, upstream)
-        if ctx.network.precision != FLOAT32 and not bool(torch.isfinite(gradient).all()):
+            (gradient,) = self._network.run("pullback", self._source, self._inputs, upstream)
+        if self._network.precision != FLOAT32 and not bool(torch.isfinite(gradient).all()):
             raise ShadeFastError(
-                f"the network's gradient does not fit {ctx.network.precision}: its values are too large; use "
-                f"backend='onnxruntime:{ctx.network.provider}'"
+                f"the network's gradient does not fit {self._network.precision}: its values are too large; use "
+                f"backend='onnxruntime:{self._network.provider}'"
             )
-        return None, gradient, *([None] * (len(ctx.inputs) - 1))
-
-
-def check_precision(provider: str, precision: str) -> None:
-    """Raise ShadeFastError for a precision that is unknown, or that a provider does not compute in."""
-    if precision not in PRECISIONS:
-        raise ShadeFastError(f"precision {precision!r}: give one of {', '.join(PRECISIONS)}")
-    if provider == CPU and precision != FLOAT32:
-        raise ShadeFastError(
-            f"backend 'onnxruntime:{CPU}:{precision}': ONNX Runtime computes in float32 on a CPU; use "
-            f"backend='onnxruntime:{CPU}', or 'onnxruntime:cuda:{precision}'"
-        )
-
-
-def _shapes(inputs: Sequence[Tensor]) -> Shapes:
-    return tuple(tuple(tensor.shape) for tensor in inputs)
+        return gradient

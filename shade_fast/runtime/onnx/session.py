@@ -10,8 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from shade_fast.runtime.names import ONNX_CPU, ONNX_CUDA, PROVIDERS
 from shade_fast.runtime.onnx import libraries
-from shade_fast.runtime.onnx.libraries import CPU, INSTALL, PROVIDERS
+from shade_fast.runtime.onnx.libraries import INSTALL
 from shade_fast.terms.errors import ShadeFastError, reason
 
 
@@ -34,7 +35,7 @@ class Session:
         # Threads that spin on between runs would take the cores from torch, whose turn is next.
         options.add_session_config_entry("session.force_spinning_stop", "1")
         options.log_severity_level = 3
-        if provider == libraries.CUDA:
+        if provider == ONNX_CUDA:
             options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
         index = {"device_id": str(device.index or 0)}
         providers = [name if name.startswith("CPU") else (name, index) for name in PROVIDERS[provider]]
@@ -45,7 +46,7 @@ class Session:
         except Exception as error:  # ONNX Runtime's errors have no common class
             raise ShadeFastError(
                 f"backend 'onnxruntime:{provider}': ONNX Runtime {onnxruntime.__version__} cannot load the graph "
-                f"({reason(error, 300)})" + ("" if provider == CPU else f"; {INSTALL[provider]}")
+                f"({reason(error, 300)})" + ("" if provider == ONNX_CPU else f"; {INSTALL[provider]}")
             ) from error
         check_providers(self._session.get_providers(), provider, onnxruntime.__version__)
         self._inputs = self._session.get_inputs()
@@ -64,7 +65,7 @@ class Session:
                 )
             tensor = tensor.detach().contiguous()
             kept.append(tensor)
-            if self.provider != CPU and tensor.device.type == "cpu" and number:
+            if self.provider != ONNX_CPU and tensor.device.type == "cpu" and number:
                 binding.bind_ortvalue_input(described.name, self._on_device(described.name, tensor))
             else:
                 binding.bind_input(described.name, *_place(tensor))
@@ -79,7 +80,7 @@ class Session:
             # ONNX Runtime's own stream does not wait for torch's.
             torch.cuda.current_stream(self.device).synchronize()
         self._session.run_with_iobinding(binding, options)
-        if self.provider != CPU:
+        if self.provider != ONNX_CPU:
             binding.synchronize_outputs()
         return results
 

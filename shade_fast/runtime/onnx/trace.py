@@ -74,19 +74,19 @@ def read(module: nn.Module, inputs: Sequence[Tensor]) -> Source:
     with TRACING, warnings.catch_warnings(), torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
         warnings.simplefilter("ignore")
         empty = [torch.empty_like(tensor, memory_format=torch.contiguous_format) for tensor in inputs]
-        made = exported(module, empty)
-        check_gradient(made, kept=[aten.detach.default])
-        made = made.run_decompositions({})
-    outputs = next(node for node in made.graph.nodes if node.op == "output").args[0]
-    digest = hashlib.sha256(made.graph_module.code.encode())
-    for spec in made.graph_signature.input_specs:
+        program = exported(module, empty)
+        check_gradient(program, kept=[aten.detach.default])
+        program = program.run_decompositions({})
+    outputs = next(node for node in program.graph.nodes if node.op == "output").args[0]
+    digest = hashlib.sha256(program.graph_module.code.encode())
+    for spec in program.graph_signature.input_specs:
         if spec.target is not None:
-            tensors = made.state_dict if spec.target in made.state_dict else made.constants
+            tensors = program.state_dict if spec.target in program.state_dict else program.constants
             _hash(digest, spec.arg.name, tensors[spec.target])
     shapes = tuple(tuple(output.meta["val"].shape) for output in outputs)
-    single = made.call_spec.out_spec.is_leaf()
+    single = program.call_spec.out_spec.is_leaf()
     given = tuple(tuple(tensor.shape) for tensor in inputs)
-    run = made.module(check_guards=False)
+    run = program.module(check_guards=False)
     return Source(run, given, shapes, single, inputs[0].device, digest.hexdigest())
 
 
@@ -97,11 +97,11 @@ def trace(source: Source, kind: str) -> fx.GraphModule:
     function = _FUNCTIONS[kind](source)
     with TRACING, warnings.catch_warnings(), sdpa_kernel(SDPBackend.MATH):
         warnings.simplefilter("ignore")
-        made = _traced(function, inputs)
-        if any(map(_changes_in_place, made.graph.nodes)):
-            made = _traced(functionalize(made), inputs)
-    _simplify(made)
-    return made.eval()
+        graph = _traced(function, inputs)
+        if any(map(_changes_in_place, graph.graph.nodes)):
+            graph = _traced(functionalize(graph), inputs)
+    _simplify(graph)
+    return graph.eval()
 
 
 def _traced(function: Callable[..., Any], inputs: Sequence[Tensor]) -> fx.GraphModule:
@@ -128,7 +128,7 @@ def _step(source: Source, each: bool) -> Callable[..., Any]:
             outputs, entries = _watched(source, images, *extras)
             sums = [output.sum() for output in outputs]
             wanted = sums if each else [torch.stack(sums).sum()]
-            gradients = [_gradient([one], images, entries) for one in wanted]
+            gradients = [_gradient([total], images, entries) for total in wanted]
         return [*(output.detach() for output in outputs), *gradients]
 
     return step
@@ -173,8 +173,8 @@ def _gradient(
     """The gradient in the images, scaled on its way through half precision."""
     if not entries:
         return torch.autograd.grad(outputs, images, upstream, retain_graph=True)[0]
-    found = torch.autograd.grad(outputs, entries, upstream, retain_graph=True, allow_unused=True)
-    entering = [(entry, gradient) for entry, gradient in zip(entries, found, strict=True) if gradient is not None]
+    gradients = torch.autograd.grad(outputs, entries, upstream, retain_graph=True, allow_unused=True)
+    entering = [(entry, gradient) for entry, gradient in zip(entries, gradients, strict=True) if gradient is not None]
     scale = scale_of([gradient for _, gradient in entering])
     scaled = [gradient * scale for _, gradient in entering]
     (gradient,) = torch.autograd.grad([entry for entry, _ in entering], images, scaled, retain_graph=True)
@@ -247,11 +247,11 @@ def _fold(module: fx.GraphModule) -> None:
     for node in module.graph.nodes:
         if node.op == "get_attr":
             values[node] = getattr(module, node.target).detach()
-        elif node.op == "call_function" and all(one in values for one in node.all_input_nodes):
+        elif node.op == "call_function" and all(source in values for source in node.all_input_nodes):
             value = node.meta.get("val")
             if _is_random(node) or (not node.all_input_nodes and isinstance(value, Tensor) and value.numel() > SMALL):
                 continue
-            arguments = fx.node.map_arg((node.args, node.kwargs), lambda one: values[one])
+            arguments = fx.node.map_arg((node.args, node.kwargs), lambda source: values[source])
             with torch.no_grad():
                 values[node] = node.target(*arguments[0], **arguments[1])
     stored = 0
@@ -259,7 +259,7 @@ def _fold(module: fx.GraphModule) -> None:
         value = values.get(node)
         if node.op == "get_attr" or not isinstance(value, Tensor) or all(user in values for user in node.users):
             continue
-        made_of = sum(one.numel() for one in map(values.get, node.all_input_nodes) if isinstance(one, Tensor))
+        made_of = sum(source.numel() for source in map(values.get, node.all_input_nodes) if isinstance(source, Tensor))
         if value.numel() > max(SMALL, GROWTH * made_of):
             continue
         name = f"_folded_{stored}"

@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 
 from shade_fast.ops.native import Call
-from shade_fast.runtime.arena import Buffer
-from shade_fast.runtime.layers import Layer, Operand
+from shade_fast.runtime.cpu.arena import Buffer
+from shade_fast.runtime.cpu.layers.layer import Layer
+from shade_fast.runtime.cpu.values import Operand
 
 if TYPE_CHECKING:
-    from shade_fast.runtime.program import Schedule
+    from shade_fast.runtime.cpu.schedule import Schedule
 
 
 @dataclass(eq=False)
@@ -31,6 +32,10 @@ class TorchLayer(Layer):
 
     @property
     def jumps(self) -> bool:
+        return True  # for all that is known
+
+    @property
+    def mixes_images(self) -> bool:
         return True  # for all that is known
 
     def operands(self) -> list[Operand]:
@@ -71,11 +76,11 @@ class TorchLayer(Layer):
             def call() -> int:
                 gradients = torch.autograd.grad(graph["result"], graph["leaves"], upstream, allow_unused=True)
                 graph.clear()
-                for target, made in zip(out, gradients, strict=True):
-                    if made is None:
+                for target, result in zip(out, gradients, strict=True):
+                    if result is None:
                         target.zero_()
                     else:
-                        target.copy_(made)
+                        target.copy_(result)
                 return 0
 
             return call

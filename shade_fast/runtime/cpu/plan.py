@@ -28,19 +28,19 @@ from shade_fast.ops import matrix_product, native
 from shade_fast.ops.convolution import Convolution
 from shade_fast.ops.epilogue import Epilogue
 from shade_fast.ops.native import Call
-from shade_fast.runtime.layers import Dims
+from shade_fast.runtime.cpu.values import Dims
 from shade_fast.system.files import cache_folder, write_whole
 from shade_fast.terms.errors import ShadeFastError
 from shade_fast.terms.version import __version__
 
-#: What an accuracy admits, the one to take without measurements first, where it supports the convolution.
-ACCURACIES = {
+#: What an accuracy admits, the one to take without measurements first, where it supports the convolution. `careful` is
+#: the forward of a network whose gradient jumps (ReLUs, max pooling), for `fast`: each error moves the places of the
+#: jumps, and those of tiles are 5 to 9 times F(4x4)'s, and twice F(6x6)'s where channels are 64 or fewer.
+ADMITTED = {
     "fast": ("narrow", "tiles", "winograd4", "winograd6", "direct"),
     "exact": ("narrow", "direct"),
+    "careful": ("narrow", "winograd4", "winograd6", "direct"),
 }
-#: And the forward of a network whose gradient jumps (ReLUs, max pooling), for "fast": each error moves the places of
-#: the jumps, and those of tiles are 5 to 9 times F(4x4)'s, and twice F(6x6)'s where channels are 64 or fewer.
-ADMITTED = {**ACCURACIES, "careful": ("narrow", "winograd4", "winograd6", "direct")}
 MOST_EXACT = ("narrow", "direct", "winograd2", "winograd4", "tiles", "winograd6")
 #: The share of the time of a more exact algorithm that another has to stay below.
 CLEARLY = 0.95

@@ -58,17 +58,17 @@ def lay_out(buffers: Iterable[Buffer]) -> int:
     """
     placed: list[Buffer] = []
     total = 0
-    for buffer in sorted(buffers, key=lambda one: (-one.bytes, one.first)):
+    for buffer in sorted(buffers, key=lambda other: (-other.bytes, other.first)):
         neighbours = sorted(
-            (one for one in placed if one.first <= buffer.last and buffer.first <= one.last),
-            key=lambda one: one.offset,
+            (other for other in placed if other.first <= buffer.last and buffer.first <= other.last),
+            key=lambda other: other.offset,
         )
         best, best_gap, end = -1, -1, 0
-        for one in neighbours:
-            gap = one.offset - end
+        for other in neighbours:
+            gap = other.offset - end
             if gap >= buffer.bytes and (best < 0 or gap < best_gap):
                 best, best_gap = end, gap
-            end = max(end, one.offset + one.bytes)
+            end = max(end, other.offset + other.bytes)
         buffer.offset = end if best < 0 else best
         total = max(total, buffer.offset + buffer.bytes)
         placed.append(buffer)

@@ -12,11 +12,12 @@ from torch import Tensor
 
 from shade_fast.ops import matrix_product
 from shade_fast.ops.native import Call
-from shade_fast.runtime.arena import Buffer
-from shade_fast.runtime.layers import Layer, Operand
+from shade_fast.runtime.cpu.arena import Buffer
+from shade_fast.runtime.cpu.layers.layer import Layer
+from shade_fast.runtime.cpu.values import Operand
 
 if TYPE_CHECKING:
-    from shade_fast.runtime.program import Schedule
+    from shade_fast.runtime.cpu.schedule import Schedule
 
 
 @dataclass(eq=False)
@@ -86,17 +87,17 @@ class AttentionLayer(Layer):
             calls: list[Call] = []
             for image in range(batch):
                 for head in range(self.heads):
-                    one = image, head
+                    at_once = image, head
                     for row in range(0, rows, self.ROWS):
                         some = image, head, slice(row, row + self.ROWS)
                         probability, later = at(weights)[some], row > 0
                         slope = at(slopes)[: len(probability)]
                         calls += [
-                            product(probability.t(), g[some], dv[one], accumulate=later),
-                            product(g[some], v[one].t(), slope),
+                            product(probability.t(), g[some], dv[at_once], accumulate=later),
+                            product(g[some], v[at_once].t(), slope),
                             partial(_softmax_gradient, slope, probability),
-                            product(slope, k[one], dq[some], factor=self.scale),
-                            product(slope.t(), q[some], dk[one], factor=self.scale, accumulate=later),
+                            product(slope, k[at_once], dq[some], factor=self.scale),
+                            product(slope.t(), q[some], dk[at_once], factor=self.scale, accumulate=later),
                         ]
             return partial(_all, calls)
 

@@ -1,10 +1,8 @@
-"""Frozen networks against the modules that they came from, in float64."""
+"""What is the CPU engine's own: programs, their memory, images run one by one, plans and reports."""
 
 from __future__ import annotations
 
 import copy
-import sys
-import threading
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -17,100 +15,12 @@ from torch.nn import functional as F
 from shade_fast import runtime
 from shade_fast.ops import convolution, native
 from shade_fast.ops.lpips_layer import lpips_layer
-from shade_fast.runtime import BLOCKS, CudaNetwork, Frozen, freeze
-from shade_fast.runtime.graph import Graph
+from shade_fast.runtime import BLOCKS, Frozen, freeze
+from shade_fast.runtime.cpu import frozen as networks
 from shade_fast.terms.errors import ShadeFastError
-from tests.runtime.networks import NETS, STOPS, Net, Quantized, Stops, conv, flat, gradients, made, photograph, relative
+from tests.runtime.networks import NETS, Net, Writes, conv, flat, gradients, made, photograph, relative
 
 pytestmark = pytest.mark.skipif(not native.cpu_available(), reason="shade_fast._cpu is not built")
-
-#: Relative root-mean-square of the input gradient against float64, as `freeze` promises it.
-TOLERANCE = {"fast": 1e-4, "exact": 1e-5}
-
-
-@pytest.mark.parametrize("accuracy", ["fast", "exact"])
-@pytest.mark.parametrize("name", NETS)
-def test_results_and_input_gradient_are_the_modules(name: str, accuracy: str) -> None:
-    module = made(name)
-    frozen = freeze(module, "native", accuracy=accuracy)
-    double = made(name).double()
-    for shape in ((1, 32, 32), (2, 21, 34)):
-        images = photograph(shape[1], shape[2], shape[0])
-        right, right_gradient = gradients(double, images.double())
-        for _ in range(2):  # the second time in memory that holds the first's
-            outputs, gradient = gradients(frozen, images)
-            assert len(outputs) == len(right)
-            for output, one in zip(outputs, right, strict=True):
-                assert output.shape == one.shape
-                assert relative(output, one) < TOLERANCE[accuracy]
-            assert gradient.shape == images.shape
-            assert relative(gradient, right_gradient) < TOLERANCE[accuracy]
-        with torch.no_grad():
-            for output, one in zip(flat(frozen(images)), right, strict=True):
-                assert relative(output, one) < TOLERANCE[accuracy]
-    assert isinstance(frozen, Frozen)
-    assert frozen.report(images).reason is None
-
-
-def test_several_outputs() -> None:
-    class Two(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.a, self.b = conv(3, 8), conv(8, 4, stride=2)
-
-        def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-            first = torch.relu(self.a(images))
-            return first, self.b(first)
-
-    torch.manual_seed(0)
-    module = Two().eval().requires_grad_(False)
-    images = photograph(24, 32)
-    outputs, gradient = gradients(freeze(module), images)
-    right, right_gradient = gradients(module.double(), images.double())
-    assert [relative(output, one) < 1e-4 for output, one in zip(outputs, right, strict=True)] == [True, True]
-    assert relative(gradient, right_gradient) < 1e-4
-
-
-def test_results_outlive_the_next_step() -> None:
-    frozen = freeze(made("group norms"))
-    first = frozen(photograph(32, 32))
-    kept = first.clone()
-    frozen(1 - photograph(32, 32))
-    assert torch.equal(first, kept)
-
-
-def test_steps_may_overlap_and_the_gradients_are_each_ones_own() -> None:
-    frozen = freeze(made("shared value"))
-    a, b = photograph(32, 32).requires_grad_(True), (1 - photograph(32, 32)).requires_grad_(True)
-    alone = [torch.autograd.grad(frozen(one).square().sum(), one)[0] for one in (a, b)]
-    first, second = frozen(a), frozen(b)
-    together = [torch.autograd.grad(result.square().sum(), one)[0] for result, one in ((first, a), (second, b))]
-    assert all(torch.equal(one, other) for one, other in zip(alone, together, strict=True))
-
-
-def test_threads_may_share_a_network() -> None:
-    frozen = freeze(made("group norms"))
-    images = [photograph(32, 32) * scale for scale in (0.2, 0.5, 0.8, 1.0)]
-    right = [gradients(frozen, image)[1] for image in images]
-    found: dict[int, list[bool]] = {}
-
-    def work(number: int) -> None:
-        found[number] = [torch.equal(gradients(frozen, images[number])[1], right[number]) for _ in range(10)]
-
-    threads = [threading.Thread(target=work, args=(number,)) for number in range(len(images))]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert all(all(found[number]) for number in range(len(images)))
-
-
-def test_an_images_gradient_does_not_depend_on_its_neighbours() -> None:
-    frozen = freeze(made("kernels and strides"))
-    images = photograph(40, 24, 3)
-    together = gradients(frozen, images)[0][0]
-    for number in range(3):
-        assert torch.equal(frozen(images[number : number + 1])[0], together[number])
 
 
 #: What makes each image's result of all images of the batch.
@@ -139,7 +49,7 @@ RUN_BY_TORCH = {
 def test_large_images_are_run_one_by_one_where_none_depends_on_another(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sys.modules["shade_fast.runtime.freeze"], "BYTES_ALONE", 0)
+    monkeypatch.setattr(networks, "BYTES_ALONE", 0)
     torch.manual_seed(0)
     module = made(name) if name in NETS else MIXED[name]().eval().requires_grad_(False)
     frozen, images = freeze(module), photograph(21, 34, 4)
@@ -160,7 +70,7 @@ def test_large_images_are_run_one_by_one_where_none_depends_on_another(
 
 
 def test_a_batch_of_large_images_takes_one_images_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys.modules["shade_fast.runtime.freeze"], "BYTES_ALONE", 4 * 32 * 64 * 64)
+    monkeypatch.setattr(networks, "BYTES_ALONE", 4 * 32 * 64 * 64)
     frozen, images = freeze(made("group norms")), photograph(64, 64, 4)
     anchors = frozen(images).roll(1, 0).contiguous()
 
@@ -179,7 +89,7 @@ def test_a_batch_of_large_images_takes_one_images_memory(monkeypatch: pytest.Mon
 
 
 def test_features_of_images_run_one_by_one_are_each_ones_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys.modules["shade_fast.runtime.freeze"], "BYTES_ALONE", 0)
+    monkeypatch.setattr(networks, "BYTES_ALONE", 0)
     torch.manual_seed(0)
     module = Compared().eval().requires_grad_(False)
     frozen, images = freeze(module), photograph(16, 24, 3)
@@ -272,66 +182,6 @@ def test_latent_gradients_of_images_of_another_type_are_refused_and_spoil_nothin
     assert runtime.latent_gradient(frozen, images[:0], anchors[:0]) is None
 
 
-class Writes(nn.Module):
-    """Writes to what a convolution made, in one of several ways."""
-
-    def __init__(self, way: str) -> None:
-        super().__init__()
-        self.way = way
-        self.first, self.second = nn.Conv2d(3, 16, 3, padding=1), nn.Conv2d(16, 4, 3, padding=1)
-        self.relu = nn.ReLU(inplace=True)
-
-    def forward(self, images: Tensor) -> Tensor:
-        x = self.first(images)
-        seen = x.flatten(2) if self.way == "seen before" else None
-        before = x * 2 if self.way == "used before" else None
-        if self.way == "twice":
-            y = self.relu(x.add_(images.mean(1, keepdim=True)))
-        else:
-            y = self.relu(x[:, :8] if self.way == "a part" else x)
-        z = self.second(x if self.way in ("used after", "a part", "twice") else y)
-        if seen is not None:
-            z = z + seen.reshape(x.shape)[:, :4]
-        return z if before is None else z + before[:, :4]
-
-
-@pytest.mark.parametrize("way", ["plain", "used after", "used before", "seen before", "a part", "twice"])
-def test_what_writes_in_place_gives_the_modules_results(way: str) -> None:
-    torch.manual_seed(0)
-    module, images = Writes(way).eval(), photograph(24, 20, 2)
-    (output,), gradient = gradients(freeze(module), images)
-    (right,), right_gradient = gradients(module.double(), images.double())
-    assert relative(output, right) < 1e-5
-    assert relative(gradient, right_gradient) < 1e-4
-
-
-@pytest.mark.parametrize("backend", ["native", "cuda"])
-@pytest.mark.parametrize("way", STOPS)
-def test_no_gradient_flows_where_the_module_stops_it(way: str, backend: str) -> None:
-    torch.manual_seed(0)
-    module, images = Stops(way).eval(), photograph(24, 20, 2)
-    frozen = freeze(module, backend, accuracy="exact")
-    (output,), gradient = gradients(frozen, images)
-    (right,), right_gradient = gradients(module.double(), images.double())
-    assert relative(output, right) < 1e-5
-    assert relative(gradient, right_gradient) < 1e-5
-    assert isinstance(frozen, Frozen | CudaNetwork)
-    assert ["stops the gradient" in reason for reason in frozen.reasons.values()] == [True] * (way != "constants")
-
-
-@pytest.mark.parametrize("backend", ["native", "cuda"])
-def test_a_gradient_that_the_module_defines_itself_is_taken(backend: str) -> None:
-    torch.manual_seed(0)
-    module, images = Quantized().eval(), photograph(24, 20, 2)
-    frozen = freeze(module, backend, accuracy="exact")
-    (output,), gradient = gradients(frozen, images)
-    (right,), right_gradient = gradients(module, images)
-    assert relative(output, right) < 1e-5
-    assert relative(gradient, right_gradient) < 1e-5
-    assert isinstance(frozen, Frozen | CudaNetwork)
-    assert all("a gradient of its own: Rounded" in reason for reason in frozen.reasons.values()) and frozen.reasons
-
-
 def test_a_size_is_traced_once(monkeypatch: pytest.MonkeyPatch) -> None:
     traced: list[tuple[int, ...]] = []
     export = torch.export.export
@@ -348,23 +198,6 @@ def test_a_size_is_traced_once(monkeypatch: pytest.MonkeyPatch) -> None:
         frozen(images)
         frozen(images[:, :, :8])
     assert traced == [(1, 3, 16, 24), (1, 3, 8, 24)]
-
-
-def test_the_size_that_was_used_longest_ago_is_forgotten_first(monkeypatch: pytest.MonkeyPatch) -> None:
-    module = sys.modules["shade_fast.runtime.freeze"]
-    traced: list[int] = []
-
-    def counted(*arguments: Any) -> Graph:
-        traced.append(arguments[1][0].shape[3])
-        return Graph(*arguments)
-
-    monkeypatch.setattr(module, "MOST_SIZES", 2)
-    monkeypatch.setattr(module, "Graph", counted)
-    frozen = freeze(made("one convolution"))
-    for width in (16, 24, 16, 32, 16, 24):
-        gradients(frozen, photograph(16, width))
-        frozen(photograph(16, width))
-    assert traced == [16, 24, 32, 24]
 
 
 class Compared(nn.Module):
@@ -452,30 +285,6 @@ def test_the_report_names_layers_algorithms_and_shares() -> None:
     assert {row.kind for row in report.rows} >= {"convolution", "tanh", "cat"}
     assert all(row.forward == "torch" for row in report.rows if row.kind in ("tanh", "cat"))
     assert "layers.c" in str(report)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (("tpu", "fast"), "backend 'tpu'"),
-        (("native", "roughly"), "accuracy 'roughly' of backend 'native': give one of fast, exact"),
-    ],
-)
-def test_unknown_names(arguments: tuple[str, str], message: str) -> None:
-    with pytest.raises(ShadeFastError, match=message):
-        freeze(nn.Identity(), arguments[0], accuracy=arguments[1])
-
-
-def test_images_of_another_type() -> None:
-    with pytest.raises(ShadeFastError, match="takes float32 images"):
-        freeze(nn.Identity())(torch.zeros(1, 3, 8, 8, dtype=torch.float64))
-
-
-def test_reference_is_the_module_itself() -> None:
-    module = made("one convolution")
-    assert freeze(module, "reference") is module
-    frozen = freeze(module)
-    assert freeze(frozen) is frozen
 
 
 @pytest.mark.skipif(

@@ -14,7 +14,7 @@ import pytest
 from shade_fast.ops import convolution as conv
 from shade_fast.ops import native
 from shade_fast.ops.convolution import Convolution
-from shade_fast.runtime import plan
+from shade_fast.runtime.cpu import plan
 from shade_fast.terms.errors import ShadeFastError
 
 pytestmark = pytest.mark.skipif(not native.cpu_available(), reason="shade_fast._cpu is not built")

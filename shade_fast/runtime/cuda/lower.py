@@ -30,13 +30,13 @@ _OF_ANY_DTYPE = {
 }
 
 
-def rewrite(graph: Graph, dtype: torch.dtype, tf32: bool, constants: Constants) -> fx.GraphModule:
+def lower(graph: Graph, dtype: torch.dtype, tf32: bool, constants: Constants) -> fx.GraphModule:
     """The program of a graph: what stands together is one layer, features have a dtype, weights lie channels-last.
 
     constants: filled with the weights as the program takes them. The program takes the graph's inputs, and gives a
     tuple of its outputs.
     """
-    return _Rewriting(graph, dtype, tf32, constants).program()
+    return _CudaLowering(graph, dtype, tf32, constants).program()
 
 
 @dataclass(eq=False)
@@ -52,7 +52,7 @@ class _Pending:
     made: fx.Node | None = None
 
 
-class _Rewriting:
+class _CudaLowering:
     def __init__(self, graph: Graph, dtype: torch.dtype, tf32: bool, constants: Constants) -> None:
         self.traced = graph
         self.dtype = dtype
@@ -77,7 +77,7 @@ class _Rewriting:
                 self.environment[node] = self._call(node)
             elif node.op == "output":
                 results: Any = node.args[0]
-                self.graph.output(tuple(self._node(self.environment[one]) for one in results))
+                self.graph.output(tuple(self._node(self.environment[result]) for result in results))
             else:
                 raise NotImplementedError(f"{node.op} in a traced graph")
         self.graph.eliminate_dead_code()
@@ -88,10 +88,10 @@ class _Rewriting:
         if not _holds((args, kwargs), (fx.Node, _Pending)):
             return node.target(*args, **kwargs)  # type: ignore[operator]
         handler = _HANDLERS.get(str(node.target))
-        made = NotImplemented if handler is None else handler(self, node, *args, **kwargs)
-        return self._torch(node, args, kwargs) if made is NotImplemented else made
+        lowered = NotImplemented if handler is None else handler(self, node, *args, **kwargs)
+        return self._torch(node, args, kwargs) if lowered is NotImplemented else lowered
 
-    # ---- layers; each gives NotImplemented where the node does not fit
+    # Handlers of ops: each gives NotImplemented where the node does not fit.
 
     def convolution(
         self,
@@ -108,15 +108,15 @@ class _Rewriting:
             return NotImplemented
         if isinstance(padding, str):
             reach = [step * (side - 1) for step, side in zip(dilation, weight.shape[2:], strict=True)]
-            if padding == "same" and any(one % 2 for one in reach):
+            if padding == "same" and any(extent % 2 for extent in reach):
                 return NotImplemented
-            padding = [one // 2 if padding == "same" else 0 for one in reach]
+            padding = [extent // 2 if padding == "same" else 0 for extent in reach]
         if weight[0, 0].numel() == 1 and set(stride) == {1} and set(padding) == {0} and groups == 1:
             if _untaken(x, _source(node)) and x.addend is None and x.bias is not None:
                 # Of one pixel a bias before the product is a bias after it.
                 moved = (weight.flatten(1).double() @ x.bias.double()).float()
                 bias, x = moved if bias is None else moved + bias, x.x
-            made = self._emit(layers.pointwise, self._node(x), self._weight(weight, flat=True), None, self.tf32)
+            layer = self._emit(layers.pointwise, self._node(x), self._weight(weight, flat=True), None, self.tf32)
         else:
             crop = None
             wider = wider_padding(_source(node), weight.shape[2:], stride, padding, dilation)
@@ -124,8 +124,8 @@ class _Rewriting:
                 x, padding = self.environment[_source(_source(node))], wider.padding
                 crop = (*wider.skipped, *_shape(node)[2:])
             window = (list(stride), list(padding), list(dilation), groups, self.tf32, crop)
-            made = self._emit(layers.convolution, self._node(x), self._weight(weight), None, *window)
-        return made if bias is None else _Pending(made, bias)
+            layer = self._emit(layers.convolution, self._node(x), self._weight(weight), None, *window)
+        return layer if bias is None else _Pending(layer, bias)
 
     def linear(self, node: fx.Node, x: Any, weight: Any, bias: Any = None) -> Any:
         if not isinstance(weight, Tensor) or isinstance(bias, fx.Node | _Pending):
@@ -156,20 +156,20 @@ class _Rewriting:
         keep = len(_source(node).users) > 1
         pending = x if isinstance(x, _Pending) and x.made is None and len(shape) == 4 else None
         source, bias, addend = (self._node(x), None, None) if pending is None else (x.x, x.bias, x.addend)
-        made = self._emit(
+        results = self._emit(
             layers.norm,
             *(source, self._array(bias), addend, self._array(gamma), self._array(beta)),
             *(groups, epsilon, activation, keep, self.dtype),
         )
         if keep:
-            total = self._emit(operator.getitem, made, 0)
+            total = self._emit(operator.getitem, results, 0)
             if pending is None:
                 self.environment[_source(node)] = total
             elif addend is None:
                 pending.x, pending.shared = total, True
             else:
                 pending.made = total
-        y = self._emit(operator.getitem, made, 1)
+        y = self._emit(operator.getitem, results, 1)
         self.environment[last] = y
         return y
 
@@ -178,12 +178,14 @@ class _Rewriting:
             return NotImplemented
         if not _untaken(x, _source(node)):
             x = _Pending(self._node(x), None)
-        compared = [one for one in node.users if self._compares(one, node)]
+        compared = [user for user in node.users if self._compares(user, node)]
         if compared and x.addend is None:
             clean, head = self._of(compared[0].args[1:])
-            made = self._emit(layers.relu_lpips_layer, x.x, self._array(x.bias), self._node(clean), self._array(head))
-            self.environment[compared[0]] = self._emit(operator.getitem, made, 1)
-            return self._emit(operator.getitem, made, 0)
+            results = self._emit(
+                layers.relu_lpips_layer, x.x, self._array(x.bias), self._node(clean), self._array(head)
+            )
+            self.environment[compared[0]] = self._emit(operator.getitem, results, 1)
+            return self._emit(operator.getitem, results, 0)
         return self._emit(layers.epilogue, x.x, self._array(x.bias), x.addend, relu=True)
 
     def _compares(self, node: fx.Node, activations: fx.Node) -> bool:
@@ -194,7 +196,7 @@ class _Rewriting:
         return clean in self.environment and isinstance(self.environment.get(head), Tensor)  # type: ignore[arg-type]
 
     def add(self, node: fx.Node, a: Any, b: Any, alpha: Any = 1) -> Any:
-        if alpha != 1 or not all(isinstance(one, fx.Node | _Pending) for one in (a, b)) or a is b:
+        if alpha != 1 or not all(isinstance(term, fx.Node | _Pending) for term in (a, b)) or a is b:
             return NotImplemented
         traced: list[Any] = list(node.args[:2])
         if _shape(traced[0]) != _shape(traced[1]) or len(_shape(traced[0])) != 4:
@@ -202,13 +204,13 @@ class _Rewriting:
         # Convolutions leave their biases to the sum.
         free: list[_Pending] = []
         others: list[fx.Node | _Pending] = []
-        for one, before in zip((a, b), traced, strict=True):
-            if _untaken(one, before) and one.addend is None:
-                free.append(one)
+        for term, before in zip((a, b), traced, strict=True):
+            if _untaken(term, before) and term.addend is None:
+                free.append(term)
             else:
-                others.append(one)
-        biases = [one.bias for one in free if one.bias is not None]
-        terms = [*(one.x for one in free), *(self._node(one) for one in others)]
+                others.append(term)
+        biases = [term.bias for term in free if term.bias is not None]
+        terms = [*(term.x for term in free), *(self._node(term) for term in others)]
         return _Pending(terms[0], torch.stack(biases).sum(0) if biases else None, terms[1])
 
     def max_pool(
@@ -221,10 +223,10 @@ class _Rewriting:
         dilation: Sequence[int] = (1, 1),
         ceil: bool = False,
     ) -> Any:
-        sides = [set(one) for one in (kernel, stride or kernel, padding)]
-        if len(_shape(node)) != 4 or any(len(one) > 1 for one in sides) or set(dilation) != {1}:
+        sides = [set(side) for side in (kernel, stride or kernel, padding)]
+        if len(_shape(node)) != 4 or any(len(side) > 1 for side in sides) or set(dilation) != {1}:
             return NotImplemented
-        window = [one.pop() for one in sides]
+        window = [side.pop() for side in sides]
         if window[0] > LARGEST_KERNEL_ON_GPU:
             return NotImplemented
         return self._emit(layers.max_pool, self._node(x), *window, _shape(node)[2:])
@@ -254,16 +256,14 @@ class _Rewriting:
         args, kwargs = self._nodes(args), self._nodes(kwargs)
         if str(node.target).split(".")[-2] not in _OF_ANY_DTYPE:
 
-            def in_float32(one: fx.Node) -> fx.Node:
-                return self._emit(torch.Tensor.float, one) if one.meta.get("floating", True) else one
+            def in_float32(argument: fx.Node) -> fx.Node:
+                return self._emit(torch.Tensor.float, argument) if argument.meta.get("floating", True) else argument
 
-            args, kwargs = (mapped(one, fx.Node, in_float32) for one in (args, kwargs))
-        made = self._emit(node.target, *args, **kwargs)  # type: ignore[arg-type]
+            args, kwargs = (mapped(argument, fx.Node, in_float32) for argument in (args, kwargs))
+        result = self._emit(node.target, *args, **kwargs)  # type: ignore[arg-type]
         value = node.meta.get("val")
-        made.meta["floating"] = isinstance(value, Tensor) and value.is_floating_point()
-        return made
-
-    # ---- nodes and constants
+        result.meta["floating"] = isinstance(value, Tensor) and value.is_floating_point()
+        return result
 
     def _emit(self, target: Callable[..., Any], *args: Any, **kwargs: Any) -> fx.Node:
         node = self.graph.call_function(target, args, kwargs)
@@ -272,33 +272,33 @@ class _Rewriting:
 
     def _of(self, structure: Any) -> Any:
         """Arguments of the traced graph, with what stands for its nodes now."""
-        return mapped(structure, fx.Node, lambda one: self.environment[one])
+        return mapped(structure, fx.Node, lambda traced: self.environment[traced])
 
     def _nodes(self, structure: Any) -> Any:
         """Arguments as nodes take them: sums made, constants read from the program."""
         return mapped(structure, (_Pending, Tensor), self._node)
 
-    def _node(self, one: Any) -> fx.Node:
-        if isinstance(one, fx.Node):
-            return one
-        if isinstance(one, Tensor):
-            return self._constant(one, ("as it is",), lambda tensor: tensor)
-        if one.made is None:
-            one.made = self._made(one)
-        node: fx.Node = one.made
+    def _node(self, value: Any) -> fx.Node:
+        if isinstance(value, fx.Node):
+            return value
+        if isinstance(value, Tensor):
+            return self._constant(value, ("as it is",), lambda tensor: tensor)
+        if value.made is None:
+            value.made = self._made(value)
+        node: fx.Node = value.made
         return node
 
-    def _made(self, one: _Pending) -> fx.Node:
-        if one.shared:
-            return self._emit(layers.epilogue, one.x, self._array(one.bias))
-        if one.addend is None:
+    def _made(self, pending: _Pending) -> fx.Node:
+        if pending.shared:
+            return self._emit(layers.epilogue, pending.x, self._array(pending.bias))
+        if pending.addend is None:
             # A convolution adds its own bias, unless something has taken it without.
-            x, weight, _, *rest = one.x.args
-            one.x.args = (x, weight, self._before(one.x, self._weight(one.bias)), *rest)
-            return one.x
-        if one.bias is None:
-            return self._emit(aten.add.Tensor, one.x, one.addend)
-        return self._emit(layers.epilogue, one.x, self._array(one.bias), one.addend)
+            x, weight, _, *rest = pending.x.args
+            pending.x.args = (x, weight, self._before(pending.x, self._weight(pending.bias)), *rest)
+            return pending.x
+        if pending.bias is None:
+            return self._emit(aten.add.Tensor, pending.x, pending.addend)
+        return self._emit(layers.epilogue, pending.x, self._array(pending.bias), pending.addend)
 
     def _before(self, user: fx.Node, constant: fx.Node | None) -> fx.Node | None:
         """A constant's node in front of a user that is there already."""
@@ -319,36 +319,38 @@ class _Rewriting:
 
     def _array(self, tensor: Tensor | None) -> fx.Node | None:
         """A constant for each channel: float32."""
-        return None if tensor is None else self._constant(tensor, ("array",), lambda one: one.float().contiguous())
+        return (
+            None if tensor is None else self._constant(tensor, ("array",), lambda values: values.float().contiguous())
+        )
 
     def _constant(self, tensor: Tensor, into: tuple[Any, ...], make: Callable[[Tensor], Tensor]) -> fx.Node:
         known = self.names.get(id(tensor))
         key = (known, *into)
         if known is None:
-            made = make(tensor)
+            held = make(tensor)
         else:
-            made = self.constants[key] if key in self.constants else self.constants.setdefault(key, make(tensor))
+            held = self.constants[key] if key in self.constants else self.constants.setdefault(key, make(tensor))
         name = f"constant{len(self.root._buffers)}"
-        self.root.register_buffer(name, made, persistent=False)
+        self.root.register_buffer(name, held, persistent=False)
         node = self.graph.get_attr(name)
-        node.meta["floating"] = made.is_floating_point()
+        node.meta["floating"] = held.is_floating_point()
         return node
 
 
 _ACTIVATIONS = {"aten.silu.default": "silu", "aten.relu.default": "relu"}
 _HANDLERS: dict[str, Callable[..., Any]] = {
-    "aten.conv2d.default": _Rewriting.convolution,
-    "aten.conv2d.padding": _Rewriting.convolution,
-    "aten.linear.default": _Rewriting.linear,
-    "aten.group_norm.default": _Rewriting.group_norm,
-    "aten.relu.default": _Rewriting.relu,
-    "aten.add.Tensor": _Rewriting.add,
-    "aten.max_pool2d.default": _Rewriting.max_pool,
-    "aten.pad.default": _Rewriting.pad,
-    "aten.scaled_dot_product_attention.default": _Rewriting.attention,
-    "aten.view.default": _Rewriting.view,
-    "aten.reshape.default": _Rewriting.view,
-    "shade_fast.lpips_layer.default": _Rewriting.lpips_layer,
+    "aten.conv2d.default": _CudaLowering.convolution,
+    "aten.conv2d.padding": _CudaLowering.convolution,
+    "aten.linear.default": _CudaLowering.linear,
+    "aten.group_norm.default": _CudaLowering.group_norm,
+    "aten.relu.default": _CudaLowering.relu,
+    "aten.add.Tensor": _CudaLowering.add,
+    "aten.max_pool2d.default": _CudaLowering.max_pool,
+    "aten.pad.default": _CudaLowering.pad,
+    "aten.scaled_dot_product_attention.default": _CudaLowering.attention,
+    "aten.view.default": _CudaLowering.view,
+    "aten.reshape.default": _CudaLowering.view,
+    "shade_fast.lpips_layer.default": _CudaLowering.lpips_layer,
 }
 
 
@@ -372,14 +374,16 @@ def _does_nothing(node: fx.Node) -> bool:
     if target in ("aten.clone.default", "aten.contiguous.default", "aten.dropout.default", "aten.detach.default"):
         return True
     if target in ("aten.to.dtype", "aten._to_copy.default", "aten.to.dtype_layout"):
-        source, made = _source(node).meta.get("val"), node.meta.get("val")
-        return source is not None and made is not None and (source.dtype, source.device) == (made.dtype, made.device)
+        source, result = _source(node).meta.get("val"), node.meta.get("val")
+        return (
+            source is not None and result is not None and (source.dtype, source.device) == (result.dtype, result.device)
+        )
     return target in ("aten.div.Tensor", "aten.mul.Tensor") and node.args[1] in (1, 1.0)
 
 
-def _untaken(one: Any, traced: fx.Node) -> bool:
+def _untaken(value: Any, traced: fx.Node) -> bool:
     """Whether a value is a sum that what takes it now may make: nobody else does, or each for itself."""
-    return isinstance(one, _Pending) and one.made is None and (one.shared or len(traced.users) == 1)
+    return isinstance(value, _Pending) and value.made is None and (value.shared or len(traced.users) == 1)
 
 
 def _source(node: fx.Node) -> fx.Node:
@@ -400,6 +404,6 @@ def _device(node: Any) -> torch.device:
 
 
 def _holds(structure: Any, kinds: Any) -> bool:
-    found: list[Any] = []
-    mapped(structure, kinds, found.append)
-    return bool(found)
+    parts: list[Any] = []
+    mapped(structure, kinds, parts.append)
+    return bool(parts)

@@ -1,9 +1,7 @@
-"""A network's layers at one image size, laid out as calls on buffers: forward alone, or forward and input gradient."""
+"""A program's steps in order, as its layers emit them: forward and then backward."""
 
 from __future__ import annotations
 
-import math
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,58 +9,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from shade_fast.ops import epilogue, memory_format, native
+from shade_fast.ops import epilogue
 from shade_fast.ops.convolution import Convolution
 from shade_fast.ops.epilogue import mask_shape
 from shade_fast.ops.native import Call
-from shade_fast.runtime import plan
-from shade_fast.runtime.arena import Block, Buffer, lay_out
-from shade_fast.runtime.layers import Dims, Layer, Value, finish_of, recut
-from shade_fast.runtime.torch_layers import TorchLayer
+from shade_fast.runtime.cpu import plan
+from shade_fast.runtime.cpu.arena import Buffer
+from shade_fast.runtime.cpu.layers import Layer
+from shade_fast.runtime.cpu.lowered import LoweredNetwork
+from shade_fast.runtime.cpu.values import Dims, Value, epilogue_of, recut
 
 At = Callable[[Buffer], Tensor]
 
 
 @dataclass(eq=False)
-class Network:
-    """Layers in the order of the forward, from images to outputs. The images' affine map is the first layer's."""
-
-    layers: list[Layer]
-    images: list[ImagesLayer]
-    outputs: list[Value]
-    #: size and strides of each output
-    views: list[tuple[tuple[int, ...], tuple[int, ...]]]
-
-    @property
-    def separable(self) -> bool:
-        """Whether each image's results are known to be of that image alone: nothing here mixes images but torch's ops
-        may, and memory that is cut into other images than there are."""
-        batch = self.images[0].output.dims[0] if self.images else 0
-        cuts = [operand.dims for layer in self.layers for operand in layer.operands()]
-        cuts += [layer.output.dims for layer in self.layers]
-        return (
-            not any(isinstance(layer, TorchLayer) for layer in self.layers)
-            and all(dims[0] == batch for dims in cuts)
-            and all(size[:1] == (batch,) and strides[0] == math.prod(size[1:]) for size, strides in self.views)
-        )
-
-    @property
-    def largest(self) -> int:
-        """Bytes of the largest value of one image."""
-        return max((4 * math.prod(layer.output.dims[1:]) for layer in self.layers), default=0)
-
-
-@dataclass(eq=False)
-class ImagesLayer:
-    """The images as the first layers take them: scale · images + shift, per channel, channels-last."""
-
-    output: Value
-    scale: Tensor | None
-    shift: Tensor | None
-
-
-@dataclass(eq=False)
-class Step:
+class ProgramStep:
     """One call of a program: the buffers that it reads and writes, and what binds it to them."""
 
     layer: str
@@ -85,10 +46,10 @@ class _Gradient:
 class Schedule:
     """Collects a program's steps while the layers emit them, forward and then backward."""
 
-    def __init__(self, network: Network, differentiable: bool, threads: int, accuracy: str) -> None:
+    def __init__(self, network: LoweredNetwork, differentiable: bool, threads: int, accuracy: str) -> None:
         self.differentiable = differentiable
         self.threads = threads
-        self.steps: list[Step] = []
+        self.steps: list[ProgramStep] = []
         self.buffers: list[Buffer] = []
         self._accuracy = accuracy
         self._jumps = any(layer.jumps for layer in network.layers)
@@ -169,7 +130,7 @@ class Schedule:
         extra: int | None = None,
     ) -> None:
         """Append a call: `bind(at)` is given the buffers' tensors, and with `extra` that input too."""
-        self._append(Step(layer.name, layer.kind, bind, reads, writes, algorithm, operations, extra))
+        self._append(ProgramStep(layer.name, layer.kind, bind, reads, writes, algorithm, operations, extra))
 
     def contribute(self, value: Value, emit: Callable[[Buffer, Buffer | None, Buffer | None], None]) -> None:
         """A gradient in `value` that a call makes: `emit(result, residual, gate)` appends it.
@@ -199,7 +160,7 @@ class Schedule:
         dims = value.dims
         bind = _bind_sum(gradient, result, residual, gate, dims, self.threads)
         reads = [buffer for buffer in (gradient, residual, gate) if buffer]
-        self._append(Step("", "gradient sum", bind, reads, [result], "", 0.0))
+        self._append(ProgramStep("", "gradient sum", bind, reads, [result], "", 0.0))
 
     def _backward(self) -> None:
         for value in self._network.outputs:
@@ -234,109 +195,12 @@ class Schedule:
 
     def _mark(self, name: str, reads: Sequence[Buffer] = (), writes: Sequence[Buffer] = ()) -> None:
         """A place in time at which the caller reads or writes buffers."""
-        self._append(Step("", name, lambda at: _nothing, reads, writes, "", 0.0))
+        self._append(ProgramStep("", name, lambda at: _nothing, reads, writes, "", 0.0))
 
-    def _append(self, step: Step) -> None:
+    def _append(self, step: ProgramStep) -> None:
         for buffer in (*step.reads, *step.writes):
             buffer.used_at(len(self.steps))
         self.steps.append(step)
-
-
-class Program:
-    """A schedule with its buffers' places: `forward`, then where it is differentiable `backward`, in a block."""
-
-    def __init__(self, network: Network, differentiable: bool, threads: int, accuracy: str) -> None:
-        schedule = Schedule(network, differentiable, threads, accuracy)
-        self.steps = schedule.steps
-        self.bytes = lay_out(buffer for buffer in schedule.buffers if buffer.first >= 0)
-        #: bytes that torch keeps where it runs an op, from its forward to its backward: about a copy of the buffers
-        self.beside = sum(
-            buffer.bytes for step in self.steps if step.algorithm == "torch" for buffer in (*step.reads, *step.writes)
-        )
-        self.views = network.views
-        self.forward_steps = schedule.forward_steps
-        self._network = network
-        self._schedule = schedule
-        self._bound_to = -1
-        self._calls: list[Call] = []
-        self._extras: list[tuple[int, ...]] = []
-        #: a value for each image, for who makes the gradients in the outputs
-        self.scratch = torch.empty(network.images[0].output.dims[0], dtype=torch.float32, device="cpu")
-        #: seconds of each step's last run while profiling, else None
-        self.seconds: list[float] | None = None
-
-    def forward(self, block: Block, images: Tensor, extras: Sequence[Tensor] = ()) -> list[Tensor]:
-        """The outputs, views of the block: copy what is to outlive the block's next use. images: [B, 3, h, w]."""
-        self._bind(block, extras)
-        threads = self._schedule.threads
-        images = images.contiguous()
-        for layer, buffer in zip(self._network.images, self._schedule.images, strict=True):
-            _check(memory_format.bind_channels_last(images, layer.scale, layer.shift, self._at(buffer), threads)())
-        self._run(0, self.forward_steps)
-        return [
-            self._at(buffer).as_strided(*view)
-            for buffer, view in zip(self._schedule.outputs, self._network.views, strict=True)
-        ]
-
-    @property
-    def seeds(self) -> list[Tensor]:
-        """Where `backward` reads the gradients in the outputs; of a single output, memory that it does not share."""
-        return [
-            self._at(buffer).as_strided(*view)
-            for buffer, view in zip(self._schedule.seeds, self._network.views, strict=True)
-        ]
-
-    def backward(self, result: Tensor) -> None:
-        """The gradient in the images, into result [B, 3, h, w], from those in `seeds`; after one `forward`."""
-        self._run(self.forward_steps, len(self.steps))
-        threads = self._schedule.threads
-        pairs = [
-            (layer, buffer)
-            for layer, buffer in zip(self._network.images, self._schedule.image_gradients, strict=True)
-            if buffer is not None
-        ]
-        if not pairs:
-            result.zero_()
-        for number, (layer, buffer) in enumerate(pairs):
-            target = result if number == 0 else torch.empty_like(result)
-            _check(memory_format.bind_channels_first(self._at(buffer), layer.scale, None, target, threads)())
-            if number:
-                result += target
-
-    def let_go(self) -> None:
-        """Forget the further inputs of the last `forward`: they may be large, and nobody else's."""
-        if self._extras:
-            self._calls, self._extras, self._bound_to = [], [], -1
-
-    def _bind(self, block: Block, extras: Sequence[Tensor]) -> None:
-        block.grow(self.bytes)
-        pointers = [(extra.data_ptr(), *extra.shape) for extra in extras]
-        if self._bound_to == block.serial and self._extras == pointers:
-            return
-        tensors: dict[Buffer, Tensor] = {}
-
-        def at(buffer: Buffer) -> Tensor:
-            if buffer not in tensors:
-                tensors[buffer] = buffer.within(block.memory)
-            return tensors[buffer]
-
-        self._at = at
-        self._calls = [
-            step.bind(at) if step.extra is None else step.bind(at, extras[step.extra]) for step in self.steps
-        ]
-        self._bound_to, self._extras = block.serial, pointers
-
-    def _run(self, first: int, last: int) -> None:
-        if self.seconds is not None:
-            for number in range(first, last):
-                start = time.perf_counter()
-                _check(self._calls[number]())
-                self.seconds[number] = time.perf_counter() - start
-            return
-        for call in self._calls[first:last]:
-            status = call()
-            if status:
-                _check(status)
 
 
 def _bind_sum(
@@ -348,13 +212,9 @@ def _bind_sum(
     threads: int,
 ) -> Callable[[At], Call]:
     return lambda at: epilogue.bind(
-        recut(at(gradient), dims), recut(at(result), dims), finish_of(at, residual, gate, dims), threads
+        recut(at(gradient), dims), recut(at(result), dims), epilogue_of(at, residual, gate, dims), threads
     )
 
 
 def _nothing() -> int:
     return 0
-
-
-def _check(status: int) -> None:
-    native.check(native.cpu(), status)

@@ -8,8 +8,8 @@ import threading
 import pytest
 import torch
 
-from shade_fast.runtime import arena
-from shade_fast.runtime.arena import ALIGNMENT, Block, Blocks, Buffer, lay_out
+from shade_fast.runtime.cpu import arena
+from shade_fast.runtime.cpu.arena import ALIGNMENT, Block, Blocks, Buffer, lay_out
 
 
 def random_buffers(seed: int) -> list[Buffer]:

@@ -1,4 +1,4 @@
-"""From a module to a network of layers: traced by torch.export, with what stands together fused."""
+"""From a traced graph to a network of layers, with what stands together fused."""
 
 from __future__ import annotations
 
@@ -12,38 +12,35 @@ from torch import Tensor, fx
 
 from shade_fast.ops.convolution import Convolution
 from shade_fast.ops.windows import LARGEST_KERNEL
-from shade_fast.runtime.attention_layer import AttentionLayer
-from shade_fast.runtime.graph import Graph, layer_name, mapped
-from shade_fast.runtime.layers import (
+from shade_fast.runtime.cpu.layers import (
+    AttentionLayer,
+    BlurLayer,
     ConvolutionLayer,
-    Dims,
     GroupNormLayer,
     Layer,
-    Operand,
+    LpipsLayer,
+    MaxPoolLayer,
     PointwiseLayer,
     SiluLayer,
-    Value,
+    TorchLayer,
+    UnitLengthLayer,
 )
-from shade_fast.runtime.perceptual_layers import BlurLayer, LpipsLayer, MaxPoolLayer, UnitLengthLayer
-from shade_fast.runtime.program import ImagesLayer, Network
-from shade_fast.runtime.torch_layers import TorchLayer
+from shade_fast.runtime.cpu.lowered import ImagesLayer, LoweredNetwork
+from shade_fast.runtime.cpu.refs import (
+    Ref,
+    channels_last,
+    count,
+    dims_of,
+    map_refs,
+    meta_of,
+    metas_of,
+    refs_of,
+    same_layout,
+)
+from shade_fast.runtime.cpu.values import Operand, Value
+from shade_fast.runtime.graph import Graph, layer_name, mapped
 
 aten = torch.ops.aten
-
-
-@dataclass(frozen=True, eq=False)
-class Ref:
-    """What a node stands for: a view of a layer's value, or of the images before they are taken in.
-
-    meta: its size and strides, without memory. single: nothing else in the graph looks at the value.
-    affine: of the images alone, scale and shift for what the nodes so far have made of them.
-    """
-
-    value: Value | None
-    meta: Tensor
-    single: bool
-    affine: tuple[Tensor, Tensor] | None = None
-    extra: int | None = None
 
 
 #: Packed weights by what they are packed from, and for what: a weight's identity, the convolution, the direction and
@@ -51,16 +48,16 @@ class Ref:
 Packs = dict[tuple[Any, ...], Tensor]
 
 
-def lower(graph: Graph, inputs: Sequence[Tensor], packs: Packs) -> Network:
+def lower(graph: Graph, inputs: Sequence[Tensor], packs: Packs) -> LoweredNetwork:
     """The network of a traced graph for inputs of these shapes, the first the images [B, 3, h, w].
 
     packs: filled with the convolutions' packed weights as programs need them.
     Raises NotImplementedError for a graph that no layers stand for.
     """
-    return _Lowering(graph, inputs, packs).network()
+    return _CpuLowering(graph, inputs, packs).network()
 
 
-class _Lowering:
+class _CpuLowering:
     def __init__(self, graph: Graph, inputs: Sequence[Tensor], packs: Packs) -> None:
         self.graph = graph
         self.packs = packs
@@ -70,7 +67,7 @@ class _Lowering:
         self.made_by: dict[Value, Layer] = {}
         self._inputs = dict(zip(graph.inputs, inputs, strict=True))
 
-    def network(self) -> Network:
+    def network(self) -> LoweredNetwork:
         outputs: list[Ref] = []
         for node in self.graph.nodes:
             if node.op == "placeholder":
@@ -80,7 +77,7 @@ class _Lowering:
                     self.environment[node] = self._call(node)
             elif node.op == "output":
                 results: Any = node.args[0]
-                outputs = [self._materialized(self.environment[one]) for one in results]
+                outputs = [self._materialized(self.environment[result]) for result in results]
             else:
                 raise NotImplementedError(f"{node.op} in a traced graph")
         values = [self._value(ref) for ref in outputs]
@@ -90,45 +87,43 @@ class _Lowering:
         for value in values:
             value.consumers += 1
         views = [(tuple(ref.meta.shape), ref.meta.stride()) for ref in outputs]
-        return Network(self.layers, self.images, values, views)
-
-    # ---- nodes
+        return LoweredNetwork(self.layers, self.images, values, views)
 
     def _placeholder(self, node: fx.Node) -> Any:
         if node.name in self.graph.constants:
             return self.graph.constants[node.name]
         number = self.graph.inputs.index(node.name)
         given = self._inputs[node.name]
-        meta = _meta(given.shape)
+        meta = meta_of(given.shape)
         if number:
             return Ref(None, meta, False, extra=number - 1)
         meta = meta.to(memory_format=torch.channels_last)
-        one = torch.ones(given.shape[1], dtype=torch.float32, device="cpu")
-        return Ref(None, meta, len(node.users) == 1, affine=(one, torch.zeros_like(one)))
+        ones = torch.ones(given.shape[1], dtype=torch.float32, device="cpu")
+        return Ref(None, meta, len(node.users) == 1, affine=(ones, torch.zeros_like(ones)))
 
     def _call(self, node: fx.Node) -> Any:
-        args = fx.node.map_arg(node.args, lambda one: self.environment[one])
-        kwargs = fx.node.map_arg(node.kwargs, lambda one: self.environment[one])
+        args = fx.node.map_arg(node.args, lambda before: self.environment[before])
+        kwargs = fx.node.map_arg(node.kwargs, lambda before: self.environment[before])
         padded = args[0] if args and isinstance(args[0], _Padded) else None
-        if padded is None and not _refs((args, kwargs)):
+        if padded is None and not refs_of((args, kwargs)):
             return node.target(*args, **kwargs)  # type: ignore[operator]
         handler = _HANDLERS.get(node.target) or _of_shade_fast(node.target) or _refuse
-        made = handler(self, node, *args, **kwargs)
-        if made is NotImplemented and padded is not None:
+        lowered = handler(self, node, *args, **kwargs)
+        if lowered is NotImplemented and padded is not None:
             args = (self._torch(padded.node, *padded.arguments), *args[1:])
-            made = handler(self, node, *args, **kwargs)
-        if made is NotImplemented:
-            made = self._view(node, args, kwargs)
-        if made is NotImplemented:
-            made = self._torch(node, args, kwargs)
-        return made
+            lowered = handler(self, node, *args, **kwargs)
+        if lowered is NotImplemented:
+            lowered = self._view(node, args, kwargs)
+        if lowered is NotImplemented:
+            lowered = self._torch(node, args, kwargs)
+        return lowered
 
     def _view(self, node: fx.Node, args: Any, kwargs: Any) -> Any:
         """A node that only looks at the same memory in another shape."""
-        refs = _refs((args, kwargs))
+        refs = refs_of((args, kwargs))
         if len(refs) != 1 or refs[0].extra is not None:
             return NotImplemented
-        metas = _metas((args, kwargs))
+        metas = metas_of((args, kwargs))
         try:
             result = node.target(*metas[0], **metas[1])  # type: ignore[operator]
         except RuntimeError:
@@ -141,15 +136,15 @@ class _Lowering:
             or result.dtype != source.dtype
         ):
             return NotImplemented
-        ref = refs[0] if refs[0].value is not None or _same_layout(result, source) else self._materialized(refs[0])
+        ref = refs[0] if refs[0].value is not None or same_layout(result, source) else self._materialized(refs[0])
         return replace(ref, meta=result, single=ref.single and len(node.users) == 1)
 
     def _torch(self, node: fx.Node, args: Any, kwargs: Any) -> Ref:
         """A node that torch runs."""
-        refs = _refs((args, kwargs))
+        refs = refs_of((args, kwargs))
         if any(ref.extra is not None for ref in refs):
             raise NotImplementedError(f"{node.target} takes one of the further inputs")
-        metas = _metas((args, kwargs))
+        metas = metas_of((args, kwargs))
         # Values lie channels-last, also where the module has made them contiguous for a view.
         target: Any = aten.reshape.default if node.target is aten.view.default else node.target
         result = target(*metas[0], **metas[1])
@@ -159,14 +154,14 @@ class _Lowering:
         meta = result.contiguous()
         if result.ndim == 4:
             meta = meta.contiguous(memory_format=torch.channels_last)
-        value = Value(_dims_of(meta))
+        value = Value(dims_of(meta))
         positions = iter(range(len(refs)))
-        slots = _map_refs((args, kwargs), lambda ref: _Slot(next(positions)))
+        slots = map_refs((args, kwargs), lambda ref: _Slot(next(positions)))
 
         def function(*tensors: Tensor) -> Tensor:
             filled = _map_slots(slots, tensors)
-            made: Tensor = target(*filled[0], **filled[1])
-            return made
+            output: Tensor = target(*filled[0], **filled[1])
+            return output
 
         layer = TorchLayer(
             layer_name(node),
@@ -184,8 +179,6 @@ class _Lowering:
         self.made_by[layer.output] = layer
         return Ref(layer.output, meta, len(node.users) == 1)
 
-    # ---- refs
-
     def _materialized(self, ref: Ref) -> Ref:
         """The ref with a value: the images are taken in, with what has been made of them."""
         if ref.value is not None or ref.affine is None:
@@ -194,7 +187,7 @@ class _Lowering:
         for layer in self.images:
             if _equal(layer.scale, scale, 1.0) and _equal(layer.shift, shift, 0.0):
                 return replace(ref, value=layer.output)
-        value = Value(_dims_of(ref.meta))
+        value = Value(dims_of(ref.meta))
         plain = bool((scale == 1).all()), bool((shift == 0).all())
         self.images.append(ImagesLayer(value, None if plain[0] else scale, None if plain[1] else shift))
         return replace(ref, value=value)
@@ -211,10 +204,10 @@ class _Lowering:
         ref = self._materialized(ref)
         value = self._value(ref)
         order = [axis for axis in range(ref.meta.ndim) if axis != channel % ref.meta.ndim]
-        if not ref.meta.permute(*order, channel).is_contiguous() or ref.meta.numel() != _count(value.dims):
+        if not ref.meta.permute(*order, channel).is_contiguous() or ref.meta.numel() != count(value.dims):
             return None
         sides = [ref.meta.shape[axis] for axis in order[1:]]
-        height, width = sides if len(sides) == 2 else (1, _count(sides))
+        height, width = sides if len(sides) == 2 else (1, count(sides))
         return Operand(value, (ref.meta.shape[0], ref.meta.shape[channel], height, width))
 
     def _fusable(self, ref: Ref, kinds: type[Layer] | tuple[type[Layer], ...]) -> Any:
@@ -225,10 +218,10 @@ class _Lowering:
     def _filters(self, ref: Ref) -> Any:
         """The convolution whose filters are this ref's dimension 1, where they can still be changed."""
         layer = self._fusable(ref, ConvolutionLayer)
-        fits = layer is not None and layer.residual is None and _same_layout(ref.meta, _channels_last(layer.out_dims))
+        fits = layer is not None and layer.residual is None and same_layout(ref.meta, channels_last(layer.out_dims))
         return layer if fits else None
 
-    # ---- ops; each gives NotImplemented where the layer does not fit
+    # Handlers of ops: each gives NotImplemented where the layer does not fit.
 
     def convolution(
         self,
@@ -245,7 +238,7 @@ class _Lowering:
         operand = self._operand(x)
         if operand is None or not isinstance(weight, Tensor) or isinstance(padding, str) or isinstance(bias, Ref):
             return NotImplemented
-        stride, padding, dilation = ([one[0], one[-1]] for one in (stride, padding, dilation))
+        stride, padding, dilation = ([sides[0], sides[-1]] for sides in (stride, padding, dilation))
         if stride[0] != stride[1] or dilation != [1, 1]:
             return NotImplemented
         top, left = edges[2] + padding[0], edges[0] + padding[1]
@@ -254,7 +247,7 @@ class _Lowering:
         rows = (height + edges[2] + edges[3] + 2 * padding[0] - kernel[0]) // stride[0] + 1
         columns = (width + edges[0] + edges[1] + 2 * padding[1] - kernel[1]) // stride[0] + 1
         dims = (batch, weight.shape[0], rows, columns)
-        meta = _channels_last(dims)
+        meta = channels_last(dims)
         if groups == channels == weight.shape[0] and kernel[0] == kernel[1] and bias is None:
             same = bool((weight == weight[:1]).all())
             mirror_fits = mirrored and max(padding) == 0 and len(set(edges)) == 1
@@ -315,7 +308,7 @@ class _Lowering:
             out_dims=dims,
             **self._packing(node.args[1]),
         )
-        return self._add(node, layer, _meta((*x.meta.shape[:-1], weight.shape[0])))
+        return self._add(node, layer, meta_of((*x.meta.shape[:-1], weight.shape[0])))
 
     def group_norm(
         self,
@@ -331,9 +324,9 @@ class _Lowering:
         if operand is None or isinstance(gamma, Ref) or isinstance(beta, Ref):
             return NotImplemented
         channels = operand.dims[1]
-        one = torch.ones(channels, dtype=torch.float32, device="cpu")
-        gamma = one if gamma is None else gamma.float().contiguous()
-        beta = torch.zeros_like(one) if beta is None else beta.float().contiguous()
+        ones = torch.ones(channels, dtype=torch.float32, device="cpu")
+        gamma = ones if gamma is None else gamma.float().contiguous()
+        beta = torch.zeros_like(ones) if beta is None else beta.float().contiguous()
         layer = GroupNormLayer(layer_name(node), Value(operand.dims), operand, gamma, beta, groups, epsilon)
         return self._add(node, layer, x.meta)
 
@@ -370,7 +363,7 @@ class _Lowering:
     def add(self, node: fx.Node, a: Any, b: Any, alpha: Any = 1) -> Any:
         if not (isinstance(a, Ref) and isinstance(b, Ref)):
             return self._affine(node, a, b, operator.add) if alpha == 1 else NotImplemented
-        if alpha != 1 or not _same_layout(a.meta, b.meta) or a.extra is not None or b.extra is not None:
+        if alpha != 1 or not same_layout(a.meta, b.meta) or a.extra is not None or b.extra is not None:
             return NotImplemented
         a, b = self._materialized(a), self._materialized(b)
         candidates = [
@@ -378,13 +371,13 @@ class _Lowering:
             for ref, other in ((a, b), (b, a))
             if (layer := self._fusable(ref, ConvolutionLayer)) is not None and layer.residual is None
         ]
-        for index, ref, other, layer in sorted(candidates, key=lambda one: -one[0]):
+        for index, ref, other, layer in sorted(candidates, key=lambda candidate: -candidate[0]):
             maker = self.made_by.get(self._value(other))
-            if (maker is None or self.layers.index(maker) < index) and _count(layer.out_dims) == other.meta.numel():
+            if (maker is None or self.layers.index(maker) < index) and count(layer.out_dims) == other.meta.numel():
                 layer.residual = Operand(self._value(other), layer.out_dims)
                 layer.kind += ", sum"
                 return replace(ref, single=len(node.users) == 1)
-        if a.meta.numel() != _count(self._value(a).dims):
+        if a.meta.numel() != count(self._value(a).dims):
             return NotImplemented
         dims = self._value(a).dims
         layer = PointwiseLayer(
@@ -419,14 +412,14 @@ class _Lowering:
             if constant.numel() > 1 and constant.shape[-3] != channels:
                 return NotImplemented
         constant = torch.as_tensor(constant, dtype=torch.float64, device="cpu").reshape(-1).expand(channels)
-        zero, one = torch.zeros_like(constant), torch.ones_like(constant)
+        zero, ones = torch.zeros_like(constant), torch.ones_like(constant)
         operands = (lambda value: (value, constant)) if ref is a else (lambda value: (constant, value))
         shift = function(*operands(zero))
-        scale = function(*operands(one)) - shift
+        scale = function(*operands(ones)) - shift
         if bool((scale == 1).all()) and bool((shift == 0).all()):
             return replace(ref, single=ref.single and len(node.users) == 1)
         if ref.value is None and ref.affine is not None:
-            before = [one.double() for one in ref.affine]
+            before = [ones.double() for ones in ref.affine]
             affine = ((before[0] * scale).float(), (before[1] * scale + shift).float())
             return replace(ref, affine=affine, single=ref.single and len(node.users) == 1)
         layer = self._filters(ref)
@@ -450,7 +443,7 @@ class _Lowering:
         batch, _, height, width = layer.out_dims
         layer.out_dims = layer.output.dims = (batch, len(layer.weight), height, width)
         layer.convolution = replace(layer.convolution, filters=len(layer.weight))
-        return replace(x, meta=_channels_last(layer.out_dims), single=len(node.users) == 1)
+        return replace(x, meta=channels_last(layer.out_dims), single=len(node.users) == 1)
 
     def max_pool(
         self,
@@ -464,14 +457,14 @@ class _Lowering:
     ) -> Any:
         operand = self._operand(x)
         stride = stride or kernel
-        if operand is None or any(one[0] != one[-1] for one in (kernel, stride, padding, dilation)):
+        if operand is None or any(sides[0] != sides[-1] for sides in (kernel, stride, padding, dilation)):
             return NotImplemented
         if kernel[0] > LARGEST_KERNEL or dilation[0] != 1:
             return NotImplemented
         shape = torch.nn.functional.max_pool2d(x.meta, kernel, stride, padding, dilation, ceil).shape
         dims = (shape[0], shape[1], shape[2], shape[3])
         layer = MaxPoolLayer(layer_name(node), Value(dims), operand, kernel[0], stride[0], padding[0])
-        return self._add(node, layer, _channels_last(dims))
+        return self._add(node, layer, channels_last(dims))
 
     def attention(
         self,
@@ -493,7 +486,7 @@ class _Lowering:
         operands = []
         for ref in refs:
             tokens = ref.meta.transpose(1, 2)  # [B, tokens, heads, size]
-            if not tokens.is_contiguous() or ref.value is None or ref.meta.numel() != _count(ref.value.dims):
+            if not tokens.is_contiguous() or ref.value is None or ref.meta.numel() != count(ref.value.dims):
                 return NotImplemented
             operands.append(
                 Operand(ref.value, (tokens.shape[0], tokens.shape[2] * tokens.shape[3], 1, tokens.shape[1]))
@@ -510,7 +503,7 @@ class _Lowering:
             heads=heads,
             scale=size**-0.5 if scale is None else scale,
         )
-        meta = _meta((batch, tokens_count, heads, size)).transpose(1, 2)
+        meta = meta_of((batch, tokens_count, heads, size)).transpose(1, 2)
         return self._add(node, layer, meta)
 
     def lpips_layer(self, node: fx.Node, activations: Any, clean: Any, head: Any) -> Any:
@@ -520,7 +513,7 @@ class _Lowering:
         layer = LpipsLayer(
             layer_name(node), Value((operand.dims[0], 1, 1, 1)), operand, clean.extra, head.float().contiguous()
         )
-        return self._add(node, layer, _meta((operand.dims[0],)))
+        return self._add(node, layer, meta_of((operand.dims[0],)))
 
     def unit_length(self, node: fx.Node, activations: Any) -> Any:
         operand = self._operand(activations)
@@ -553,30 +546,30 @@ class _Slot:
 
 
 _HANDLERS: dict[Any, Callable[..., Any]] = {
-    aten.conv2d.default: _Lowering.convolution,
-    aten.pad.default: _Lowering.pad,
-    aten.linear.default: _Lowering.linear,
-    aten.group_norm.default: _Lowering.group_norm,
-    aten.relu.default: _Lowering.relu,
-    aten.silu.default: _Lowering.silu,
-    aten.add.Tensor: _Lowering.add,
-    aten.sub.Tensor: _Lowering.subtract,
-    aten.mul.Tensor: _Lowering.multiply,
-    aten.div.Tensor: _Lowering.divide,
-    aten.slice.Tensor: _Lowering.slice,
-    aten.max_pool2d.default: _Lowering.max_pool,
-    aten.scaled_dot_product_attention.default: _Lowering.attention,
-    aten.clone.default: _Lowering.identity,
-    aten.contiguous.default: _Lowering.identity,
-    aten.dropout.default: _Lowering.identity,
+    aten.conv2d.default: _CpuLowering.convolution,
+    aten.pad.default: _CpuLowering.pad,
+    aten.linear.default: _CpuLowering.linear,
+    aten.group_norm.default: _CpuLowering.group_norm,
+    aten.relu.default: _CpuLowering.relu,
+    aten.silu.default: _CpuLowering.silu,
+    aten.add.Tensor: _CpuLowering.add,
+    aten.sub.Tensor: _CpuLowering.subtract,
+    aten.mul.Tensor: _CpuLowering.multiply,
+    aten.div.Tensor: _CpuLowering.divide,
+    aten.slice.Tensor: _CpuLowering.slice,
+    aten.max_pool2d.default: _CpuLowering.max_pool,
+    aten.scaled_dot_product_attention.default: _CpuLowering.attention,
+    aten.clone.default: _CpuLowering.identity,
+    aten.contiguous.default: _CpuLowering.identity,
+    aten.dropout.default: _CpuLowering.identity,
 }
 
 
 def _of_shade_fast(target: Any) -> Callable[..., Any] | None:
     """The handlers of our own ops, which are registered where they are used."""
     names: dict[str, Callable[..., Any]] = {
-        "shade_fast::lpips_layer": _Lowering.lpips_layer,
-        "shade_fast::unit_length": _Lowering.unit_length,
+        "shade_fast::lpips_layer": _CpuLowering.lpips_layer,
+        "shade_fast::unit_length": _CpuLowering.unit_length,
     }
     return names.get(str(target._name)) if isinstance(target, torch._ops.OpOverload) else None
 
@@ -585,55 +578,9 @@ def _refuse(*_: Any, **__: Any) -> Any:
     return NotImplemented
 
 
-def _refs(structure: Any) -> list[Ref]:
-    found: list[Ref] = []
-    _map_refs(structure, lambda ref: found.append(ref))
-    return found
-
-
-def _map_refs(structure: Any, function: Callable[[Ref], Any]) -> Any:
-    return mapped(structure, Ref, function)
-
-
 def _map_slots(structure: Any, tensors: Sequence[Tensor]) -> Any:
     return mapped(structure, _Slot, lambda slot: tensors[slot.number])
 
 
-def _metas(structure: Any) -> Any:
-    """Refs, and constants, as tensors without memory."""
-    return mapped(structure, (Ref, Tensor), lambda one: one.meta if isinstance(one, Ref) else one.to("meta"))
-
-
-def _channels_last(dims: Dims) -> Tensor:
-    return _meta(dims, torch.channels_last)
-
-
-def _meta(shape: Sequence[int], order: torch.memory_format = torch.contiguous_format) -> Tensor:
-    return torch.empty(shape, dtype=torch.float32, device="meta", memory_format=order)
-
-
-def _dims_of(meta: Tensor) -> Dims:
-    """A dense tensor's memory as [B, C, h, w]: channels are what lies next to each other."""
-    if meta.ndim == 4 and meta.permute(0, 2, 3, 1).is_contiguous():
-        return (meta.shape[0], meta.shape[1], meta.shape[2], meta.shape[3])
-    if meta.ndim < 2:
-        return (meta.numel(), 1, 1, 1)
-    return (meta.shape[0], meta.shape[-1], 1, _count(meta.shape[1:-1]))
-
-
-def _same_layout(a: Tensor, b: Tensor) -> bool:
-    """Whether two tensors put the same element in the same place."""
-    if a.shape != b.shape:
-        return False
-    return all(x == y for side, x, y in zip(a.shape, a.stride(), b.stride(), strict=True) if side > 1)
-
-
 def _equal(had: Tensor | None, wanted: Tensor, default: float) -> bool:
     return bool((wanted == (torch.full_like(wanted, default) if had is None else had)).all())
-
-
-def _count(sides: Sequence[int]) -> int:
-    product = 1
-    for side in sides:
-        product *= side
-    return product
