@@ -43,6 +43,7 @@ if SANITIZERS:
     CXX_FLAGS += (f"-fsanitize={SANITIZERS}", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer", "-g", "-O1")
 ISA_FLAGS = {"avx512": AVX512_FLAGS, "avx2": ("-mavx2", "-mfma"), "portable": ()}
 
+CPU_BINDINGS, CUDA_BINDINGS = "csrc/bindings/cpu.cpp", "csrc/bindings/cuda.cpp"
 # The folder says how a source is compiled; a new file needs no line here.
 #   csrc/bindings, csrc/cpu   once, for any machine
 #   csrc/cpu/exact            once for each instruction set, without contraction: the same bits on all of them
@@ -50,7 +51,6 @@ ISA_FLAGS = {"avx512": AVX512_FLAGS, "avx2": ("-mavx2", "-mfma"), "portable": ()
 #                             multiply-adds are worth more than equal bits
 #   csrc/cpu/amx              once, with contraction, for x86 machines with AMX, by compilers that know it
 #   csrc/cuda                 by nvcc, for every architecture
-CPU_BINDINGS, CUDA_BINDINGS = "csrc/bindings/cpu.cpp", "csrc/bindings/cuda.cpp"
 CONTRACTION = {"csrc/cpu/exact": (), "csrc/cpu/fused": ("-ffp-contract=fast",)}
 
 
