@@ -47,11 +47,11 @@ class Index:
         self._folder.cleanup()
 
     def load(
-        self, manifest: Manifest, there: Callable[[Row], bool], own: Callable[[str], bool], *, mend: bool = True
+        self, manifest: Manifest, there: Callable[[Row], bool], own: Callable[[str], bool], *, drop: bool = True
     ) -> None:
         """Take in what is recorded. there: whether a row's image is; rows of `own` open shards without are dropped.
 
-        mend: from the shards' manifests too.
+        drop: from the shards' manifests too.
         """
         self.finished = set(manifest.finished())
         for shard in sorted(self.finished):
@@ -60,7 +60,7 @@ class Index:
         for shard in filter(own, manifest.open_shards()):
             rows = list(manifest.rows(shard))
             kept = [row for row in rows if there(row)]
-            if mend and len(kept) < len(rows):
+            if drop and len(kept) < len(rows):
                 # Now: once its image is made again, in another place of the shard, such a row would count twice.
                 manifest.write(shard, kept, whole=False)
             for row in kept:

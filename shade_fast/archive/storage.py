@@ -37,6 +37,10 @@ TABLE_SUFFIXES = (".parquet", ".csv", ".tsv", ".jsonl", ".ndjson")
 class ArchiveStoppedError(ShadeFastError):
     """A run cannot go on; what it did so far is recorded, and the same command continues."""
 
+    @classmethod
+    def unwritable(cls, out: str, error: OSError) -> ArchiveStoppedError:
+        return cls(f"{out}: cannot be written: {error.strerror}; make room or fix the disk, and run this again")
+
 
 def is_local(url: str | os.PathLike[str]) -> bool:
     """Whether `url` is a path: it has no protocol, or names something that exists."""

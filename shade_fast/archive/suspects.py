@@ -67,9 +67,7 @@ class Suspects:
                 file.write(data)
             os.replace(f"{path}.new", path)
         except OSError as error:
-            raise ArchiveStoppedError(
-                f"{self._out.url}: cannot be written: {error.strerror}; make room or mend the disk, and run this again"
-            ) from error
+            raise ArchiveStoppedError.unwritable(self._out.url, error) from error
 
 
 def _identity(row: Row) -> str:

@@ -235,7 +235,7 @@ class _Table:
             raise
         except (OSError, ValueError, pa.ArrowException) as error:
             reason = getattr(error, "strerror", None) or error
-            raise ArchiveStoppedError(f"{self.url}: cannot be read: {reason}; mend it and run this again") from error
+            raise ArchiveStoppedError(f"{self.url}: cannot be read: {reason}; fix it and run this again") from error
 
     def _bounded(self, place: int, record: dict[str, Any]) -> dict[str, Any]:
         """A record whose texts are no longer than they may be."""

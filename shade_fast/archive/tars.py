@@ -450,9 +450,9 @@ def _reaching(url: str) -> Iterator[None]:
     except gzip.BadGzipFile:
         raise
     except OSError as error:
-        mend = "bring it back" if isinstance(error, FileNotFoundError) else "mend that"
+        advice = "bring it back" if isinstance(error, FileNotFoundError) else "fix that"
         raise ArchiveStoppedError(
-            f"{url}: cannot be read: {error.strerror or error}; {mend} and run this again"
+            f"{url}: cannot be read: {error.strerror or error}; {advice} and run this again"
         ) from error
 
 

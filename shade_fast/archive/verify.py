@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from shade_fast.api.poisoner import Poisoner
-from shade_fast.archive.archive import fixed_plan, open_layout, target_roots
+from shade_fast.archive.archive import fixed_plan
+from shade_fast.archive.kinds import open_layout, target_roots
 from shade_fast.archive.layout import Layout
 from shade_fast.archive.manifest import Manifest, Row, totals
 from shade_fast.archive.names import from_text

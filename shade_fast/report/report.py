@@ -13,8 +13,7 @@ import numpy
 import torch
 from PIL import Image
 
-from shade_fast.archive import Storage
-from shade_fast.archive.record import is_own, named_roots
+from shade_fast.archive import Storage, is_own, named_roots
 from shade_fast.codecs import Codecs
 from shade_fast.images import UInt8Array, read_file
 from shade_fast.report.page import Card, Panel, render_page

@@ -141,7 +141,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 def test_a_disk_that_fills_up(start: Start, whole: dict[str, bytes], small_disk: Path) -> None:
     code, _, errors = finish(start(out="disk/out"))
     assert code == 2
-    assert "No space left on device; make room or mend the disk, and run this again" in errors
+    assert "No space left on device; make room or fix the disk, and run this again" in errors
     part = images(small_disk / "out")
     assert part.items() <= whole.items()
     assert len(part) < 12

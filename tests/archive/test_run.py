@@ -21,6 +21,7 @@ from shade_fast.archive.options import RunOptions
 from shade_fast.archive.storage import ArchiveStoppedError
 from shade_fast.images import decode
 from shade_fast.perceptual import load_perceptual
+from shade_fast.protect.batch import Protector
 from shade_fast.protect.options import Options
 from tests.archive.outputs import Run, by_key, images
 
@@ -180,13 +181,13 @@ def test_duplicates_are_done_once_and_copied(
         (many / name).parent.mkdir(exist_ok=True)
         (many / name).write_bytes((many / f"{name.split('/')[-1][:2]}.png").read_bytes())
     optimized: list[str] = []
-    optimize = Poisoner._optimize
+    protect = Protector._protect
 
-    def watched(self: Poisoner, batch: Any, output: Any, clean: Any) -> Any:
-        optimized.extend(work.image.name for work in batch)
-        return optimize(self, batch, output, clean)
+    def watched(self: Protector, works: Any, output: Any, clean: Any) -> Any:
+        optimized.extend(work.image.name for work in works)
+        return protect(self, works, output, clean)
 
-    monkeypatch.setattr(Poisoner, "_optimize", watched)
+    monkeypatch.setattr(Protector, "_protect", watched)
     report = run(many, shard_size=6)
     assert sorted(optimized) == [f"{index:02}.png" for index in range(12)]
     rows = by_key(report)

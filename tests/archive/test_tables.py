@@ -238,7 +238,7 @@ def test_a_line_that_cannot_be_read_is_mended(
     place = len(lines) - 2
     table = tmp_path / f"t.{kind}"
     table.write_text("\n".join([*lines[:place], bad, *lines[place + 1 :]]))
-    with pytest.raises(ArchiveStoppedError, match=rf"t.{kind}: cannot be read: {reason}; mend it and run this again"):
+    with pytest.raises(ArchiveStoppedError, match=rf"t.{kind}: cannot be read: {reason}; fix it and run this again"):
         run(table)
     table.write_text("\n".join(lines))
     report = run(table)
@@ -251,7 +251,7 @@ def test_a_damaged_parquet_table_says_so(run: Run, many: Path, tmp_path: Path) -
     data = bytearray(table.read_bytes())
     data[40:80] = bytes(40)
     table.write_bytes(data)
-    with pytest.raises(ArchiveStoppedError, match=r"t.parquet: cannot be read: .*; mend it and run this again"):
+    with pytest.raises(ArchiveStoppedError, match=r"t.parquet: cannot be read: .*; fix it and run this again"):
         run(table)
 
 

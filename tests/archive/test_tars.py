@@ -295,7 +295,7 @@ def test_a_read_error_that_passes_is_no_damage(number: int, run: Run, tmp_path: 
             raise TimeoutError(errno.ETIMEDOUT, "Connection timed out")
 
     watch(path, fail_once)
-    with pytest.raises(ArchiveStoppedError, match=r"a.tar: cannot be read: Connection timed out; mend that and run th"):
+    with pytest.raises(ArchiveStoppedError, match=r"a.tar: cannot be read: Connection timed out; fix that and run th"):
         run(path)
     begun.extend(range(3))
     report = run(path)
