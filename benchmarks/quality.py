@@ -30,7 +30,7 @@ from shade_fast.archive import find_images
 from shade_fast.cli.program import bound
 from shade_fast.engine import BACKENDS
 from shade_fast.images import UInt8Array
-from shade_fast.protect.survival import TREATMENTS
+from shade_fast.views.treatments import TREATMENTS
 
 COLUMNS = ["optimizer", "start", "robust", "steps", "images", "encoder", "linf", "lpips", "clean", "distance", "left"]
 COLUMNS += ["worst_linf_levels", "worst_lpips", "mean_lpips", "left_by_encoder", "correlation", "seconds", "step_ms"]

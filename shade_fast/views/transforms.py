@@ -22,6 +22,8 @@ FILTERS: dict[str, tuple[Callable[[NDArray[Any]], NDArray[Any]], float]] = {
     "bicubic": (lambda x: _cubic(np.abs(x)), 2.0),
     "lanczos": (lambda x: np.where(np.abs(x) < 3, np.sinc(x) * np.sinc(x / 3), 0), 3.0),
 }
+#: The most that is cut off each side, and the largest deviation of noise, in [0, 1] units; `treatments` take these.
+CROP, NOISE = 0.1, 0.03
 #: Scales and widths are drawn from as many equal parts of their range, so that their matrices can be kept.
 PARTS = 8
 
@@ -83,7 +85,7 @@ class Blur:
 class Crop:
     """Cut off up to `largest` of each side, at a place drawn, and enlarge back; latents go the same way."""
 
-    largest: float = 0.1
+    largest: float = CROP
 
     def __post_init__(self) -> None:
         _in_range("Crop", "largest", self.largest, 0.01, 0.5)
@@ -109,7 +111,7 @@ class Flip:
 class Noise:
     """Gaussian noise with a standard deviation of up to `largest`, in [0, 1] units."""
 
-    largest: float = 0.03
+    largest: float = NOISE
 
     def __post_init__(self) -> None:
         _in_range("Noise", "largest", self.largest, 0.001, 1)
@@ -172,20 +174,20 @@ def checked_transforms(where: str, transforms: Any) -> tuple[Transform, ...]:
     """Transforms as a tuple. Raises ShadeFastError for what is none, and for one that stands alone."""
     if not isinstance(transforms, Iterable):
         raise ShadeFastError(f"{where}: {transforms!r}; give a tuple of them, such as (Jpeg(),)")
-    found = tuple(transforms)
-    for one in found:
-        if isinstance(one, type):
-            raise ShadeFastError(f"{where}: {one.__name__} is a class; give {one.__name__}()")
-        if not callable(getattr(one, "draw", None)):
-            raise ShadeFastError(f"{where}: {one!r} has no draw(); see shade_fast.views.transforms")
-    return found
+    checked = tuple(transforms)
+    for transform in checked:
+        if isinstance(transform, type):
+            raise ShadeFastError(f"{where}: {transform.__name__} is a class; give {transform.__name__}()")
+        if not callable(getattr(transform, "draw", None)):
+            raise ShadeFastError(f"{where}: {transform!r} has no draw(); see shade_fast.views.transforms")
+    return checked
 
 
 def compose(draws: Sequence[Draw]) -> Draw:
     """One draw after the other."""
 
     def through(maps: Sequence[Map]) -> Map:
-        return lambda tensor: functools.reduce(lambda value, one: one(value), maps, tensor)
+        return lambda tensor: functools.reduce(lambda value, apply: apply(value), maps, tensor)
 
     latents = [draw.latent for draw in draws if draw.latent is not None]
     return Draw(through([draw.image for draw in draws]), through(latents) if latents else None)
@@ -244,6 +246,6 @@ def _part(random: np.random.Generator, smallest: float, largest: float) -> float
 
 
 def _in_range(transform: str, name: str, value: Any, least: float, most: float) -> None:
-    found = number(value)
-    if found is None or not least <= found <= most:
+    checked = number(value)
+    if checked is None or not least <= checked <= most:
         raise ShadeFastError(f"{transform} {name}={value!r}: give a number from {least:g} to {most:g}")

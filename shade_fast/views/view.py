@@ -40,7 +40,7 @@ class View:
 
     @classmethod
     def robust(cls, size: int | None = 512) -> View:
-        """A view through `ROBUST`; what of the shift it saves from which treatment stands in docs/strength.md."""
+        """A view through `ROBUST`. docs/strength.md says how much of the shift each treatment leaves of it."""
         return cls(size, ROBUST)
 
     def plan(self, height: int, width: int, factor: int) -> ViewPlan:
