@@ -18,7 +18,7 @@ from shade_fast.archive.manifest import Row
 from shade_fast.archive.names import from_text, to_text
 from shade_fast.archive.reading import Reader
 from shade_fast.archive.storage import RECORD_FOLDER, Facts, Storage, hidden
-from shade_fast.images import INPUT_SUFFIXES, Output
+from shade_fast.images import INPUT_SUFFIXES, Output, is_image
 from shade_fast.terms.errors import ShadeFastError, reason
 from shade_fast.terms.limits import Access, Limits
 from shade_fast.terms.text import printable
@@ -267,7 +267,7 @@ class Folder:
                 for entry in found:
                     if _is_folder(entry):
                         folders[entry.name] = entry.is_symlink()
-                    elif not _is_image(entry.name):
+                    elif not is_image(entry.name):
                         continue
                     names.append(entry.name)
         except OSError as error:
@@ -301,7 +301,7 @@ class Folder:
         for name, is_folder in sorted(found):
             relative = f"{folder.relative}/{name}" if folder.relative else name
             if not is_folder:
-                if _is_image(name):
+                if is_image(name):
                     yield SourceFile(number, relative, Path(relative))
             elif self.out is None or root.location(relative) != self.out.url:
                 yield _Below(relative)
@@ -368,11 +368,6 @@ def _name_in(folder: str, path: str, alone: bool) -> str | None:
 def _plain(path: str) -> str:
     """A store's path without what several of them may differ in that mean the same place."""
     return posixpath.normpath("/" + unquote(path.partition("://")[2] or path).strip("/"))
-
-
-def _is_image(name: str) -> bool:
-    # macOS writes ._photo.jpg beside photo.jpg on disks of other systems: no image, for all its name.
-    return os.path.splitext(name)[1].lower() in INPUT_SUFFIXES and not name.startswith("._")
 
 
 def _is_file(root: Storage) -> bool:
