@@ -19,7 +19,7 @@ from shade_fast.archive.folders import source_text
 from shade_fast.archive.index import Index
 from shade_fast.archive.kinds import open_layout, target_roots
 from shade_fast.archive.layout import Sample, Shard
-from shade_fast.archive.manifest import Manifest, Row
+from shade_fast.archive.manifest import Manifest
 from shade_fast.archive.names import from_text
 from shade_fast.archive.options import RunOptions, Source
 from shade_fast.archive.prepare import Preparer
@@ -38,6 +38,7 @@ from shade_fast.archive.record import (
 )
 from shade_fast.archive.recorder import Recorder, shared_columns
 from shade_fast.archive.report import ArchiveReport
+from shade_fast.archive.row import Row
 from shade_fast.archive.storage import RECORD_FOLDER, ArchiveStoppedError, Storage, is_hidden
 from shade_fast.archive.suspects import BEGUN, Suspects
 from shade_fast.archive.tables import Tables
@@ -271,7 +272,7 @@ class Archive:
             raise ShadeFastError(f"{self.out.url}: holds an earlier run; give another output, or mode resume")
         if self.mode == "overwrite":
             if self.task[1] > 1:
-                raise ShadeFastError("mode 'overwrite': tasks cannot tell each other's work; remove the output first")
+                raise ShadeFastError("mode 'overwrite': tasks cannot know each other's work; remove the output first")
             return False
         check_same(self.out, record, self.options)
         self.index.overwrites = bool(record.get("overwrites"))

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from shade_fast.archive.index import content
-from shade_fast.archive.manifest import Row
 from shade_fast.archive.prepare import Prepared
+from shade_fast.archive.row import Row
 
 
 class Duplicates:

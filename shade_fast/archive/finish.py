@@ -6,10 +6,10 @@ import hashlib
 import time
 from dataclasses import dataclass, replace
 
-from shade_fast.archive.manifest import Row, finite
 from shade_fast.archive.names import to_text
 from shade_fast.archive.prepare import Prepared
 from shade_fast.archive.recorder import Recorder
+from shade_fast.archive.row import Row, finite
 from shade_fast.codecs import Codecs
 from shade_fast.images import Output
 from shade_fast.protect.outcome import Protected, failed

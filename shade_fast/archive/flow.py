@@ -18,8 +18,8 @@ from shade_fast.archive.duplicates import Duplicates
 from shade_fast.archive.finish import Finisher
 from shade_fast.archive.index import content
 from shade_fast.archive.layout import Sample
-from shade_fast.archive.manifest import Row
 from shade_fast.archive.prepare import Feed, Prepared, Preparer
+from shade_fast.archive.row import Row
 from shade_fast.archive.storage import ArchiveStoppedError
 from shade_fast.archive.suspects import ALONE, APART, PASSED, Suspects
 from shade_fast.codecs import Interrupted

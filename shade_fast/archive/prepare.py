@@ -13,9 +13,9 @@ from dataclasses import dataclass, replace
 from shade_fast.anchors import Anchor
 from shade_fast.archive.bound import MemoryBound
 from shade_fast.archive.layout import Layout, Sample
-from shade_fast.archive.manifest import Row
 from shade_fast.archive.reading import is_passing
 from shade_fast.archive.recorder import Recorder
+from shade_fast.archive.row import Row
 from shade_fast.archive.storage import ArchiveStoppedError
 from shade_fast.archive.targets import Targets
 from shade_fast.codecs import Codecs, Interrupted

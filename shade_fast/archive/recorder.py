@@ -12,8 +12,9 @@ from typing import Any
 from shade_fast.api.poisoner import Poisoner
 from shade_fast.archive.index import Index
 from shade_fast.archive.layout import Layout, Sample
-from shade_fast.archive.manifest import Manifest, Row
+from shade_fast.archive.manifest import Manifest
 from shade_fast.archive.names import from_text, to_text
+from shade_fast.archive.row import Row
 from shade_fast.archive.storage import RECORD_FOLDER, STOPPING, ArchiveStoppedError, Facts, Storage
 from shade_fast.terms.version import __version__
 

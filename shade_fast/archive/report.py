@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from shade_fast.archive.manifest import Manifest, Row
+from shade_fast.archive.manifest import Manifest
+from shade_fast.archive.row import Row
 from shade_fast.archive.storage import Storage
 
 

@@ -8,7 +8,7 @@ import json
 import os
 from collections.abc import Iterable
 
-from shade_fast.archive.manifest import Row
+from shade_fast.archive.row import Row
 from shade_fast.archive.storage import RECORD_FOLDER, ArchiveStoppedError, Storage
 
 BEGUN = f"{RECORD_FOLDER}/begun"

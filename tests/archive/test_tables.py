@@ -13,7 +13,7 @@ from PIL import Image
 
 from shade_fast import Access, ShadeFastError, verify_archive
 from shade_fast.api.poisoner import Poisoner
-from shade_fast.archive import tables
+from shade_fast.archive import table as one_table
 from shade_fast.archive.storage import ArchiveStoppedError
 from shade_fast.images import decode
 from tests.archive.outputs import Run, by_key, images
@@ -185,7 +185,7 @@ def test_row_groups_stay(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(tables, "GROUP_BYTES", limit)
+    monkeypatch.setattr(one_table, "GROUP_BYTES", limit)
     first: Any = (many / "00.png").read_bytes() if column == "image" else "many/00.png"
     table = pa.table({column: [first, *[None] * 35], "label": list(range(36))})
     pq.write_table(table, tmp_path / "t.parquet", row_group_size=18)
