@@ -302,11 +302,23 @@ def test_a_missing_record_names_the_folder_and_the_fix(tmp_path: Path) -> None:
         ({"steps": -1}, r"run\.json: options\.steps is -1, not a whole number"),
         ({"encoder": None}, r"run\.json: options\.encoder is None, not a list"),
         ({"budget": {"linf": "x"}}, r"options\.budget\.linf is 'x', not a number"),
+        ({"budget": []}, r"options\.budget is \[\], not an object"),
+        ({"seed": 10**400}, r"options\.seed is 10+, not a number of this size"),
+        ({"steps": 1.5}, r"options\.steps is 1\.5, not a whole number from 0"),
+        ({"target": True}, r"options\.target is True, not a text; fix it there or run"),
+        ({"encoder": [{}, {"factor": "8"}]}, r"options\.encoder\[1\]\.factor is '8', not a number"),
+        ({"encoder": ["embedded"]}, r"options\.encoder\[0\] is 'embedded', not an object"),
     ],
 )
 def test_an_invalid_record_names_the_field(options: dict[str, Any], message: str, tmp_path: Path) -> None:
     with pytest.raises(ShadeFastError, match=message):
         write_report(write_run(tmp_path, [], **options))
+
+
+def test_what_a_record_lacks_is_unknown(tmp_path: Path) -> None:
+    write_run(tmp_path, [], optimizer=None, version="", encoder=[{"spec": "owner/name"}], steps=float("inf"))
+    text = Page(write_report(tmp_path)).text
+    assert "Optimizer unknown Budget" in text and "Encoder owner/name" in text and "shade_fast unknown" in text
 
 
 @pytest.mark.parametrize("content", ["{", "[]", "{}"])

@@ -199,10 +199,10 @@ def test_out_of_memory_is_one_failed_image(tmp_path: Path, many: Path) -> None:
         print([row.error for row in report.rows() if row.status == "failed"])
     """)
     environment = os.environ | {"OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "2"}
-    made = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, env=environment)
-    assert made.returncode == 0, made.stderr
-    assert "13 images: 12 ok, 0 below target, 1 failed" in made.stdout
-    assert "05-large.jpg" in made.stdout
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, env=environment)
+    assert ended.returncode == 0, ended.stderr
+    assert "13 images: 12 ok, 0 below target, 1 failed" in ended.stdout
+    assert "05-large.jpg" in ended.stdout
     assert resource.RLIMIT_AS  # the limit was set in the other process alone
 
 

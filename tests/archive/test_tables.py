@@ -51,12 +51,12 @@ def test_a_table_of_paths(
     assert rows[4].duplicate_of == rows[1].key
     assert list(images(out)) == [*(f"many/{index:02}.png" for index in range(4)), f"table.{kind}"]
     if kind == "csv":
-        made = list(csv.DictReader((out / "table.csv").open(newline="")))
+        written = list(csv.DictReader((out / "table.csv").open(newline="")))
     elif kind == "jsonl":
-        made = [json.loads(line) for line in (out / "table.jsonl").read_text().splitlines()]
+        written = [json.loads(line) for line in (out / "table.jsonl").read_text().splitlines()]
     else:
-        made = pq.read_table(out / "table.parquet").to_pylist()
-    assert made == listed
+        written = pq.read_table(out / "table.parquet").to_pylist()
+    assert written == listed
     assert verify_archive(out, poisoner=Poisoner(**engine)) == []
     assert run(table, target="cat").new == 0
 
@@ -151,8 +151,8 @@ def test_rows_that_cannot_be(run: Run, many: Path, tmp_path: Path) -> None:
         strict=True,
     ):
         assert words in error
-    made = [json.loads(line)["path"] for line in (tmp_path / "out/t.jsonl").read_text().splitlines()]
-    assert made == ["many/00.png", *[None] * 6]
+    written = [json.loads(line)["path"] for line in (tmp_path / "out/t.jsonl").read_text().splitlines()]
+    assert written == ["many/00.png", *[None] * 6]
     assert decode(tmp_path / "out/many/00.png").format == "PNG"
 
 
@@ -211,8 +211,8 @@ def test_a_bad_row_ends_no_run(run: Run, many: Path, tmp_path: Path) -> None:
     reasons.append("many/\\xed\\xa0\\xbd.png: cannot be read")
     for row, words in zip(rows[1:5], reasons, strict=True):
         assert str(row.error).startswith(words)
-    made = [json.loads(line) for line in (tmp_path / "out/t.jsonl").read_text("utf-8").splitlines()]
-    assert made == [line | {"path": line["path"] if index in (0, 5) else None} for index, line in enumerate(lines)]
+    written = [json.loads(line) for line in (tmp_path / "out/t.jsonl").read_text("utf-8").splitlines()]
+    assert written == [line | {"path": line["path"] if index in (0, 5) else None} for index, line in enumerate(lines)]
 
 
 def test_csv_rows_longer_and_shorter_than_the_header(run: Run, many: Path, tmp_path: Path) -> None:
@@ -270,8 +270,8 @@ def test_targets_of_one_name_are_told_apart_by_their_images(
     rows = list(run(tmp_path / "t.csv").rows())
     assert [row.duplicate_of for row in rows] == [None, None, "many/01.png"]
     assert [row.target for row in rows] == [str(target) for target in targets]
-    made = images(tmp_path / "out")
-    assert made["many/00.png"] != made["many/01.png"] == made["many/02.png"]
+    written = images(tmp_path / "out")
+    assert written["many/00.png"] != written["many/01.png"] == written["many/02.png"]
     poisoner = Poisoner(**engine)
     assert verify_archive(tmp_path / "out", poisoner=poisoner) == []
     Image.fromarray(draw(48, 48, 7)).save(targets[0])
