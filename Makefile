@@ -36,18 +36,18 @@ sanitize: $(STAMP)
 	SHADE_FAST_CUDA=0 SHADE_FAST_SANITIZE=thread $(BIN)/python setup.py -q build --build-base $(SANITIZED)/thread --build-lib $(SANITIZED)/thread/lib
 	LD_PRELOAD="$$($(CXX) -print-file-name=libtsan.so)" TSAN_OPTIONS="ignore_noninstrumented_modules=1 die_after_fork=0" PYTHONPATH=$(SANITIZED)/thread/lib $(BIN)/pytest $(SANITIZED_TESTS)
 
-# What is proven of the GPU's kernels without one (docs/gpu.md). `make test` runs the first, and parts of the others.
+# What is proven of the GPU's kernels without one (docs/lab/gpu.md). `make test` runs the first, and parts of the others.
 # The CUDA kernels' own sources on the host, thread by thread, and under ThreadSanitizer.
 simt: $(STAMP)
 	$(BIN)/python -m pytest tests/simt
 
 # Every kernel compiled for every architecture: spills, and figures worse than the committed ones, are errors.
 gpu-aot: $(STAMP)
-	$(BIN)/python -m benchmarks.gpu_resources
+	$(BIN)/python -m benchmarks gpu resources
 
 # Operations, bytes, time and memory of a step, counted from the modules' shapes, beside the committed table.
 gpu-model: $(STAMP)
-	$(BIN)/python -m benchmarks.gpu_model
+	$(BIN)/python -m benchmarks gpu model
 
 # Well under 40 minutes on 2 cores. `make bench-docs` then writes the results into README.md and docs/.
 BENCH_EXTRA := $(VENV)/.bench
@@ -58,7 +58,7 @@ bench: $(BENCH_EXTRA)
 	$(BIN)/python -m benchmarks table build/bench/*.csv
 
 bench-docs: $(BENCH_EXTRA)
-	$(BIN)/python -m benchmarks table build/bench/*.csv --into README.md docs/performance.md
+	$(BIN)/python -m benchmarks table build/bench/*.csv --into README.md docs/performance.md docs/lab/performance.md
 	$(BIN)/python -m benchmarks plot build/bench/*.csv --out docs
 
 $(BENCH_EXTRA): $(STAMP)

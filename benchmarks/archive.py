@@ -1,14 +1,13 @@
 """Trials of whole archives, on images made from the project's photographs: JPEG, PNG and WebP of many sizes, some bad.
 
-python -m benchmarks.archive run            # an archive of 300, every row looked at, verified from the files
-python -m benchmarks.archive kills          # kill -9 at 20 random moments, and the same bytes in the end
-python -m benchmarks.archive memory         # the largest resident size at 30 and at 300 images
-python -m benchmarks.archive overhead       # what a run spends outside the engine, with its breakdown
+python -m benchmarks archive run            # an archive of 300, every row looked at, verified from the files
+python -m benchmarks archive kills          # kill -9 at 20 random moments, and the same bytes in the end
+python -m benchmarks archive memory         # the largest resident size at 30 and at 300 images
+python -m benchmarks archive overhead       # what a run spends outside the engine, with its breakdown
 """
 
 from __future__ import annotations
 
-import argparse
 import io
 import json
 import random
@@ -16,6 +15,7 @@ import shutil
 import subprocess
 import sys
 import time
+from argparse import ArgumentParser, Namespace
 from collections import Counter
 from pathlib import Path
 
@@ -32,16 +32,19 @@ SIZES = ((96, 128), (128, 96), (128, 128), (160, 120), (112, 176), (200, 150))
 BAD = 5
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def arguments(parser: ArgumentParser) -> None:
+    """The command's options."""
     parser.add_argument("trial", choices=["run", "kills", "memory", "overhead"])
     parser.add_argument("--images", type=int, default=300)
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--view", default="64")
     parser.add_argument("--steps", default="10")
     parser.add_argument("--folder", type=Path, default=Path("build/archive"))
-    options = parser.parse_args()
-    return {"run": _run, "kills": _kills, "memory": _memory, "overhead": _overhead}[options.trial](options)
+
+
+def run(options: Namespace) -> int:
+    """The command."""
+    return {"run": _whole, "kills": _kills, "memory": _memory, "overhead": _overhead}[options.trial](options)
 
 
 def make(folder: Path, count: int, sizes: tuple[tuple[int, int], ...] = SIZES) -> Path:
@@ -82,7 +85,7 @@ def _spoilt(kind: int, data: bytes, picture: Image.Image) -> bytes:
     return (data[: len(data) // 2], b"", b"<html>no image</html>", buffer.getvalue(), buffer.getvalue())[kind]
 
 
-def _command(source: Path, out: Path, options: argparse.Namespace) -> list[str]:
+def _command(source: Path, out: Path, options: Namespace) -> list[str]:
     arguments = [
         "archive",
         source,
@@ -98,7 +101,7 @@ def _command(source: Path, out: Path, options: argparse.Namespace) -> list[str]:
     return [sys.executable, "-m", "shade_fast.cli", *map(str, arguments), "--shard-size", "100", "--quiet"]
 
 
-def _run(options: argparse.Namespace) -> int:
+def _whole(options: Namespace) -> int:
     source, out = make(options.folder / "photographs", options.images), options.folder / "out"
     shutil.rmtree(out, ignore_errors=True)
     started = time.perf_counter()
@@ -117,22 +120,22 @@ def _run(options: argparse.Namespace) -> int:
     return int(bool(mismatches) or len(rows) != options.images)
 
 
-def _kills(options: argparse.Namespace) -> int:
+def _kills(options: Namespace) -> int:
     source, whole = options.folder / "photographs", images(options.folder / "out")
     out, moments = options.folder / "killed", random.Random(1)
     shutil.rmtree(out, ignore_errors=True)
     for kill in range(options.kills):
         process = subprocess.Popen(_command(source, out, options), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        if kill % 4:  # a moment of the work; every fourth one, of the start
+        if kill % 4:  # a moment of the work; every fourth, of the start
             before = len(images(out))
             while process.poll() is None and len(images(out)) == before:
                 time.sleep(0.05)
         time.sleep(moments.uniform(0.0, 5.0))
         process.kill()
         process.wait()
-        there = images(out)
-        wrong = [name for name, data in there.items() if whole.get(name) != data]
-        print(f"kill {kill + 1}: {len(there)} of {len(whole)} images there, {len(wrong)} differ", flush=True)
+        written = images(out)
+        wrong = [name for name, data in written.items() if whole.get(name) != data]
+        print(f"kill {kill + 1}: {len(written)} of {len(whole)} images there, {len(wrong)} differ", flush=True)
     code = subprocess.run(_command(source, out, options), capture_output=True).returncode
     rows = list(Manifest(Storage(out)).all_rows())
     same = images(out) == whole
@@ -142,7 +145,7 @@ def _kills(options: argparse.Namespace) -> int:
     return int(not same or bool(twice or left))
 
 
-def _memory(options: argparse.Namespace) -> int:
+def _memory(options: Namespace) -> int:
     peaks = []
     for count in (30, 300):
         source, out = make(options.folder / f"memory-{count}", count), options.folder / f"memory-out-{count}"
@@ -152,14 +155,14 @@ def _memory(options: argparse.Namespace) -> int:
             f"import resource, sys; from shade_fast import cli; cli.main({arguments!r});"
             "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
         )
-        made = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-        peaks.append(int(made.stdout.splitlines()[-1]) / 1024)
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+        peaks.append(int(done.stdout.splitlines()[-1]) / 1024)
         print(f"{count} images: largest resident size {peaks[-1]:.0f} MB", flush=True)
     print(f"ratio {peaks[1] / peaks[0]:.3f}")
     return int(peaks[1] > 1.1 * peaks[0])
 
 
-def _overhead(options: argparse.Namespace) -> int:
+def _overhead(options: Namespace) -> int:
     """At a view and a size that are usual: files of 768x512, seen at `--view`, with the default 60 steps."""
     source, out = make(options.folder / "overhead", options.images, ((768, 512), (512, 768))), options.folder / "over"
     shutil.rmtree(out, ignore_errors=True)
@@ -197,7 +200,3 @@ def images(folder: Path) -> dict[str, bytes]:
         for path in sorted(folder.rglob("*"))
         if path.is_file() and "_shade_fast" not in path.parts and path.name != "_stats.json"
     }
-
-
-if __name__ == "__main__":
-    sys.exit(main())

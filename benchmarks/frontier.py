@@ -1,12 +1,11 @@
-"""Pictures of `benchmarks.quality`'s rows: the latent distance left against each bound, one line a way to protect.
+"""A picture of `quality`'s rows: the latent distance left against each bound, one line a way to protect.
 
-python -m benchmarks.frontier ROWS.csv [ROWS.csv ...] --out docs/frontier.svg      (needs matplotlib: .[bench])
+python -m benchmarks frontier ROWS.csv [ROWS.csv ...] --out docs/frontier.svg      (needs matplotlib: .[bench])
 """
 
 from __future__ import annotations
 
-import argparse
-import sys
+from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
 from benchmarks.plot import pyplot_or_error
@@ -16,11 +15,14 @@ from benchmarks.rows import read_rows
 COLOURS = {"release": "#9a9a9a", "paper": "#4a4a4a", "momentum": "#c2410c"}
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def arguments(parser: ArgumentParser) -> None:
+    """The command's options."""
     parser.add_argument("csv", nargs="+", type=Path)
     parser.add_argument("--out", type=Path, default=Path("docs/frontier.svg"))
-    options = parser.parse_args()
+
+
+def run(options: Namespace) -> int:
+    """The command."""
     rows = [row for path in options.csv for row in read_rows(path)]
     pyplot = pyplot_or_error()
     alone, both = ([row for row in rows if bool(row["lpips"]) == bounded] for bounded in (False, True))
@@ -43,7 +45,3 @@ def main() -> int:
     figure.savefig(options.out, metadata={"Date": None})
     print(options.out)
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,7 +1,5 @@
 """Memory of one run: its peak above what was resident before, and torch's allocations; each side in its own process.
 
-    python -m benchmarks memory CASE...
-
 A side has its weights loaded and packed and has run once; then all that it and the allocator keep goes back to the
 system (`Side.release`, malloc_trim). From there on the peak of one more run is measured, by the kernel's own mark of
 the process' largest resident size, which is reset before the run. So the figure is what a step needs above the weights,
@@ -17,6 +15,7 @@ import json
 import os
 import subprocess
 import sys
+from argparse import ArgumentParser, Namespace
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -25,9 +24,14 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile
 
+from benchmarks import options as shared
 from benchmarks.environment import Environment, environment, with_allocator
 from benchmarks.registry import Case, Side, select
+from benchmarks.rows import csv_file
 from shade_fast.terms.errors import ShadeFastError
+
+#: What is measured unless cases are named.
+CASES = ("step.kl.512", "step.taef2.512", "step.embedded.512")
 
 
 @dataclass(frozen=True)
@@ -51,8 +55,34 @@ class MemoryRow(Environment):
     detail: str
 
 
+def arguments(parser: ArgumentParser) -> None:
+    """The command's options."""
+    shared.names(parser, ", ".join(CASES))
+    shared.backends(parser)
+    shared.machine(parser)
+    parser.add_argument("--here", action="store_true", help="in this process, once, and print the rows as JSON alone")
+
+
+def run(options: Namespace) -> int:
+    """The command; 1 where a result is wrong."""
+    cases = select(options.case or CASES)
+    if options.here:
+        for case in cases:
+            for backend in options.backends or case.backends:
+                print(json.dumps(asdict(measure_here(case, backend))))
+        return 0
+    wrong = False
+    with csv_file(options.csv) as write:
+        for case in cases:
+            for row in measure_memory(case, options.backends):
+                print(describe(row), flush=True)
+                write([row])
+                wrong = wrong or row.status == "wrong"
+    return int(wrong)
+
+
 def peak_bytes(side: Side) -> tuple[Any, int | None]:
-    """Result of a run, and its peak above what is resident before it; None where the system does not tell."""
+    """Result of a run, and its peak above what is resident before it; None where the system does not report it."""
     side.reset()
     gc.collect()
     side.release()
@@ -98,14 +128,9 @@ def measure_here(case: Case, backend: str) -> MemoryRow:
 
 def measure_apart(case: Case, backend: str, tuned: bool) -> MemoryRow:
     """Measure a side in a fresh process. Raises RuntimeError where that fails."""
-    command = [
-        sys.executable,
-        "-m",
-        "benchmarks.memory",
-        case.name,
-        backend,
-        str(case.threads or torch.get_num_threads()),
-    ]
+    threads = str(case.threads or torch.get_num_threads())
+    chosen = [case.name, "--backends", backend, "--threads", threads]
+    command = [sys.executable, "-m", "benchmarks", "memory", *chosen, "--here"]
     root = Path(__file__).resolve().parents[1]
     variables = with_allocator(os.environ, tuned) | {"KINETO_LOG_LEVEL": "6"}  # the profiler says nothing of itself
     done = subprocess.run(command, cwd=root, env=variables, stdout=subprocess.PIPE, text=True, check=False)
@@ -154,9 +179,3 @@ def _resident(mark: str) -> int:
     """A size of this process in bytes, by its name in /proc."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{mark}:"))
-
-
-if __name__ == "__main__":
-    name, backend, threads = sys.argv[1:]
-    torch.set_num_threads(int(threads))
-    print(json.dumps(asdict(measure_here(select([name])[0], backend))))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,20 @@ COLOURS = {
 LOOPS = {"release": "#1d4ed8", "paper": "#15803d", "photoguard": "#7e22ce", "mist": "#c2410c"}
 
 Rows = list[dict[str, str]]
+
+
+def arguments(parser: ArgumentParser) -> None:
+    """The command's options."""
+    parser.add_argument("csv", nargs="+", type=Path, metavar="CSV")
+    text = "folder of the pictures (default: docs)"
+    parser.add_argument("--out", type=Path, default=Path("docs"), metavar="DIR", help=text)
+
+
+def run(options: Namespace) -> int:
+    """The command."""
+    for path in write_plots(options.csv, options.out):
+        print(path)
+    return 0
 
 
 def write_plots(paths: Sequence[Path], out: Path) -> list[Path]:

@@ -1,10 +1,10 @@
 """How far the optimisers get: mean latent distance on photographs, the bounds held, what survives, and the seconds.
 
-python -m benchmarks.quality PHOTOGRAPHS --encoder ENCODER --target IMAGE --run release:500 --run momentum:50
-python -m benchmarks.quality PHOTOGRAPHS --fit OTHERS --run momentum+start:30        (a warm start fitted on OTHERS)
-python -m benchmarks.quality PHOTOGRAPHS --survival --run momentum:60 --run momentum+robust:60
-python -m benchmarks.quality PHOTOGRAPHS --encoder A --encoder B --run momentum:60
-python -m benchmarks.quality PHOTOGRAPHS --backend onnxruntime --run momentum:60
+python -m benchmarks quality PHOTOGRAPHS --encoder ENCODER --target IMAGE --run release:500 --run momentum:50
+python -m benchmarks quality PHOTOGRAPHS --fit OTHERS --run momentum+start:30        (a warm start fitted on OTHERS)
+python -m benchmarks quality PHOTOGRAPHS --survival --run momentum:60 --run momentum+robust:60
+python -m benchmarks quality PHOTOGRAPHS --encoder A --encoder B --run momentum:60
+python -m benchmarks quality PHOTOGRAPHS --backend onnxruntime --run momentum:60
 
 Every run protects the same centre squares inside the same budget; the published loops know none or one of its bounds,
 and what they make is scaled into it (`shade_fast.engine.project`).
@@ -12,11 +12,11 @@ and what they make is scaled into it (`shade_fast.engine.project`).
 
 from __future__ import annotations
 
-import argparse
 import csv
 import itertools
 import sys
 import time
+from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -27,9 +27,10 @@ from benchmarks.photographs import squares
 from shade_fast import Anchor, Budget, PoisonResult, View, WarmStart, fit_start
 from shade_fast.api.poisoner import Poisoner
 from shade_fast.archive import find_images
-from shade_fast.cli.program import bound
 from shade_fast.engine import BACKENDS
 from shade_fast.images import UInt8Array
+from shade_fast.protect.options import bound
+from shade_fast.terms.errors import ShadeFastError
 from shade_fast.views.treatments import TREATMENTS
 
 COLUMNS = ["optimizer", "start", "robust", "steps", "images", "encoder", "linf", "lpips", "clean", "distance", "left"]
@@ -50,21 +51,20 @@ class Run:
         name, _, steps = text.partition(":")
         optimizer, *more = name.split("+")
         if set(more) - {"start", "robust"} or not steps.isdigit():
-            raise argparse.ArgumentTypeError(f"{text!r}: give OPTIMIZER[+start][+robust]:STEPS")
+            raise ArgumentTypeError(f"{text!r}: give OPTIMIZER[+start][+robust]:STEPS")
         return cls(optimizer, int(steps), "start" in more, "robust" in more)
 
 
-def main() -> int:
-    """Run every optimiser over the same squares of the same photographs; one CSV line each."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def arguments(parser: ArgumentParser) -> None:
+    """The command's options."""
     parser.add_argument("photographs", nargs="+", type=Path)
     parser.add_argument("--encoder", action="append", help="again for an ensemble (default: embedded)")
     parser.add_argument("--target", default="cat")
     parser.add_argument("--size", type=int, default=256, help="side of the centre squares that are protected")
     parser.add_argument("--pool", type=int, help="only the first so many images of the target's folder as anchors")
     parser.add_argument("--count", type=int, help="only the first so many photographs")
-    parser.add_argument("--linf", type=bound, action="append", help="again for several budgets (default: 0.05)")
-    parser.add_argument("--lpips", type=bound, action="append", help="the same (default: none)")
+    parser.add_argument("--linf", type=_bound, action="append", help="again for several budgets (default: 0.05)")
+    parser.add_argument("--lpips", type=_bound, action="append", help="the same (default: none)")
     parser.add_argument("--backend", choices=BACKENDS, default="auto")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--fit", type=Path, help="photographs that the warm start is fitted to")
@@ -74,7 +74,10 @@ def main() -> int:
     parser.add_argument(
         "--run", action="append", type=Run.read, metavar="OPTIMIZER[+start][+robust]:STEPS", required=True
     )
-    options = parser.parse_args()
+
+
+def run(options: Namespace) -> int:
+    """The command: every way over the same squares of the same photographs; one CSV line each."""
     if options.pool:
         options.target = Anchor("pool", [source.path for source in find_images([options.target])[: options.pool]])
     images = squares(options.photographs, options.size, options.count)
@@ -82,25 +85,25 @@ def main() -> int:
     starts = {budget: _fitted(options, budget) for budget in budgets if any(run.start for run in options.run)}
     rows = csv.writer(sys.stdout, lineterminator="\n")
     rows.writerow([*COLUMNS, *(TREATMENTS if options.survival else ())])
-    for budget, run in itertools.product(budgets, options.run):
-        poisoner = _poisoner(options, budget, run, starts[budget] if run.start else None)
+    for budget, way in itertools.product(budgets, options.run):
+        poisoner = _poisoner(options, budget, way, starts[budget] if way.start else None)
         poisoner.protector.steps = 1
         poisoner.poison_batch(images[:1], options.target)  # traced and packed before anything is timed
-        poisoner.protector.steps = run.steps
+        poisoner.protector.steps = way.steps
         result = poisoner.poison_batch(images, options.target)
         clean = fmean(image.distance_before for image in result)
         distance = fmean(image.distance_after for image in result)
         lpips = [image.lpips for image in result if image.lpips is not None]
         rows.writerow(
             [
-                *(run.optimizer, int(run.start), int(run.robust), run.steps, len(result), result.encoder),
+                *(way.optimizer, int(way.start), int(way.robust), way.steps, len(result), result.encoder),
                 *(budget.linf, budget.lpips, f"{clean:.3f}", f"{distance:.3f}", f"{distance / clean:.4f}"),
                 max(round(255 * (image.linf or 0)) for image in result),
                 *((f"{max(lpips):.4f}", f"{fmean(lpips):.4f}") if lpips else ("", "")),
                 " ".join(f"{share:.4f}" for share in left_by_encoder(result)),
                 f"{correlation(images, result):.4f}",
                 f"{result.seconds:.1f}",
-                f"{1e3 * result.seconds / len(result) / run.steps:.2f}",
+                f"{1e3 * result.seconds / len(result) / way.steps:.2f}",
                 *(f"{fmean(image.survival[name] for image in result):.4f}" for name in _measured(result)),
             ]
         )
@@ -110,7 +113,8 @@ def main() -> int:
 
 def correlation(images: list[UInt8Array], result: PoisonResult) -> float:
     """Mean correlation of two images' perturbations, over all pairs; high ones help a detector."""
-    changes = np.stack([(one.image.astype(float) - clean).ravel() for one, clean in zip(result, images, strict=True)])
+    pairs = zip(result, images, strict=True)
+    changes = np.stack([(outcome.image.astype(float) - clean).ravel() for outcome, clean in pairs])
     matrix = np.corrcoef(changes)
     count = len(images)
     return float((matrix.sum() - count) / (count * (count - 1))) if count > 1 else float("nan")
@@ -123,11 +127,18 @@ def left_by_encoder(result: PoisonResult) -> list[float]:
     return list(after / before)
 
 
+def _bound(text: str) -> float | None:
+    try:
+        return bound(text)
+    except ShadeFastError as error:
+        raise ArgumentTypeError(str(error)) from None
+
+
 def _measured(result: PoisonResult) -> list[str]:
     return list(result[0].survival or ())
 
 
-def _poisoner(options: argparse.Namespace, budget: Budget, run: Run, start: WarmStart | None) -> Poisoner:
+def _poisoner(options: Namespace, budget: Budget, run: Run, start: WarmStart | None) -> Poisoner:
     return Poisoner(
         encoder=options.encoder or ["embedded"],
         budget=budget,
@@ -142,9 +153,9 @@ def _poisoner(options: argparse.Namespace, budget: Budget, run: Run, start: Warm
     )
 
 
-def _fitted(options: argparse.Namespace, budget: Budget) -> WarmStart:
+def _fitted(options: Namespace, budget: Budget) -> WarmStart:
     if options.fit is None:
-        raise SystemExit("a run +start needs --fit PHOTOGRAPHS, other ones than those protected")
+        raise ValueError("a run +start needs --fit PHOTOGRAPHS, other ones than those protected")
     sample = squares([options.fit], options.size, options.fit_count)
     began = time.perf_counter()
     start = fit_start(
@@ -155,7 +166,3 @@ def _fitted(options: argparse.Namespace, budget: Budget) -> WarmStart:
     )
     print(f"warm start: {len(sample)} images, {time.perf_counter() - began:.1f} s", file=sys.stderr)
     return start
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,16 +1,19 @@
-"""The runner: times the sides of a case in turn, checks every result, and makes one kind of row."""
+"""Times the sides of each case in turn, checks every result, and writes one row a side."""
 
 from __future__ import annotations
 
 import time
+from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from benchmarks import options as shared
 from benchmarks.environment import Environment, environment
 from benchmarks.memory import peak_bytes
-from benchmarks.registry import Case, Side, threads_of
+from benchmarks.registry import Case, Side, select, threads_of
+from benchmarks.rows import csv_file
 from shade_fast.terms.errors import ShadeFastError
 
 #: Timed turns of a case where their number is not asked for: what fits these seconds, within these bounds.
@@ -45,6 +48,29 @@ class Row(Environment):
     repeats: int
     warmup: int
     detail: str
+
+
+def arguments(parser: ArgumentParser) -> None:
+    """The command's options."""
+    shared.names(parser, "the standard ones")
+    shared.backends(parser)
+    add = parser.add_argument
+    add("--repeats", type=int, help="timed runs of each side (default: what fits 10 s, 5 to 50)")
+    add("--warmup", type=int, help="untimed runs of each side before them (default: 2; 1 of the long ones)")
+    shared.machine(parser)
+
+
+def run(options: Namespace) -> int:
+    """The command; 1 where a result is wrong."""
+    wrong = False
+    with csv_file(options.csv) as write:
+        for case in select(options.case):
+            rows = measure(case, options.backends, options.repeats, options.warmup)
+            for row in rows:
+                print(describe(row), flush=True)
+            write(rows)
+            wrong = wrong or any(row.status == "wrong" for row in rows)
+    return int(wrong)
 
 
 def measure(
@@ -114,12 +140,12 @@ def _measure(
             side.reset()
             start = clock()
             result = side.run()
-            took = clock() - start
-            spent += took
+            elapsed = clock() - start
+            spent += elapsed
             wrong = side.check(result)
             if wrong is not None:
                 problems[backend] = ("wrong", wrong)
-            seconds[backend].append(took)
+            seconds[backend].append(elapsed)
         return spent
 
     turn, spent = 0, 0.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from argparse import ArgumentParser, Namespace
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -14,26 +15,40 @@ Rows = list[dict[str, str]]
 OURS = "native"
 
 
+def arguments(parser: ArgumentParser) -> None:
+    """The command's options."""
+    parser.add_argument("csv", nargs="+", type=Path, metavar="CSV")
+    text = "write them between these files' marks instead"
+    parser.add_argument("--into", nargs="+", type=Path, metavar="FILE", help=text)
+
+
+def run(options: Namespace) -> int:
+    """The command."""
+    for into in options.into or [None]:
+        write_tables(options.csv, into)
+    return 0
+
+
 def write_tables(paths: Sequence[Path], into: Path | None) -> None:
     """Print every table that the files' rows make, or put them into a document.
 
     There a table of this name stands between `<!-- table NAME -->` and `<!-- end -->`, which stay. Raises ValueError
     for files without rows, and for a document without any of the tables' marks.
     """
-    made = {name: table for name, table in tables(paths).items() if table}
+    texts = {name: table for name, table in tables(paths).items() if table}
     if into is None:
-        print("\n\n".join(f"## {name}\n\n{table}" for name, table in made.items()))
+        print("\n\n".join(f"## {name}\n\n{table}" for name, table in texts.items()))
         return
     text = into.read_text()
     filled = 0
-    for name, table in made.items():
+    for name, table in texts.items():
         begin, end = f"<!-- table {name} -->\n", "<!-- end -->"
-        before, found, after = text.partition(begin)
-        if found:
+        before, mark, after = text.partition(begin)
+        if mark:
             text = f"{before}{begin}\n{table}\n\n{end}{after.partition(end)[2]}"
             filled += 1
     if not filled:
-        raise ValueError(f"{into} has no mark for any of the tables {', '.join(made)}")
+        raise ValueError(f"{into} has no mark for any of the tables {', '.join(texts)}")
     into.write_text(text)
 
 
@@ -56,7 +71,7 @@ def tables(paths: Sequence[Path]) -> dict[str, str]:
 
 
 def machine(rows: Rows) -> str:
-    """Where, and with what, the rows were made."""
+    """Where, and with what, the rows were measured."""
     columns = ("device", "threads", "torch", "shade_fast", "commit")
     return markdown(columns, dict.fromkeys(tuple(row[column] for column in columns) for row in rows))
 
@@ -66,14 +81,14 @@ def times(rows: Rows) -> str:
     if not rows:
         return ""
     cases, sides = _grid(rows)
-    others = [side for side in sides if side != OURS and any(OURS in found for found in cases.values())]
+    others = [side for side in sides if side != OURS and any(OURS in rows_of for rows_of in cases.values())]
     lines = []
-    for case, found in cases.items():
+    for case, rows_of in cases.items():
         ratios = []
         for side in others:
-            ours, other = (found.get(one, {}).get("p50_ms") for one in (OURS, side))
+            ours, other = (rows_of.get(name, {}).get("p50_ms") for name in (OURS, side))
             ratios.append(f"{float(other) / float(ours):.2f}" if ours and other else "")
-        lines.append((case, *(_cell(found.get(side), "p50_ms") for side in sides), *ratios))
+        lines.append((case, *(_cell(rows_of.get(side), "p50_ms") for side in sides), *ratios))
     heads = [f"{side}, ms" for side in sides] + [f"{side} / {OURS}" for side in others]
     return markdown(("case", *heads), lines)
 
@@ -85,7 +100,7 @@ def by_side(rows: Rows, column: str, form: str) -> str:
     cases, sides = _grid(rows)
     return markdown(
         ("case", *sides),
-        ((case, *(_cell(found.get(side), column, form) for side in sides)) for case, found in cases.items()),
+        ((case, *(_cell(rows_of.get(side), column, form) for side in sides)) for case, rows_of in cases.items()),
     )
 
 
@@ -113,11 +128,11 @@ def scaling(rows: Rows) -> str:
         (
             (
                 case,
-                next(iter(found.values()))["shape"],
-                next(iter(found.values()))["threads"],
-                *(_cell(found.get(side), "images_per_second", "{:.3g}") for side in sides),
+                next(iter(rows_of.values()))["shape"],
+                next(iter(rows_of.values()))["threads"],
+                *(_cell(rows_of.get(side), "images_per_second", "{:.3g}") for side in sides),
             )
-            for case, found in cases.items()
+            for case, rows_of in cases.items()
         ),
     )
 
@@ -125,11 +140,12 @@ def scaling(rows: Rows) -> str:
 def quality(rows: Rows) -> str:
     """The published loops' runs, and the momentum runs that reach them."""
     lines = []
-    for found in compare(rows):
+    for comparison in compare(rows):
+        published, momentum = comparison.published, comparison.momentum
         ours = ["none reaches it", "", "", "", ""]
-        if found.momentum is not None and found.faster is not None:
-            ours = [*_run(found.momentum), f"{found.faster:.1f}"]
-        lines.append((found.published["optimizer"], _bounds(found.published), *_run(found.published), *ours))
+        if momentum is not None and comparison.faster is not None:
+            ours = [*_run(momentum), f"{comparison.faster:.1f}"]
+        lines.append((published["optimizer"], _bounds(published), *_run(published), *ours))
     if not lines:
         return ""
     trials = dict.fromkeys(f"{row['photographs']} photographs at {row['size']}², {row['encoder']}" for row in rows)
@@ -150,7 +166,7 @@ def summary(rows: Rows) -> str:
     longest: dict[str, Comparison] = {}
     for comparison in compare([row for row in rows if "optimizer" in row]):
         loop = comparison.published["optimizer"]
-        longest[loop] = max(longest.get(loop, comparison), comparison, key=lambda one: int(one.published["steps"]))
+        longest[loop] = max(longest.get(loop, comparison), comparison, key=lambda other: int(other.published["steps"]))
     for comparison in longest.values():
         published, ours = comparison.published, comparison.momentum
         what = f"what the {published['optimizer']} loop reaches in {published['steps']} steps"
@@ -163,8 +179,8 @@ def summary(rows: Rows) -> str:
 def _gains(rows: Rows, column: str, what: str, unit: str) -> Iterator[tuple[str, ...]]:
     """A line for each case that plain torch, another side and ours have a figure for."""
     cases, _ = _grid([row for row in rows if row[column]])
-    for case, found in cases.items():
-        figures = {side: float(row[column]) for side, row in found.items()}
+    for case, rows_of in cases.items():
+        figures = {side: float(row[column]) for side, row in rows_of.items()}
         others = {side: figure for side, figure in figures.items() if side not in ("eager", OURS, "exact")}
         if others and {"eager", OURS} <= figures.keys():
             _, network, size = case.split(".")

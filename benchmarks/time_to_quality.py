@@ -1,7 +1,5 @@
 """Seconds until momentum, on the native engine, has reached what each published loop reaches in plain torch.
 
-    python -m benchmarks time-to-quality
-
 A published loop runs through the eager encoder (backend `reference`) under the bound it is published with, momentum
 through the frozen encoder (`native`) under the same bound; the paper's loop, whose LPIPS bound says nothing of single
 pixels, has momentum beside it under the same LPIPS bound and an L∞ bound besides. All protect the same centre squares,
@@ -15,6 +13,7 @@ before; the figures are measured after.
 from __future__ import annotations
 
 import time
+from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -24,8 +23,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from benchmarks import options as shared
 from benchmarks.environment import Environment, environment
-from benchmarks.photographs import squares
+from benchmarks.networks import trained
+from benchmarks.photographs import FOLDER, squares
+from benchmarks.rows import csv_file
 from shade_fast import Budget, View
 from shade_fast.api.poisoner import Poisoner
 from shade_fast.engine import Problem, optimize, project
@@ -84,6 +86,36 @@ class QualityRow(Environment):
     levels: int
     seconds: float
     step_ms: float
+
+
+def arguments(parser: ArgumentParser) -> None:
+    """The command's options."""
+    add = parser.add_argument
+    loops = ", ".join(PUBLISHED)
+    add("loop", nargs="*", type=_loop, metavar="LOOP[:STEPS]", help=f"{loops}; as release:500,100 (default: all)")
+    add("--encoder", default=trained(), help="what load_encoder takes (default: TAEF2 where it is, else embedded)")
+    add("--photographs", type=Path, default=FOLDER, help="files and folders of images")
+    add("--count", type=int, default=2, help="how many of the photographs, from the first (default: 2)")
+    add("--size", type=int, default=128, help="side of the centre squares that are protected (default: 128)")
+    add("--target", default="cat", help="the anchor (default: cat)")
+    add("--momentum", type=shared.numbers, default=MOMENTUM_STEPS, help="steps tried with momentum")
+    shared.machine(parser)
+
+
+def run(options: Namespace) -> int:
+    """The command."""
+    trial = Trial(options.encoder, options.target, options.size)
+    rows = trial.measure([options.photographs], options.count, dict(options.loop) or None, options.momentum)
+    print(f"encoder {rows[0].encoder}, {rows[0].size} x {rows[0].size} pixels")
+    print(describe(rows))
+    with csv_file(options.csv) as write:
+        write(rows)
+    return 0
+
+
+def _loop(text: str) -> tuple[str, tuple[int, ...]]:
+    name, _, steps = text.partition(":")
+    return name, shared.numbers(steps) if steps else ()
 
 
 @dataclass(frozen=True)
@@ -259,10 +291,11 @@ def describe(rows: Iterable[QualityRow]) -> str:
         f"{row.levels:3}/255  {row.seconds:8.2f} s for {row.photographs} photographs, {row.step_ms:.1f} ms a step"
         for row in rows
     ]
-    for found in compare({name: str(value) for name, value in asdict(row).items()} for row in rows):
-        goal = f"{found.published['optimizer']}'s {found.published['steps']} steps: "
-        if found.momentum is None:
+    for comparison in compare({name: str(value) for name, value in asdict(row).items()} for row in rows):
+        published, momentum = comparison.published, comparison.momentum
+        goal = f"{published['optimizer']}'s {published['steps']} steps: "
+        if momentum is None:
             lines.append(f"{goal}no momentum run reached them")
         else:
-            lines.append(f"{goal}momentum reached them in {found.momentum['steps']}, {found.faster:.1f} times faster")
+            lines.append(f"{goal}momentum reached them in {momentum['steps']}, {comparison.faster:.1f} times faster")
     return "\n".join(lines)

@@ -36,7 +36,7 @@ def prepare(name: str, size: str, lpips: bool) -> Callable[[str], Side]:
     weigh = torch.ones_like if lpips else None
 
     @functools.cache
-    def problem(backend: str) -> Problem:
+    def problem_of(backend: str) -> Problem:
         poisoner = Poisoner(
             encoder=SPECS[name](),
             budget=Budget(linf=LINF, lpips=0.07 if lpips else None),
@@ -49,7 +49,7 @@ def prepare(name: str, size: str, lpips: bool) -> Callable[[str], Side]:
         return Problem(clean, plan, poisoner.encoders, anchors, poisoner.perceptual, poisoner.backend)
 
     def whole(backend: str) -> Side:
-        made = problem(backend)
+        problem = problem_of(backend)
         delta, momentum = start.clone(), torch.zeros_like(start)
 
         def reset() -> None:
@@ -57,9 +57,9 @@ def prepare(name: str, size: str, lpips: bool) -> Callable[[str], Side]:
             momentum.zero_()
 
         def step() -> Tensor:
-            gradient, _ = made.gradient(delta, weigh)
+            gradient, _ = problem.gradient(delta, weigh)
             optimizer_update(
-                delta, momentum, gradient, clean, step=LINF, decay=0.8, linf=LINF, backend=kernels(made.backend)
+                delta, momentum, gradient, clean, step=LINF, decay=0.8, linf=LINF, backend=kernels(problem.backend)
             )
             return delta
 
@@ -67,17 +67,17 @@ def prepare(name: str, size: str, lpips: bool) -> Callable[[str], Side]:
             others = float(((result - right_delta).abs() > 1e-4).float().mean())
             return f"{others:.2%} of the values differ from the reference" if others > MOST_OTHER_SIGNS else None
 
-        return Side(f"{made.backend}, whole step", step, check, reset, _release(backend))
+        return Side(f"{problem.backend}, whole step", step, check, reset, _release(backend))
 
     def part(backend: str) -> Side:
-        made = problem(backend)
+        problem = problem_of(backend)
         with torch.no_grad():
-            seen = made.see(clean / 255 + start)
+            seen = problem.see(clean / 255 + start)
 
         def step() -> Tensor:
             images = seen.detach().requires_grad_(True)
-            gradients = list(torch.autograd.grad(made.distance(images).sum(), images))
-            distance = made.lpips(images) if lpips else None
+            gradients = list(torch.autograd.grad(problem.distance(images).sum(), images))
+            distance = problem.lpips(images) if lpips else None
             if distance is not None:
                 gradients += torch.autograd.grad(distance.sum(), images)
             return torch.stack([gradient / gradient.norm() for gradient in gradients])
@@ -86,7 +86,7 @@ def prepare(name: str, size: str, lpips: bool) -> Callable[[str], Side]:
             error = float((result - right_gradients).norm() / right_gradients.norm())
             return None if error <= WORST_ERROR else f"gradients are off by {error:.2g} from the reference"
 
-        return Side(f"{made.backend}, networks alone", step, check, release=_release(backend))
+        return Side(f"{problem.backend}, networks alone", step, check, release=_release(backend))
 
     reference = whole("reference")
     reference.reset()

@@ -62,9 +62,9 @@ def prepare(count: int, size: int) -> Callable[[str], Side]:
 
 def squares(size: int, count: int) -> list[UInt8Array]:
     """Images [size, size, 3], no two alike up to twice the number of photographs."""
-    found = photographs.squares([photographs.FOLDER], size)
-    found += [np.ascontiguousarray(image[:, ::-1]) for image in found]
-    return [found[index % len(found)] for index in range(count)]
+    images = photographs.squares([photographs.FOLDER], size)
+    images += [np.ascontiguousarray(image[:, ::-1]) for image in images]
+    return [images[index % len(images)] for index in range(count)]
 
 
 def _poisoner(backend: str) -> Poisoner:

@@ -173,15 +173,15 @@ def tolerance(name: str, size: int, backend: str) -> float:
 
 def errors(name: str, size: int, lpips: bool, results: list[Tensor]) -> list[tuple[str, float]]:
     """Names and relative errors of a step's results."""
-    found = []
+    rows = []
     for number, (make, kind) in enumerate(zip(makers(lpips), ("latent", "lpips"), strict=False)):
         for index in range(len(results[0])):
             for what, offset, wanted in zip(
                 ("distance", "gradient"), (0, 1), right(make, name, size, index), strict=True
             ):
                 result = results[2 * number + offset][index]
-                found.append((f"{kind} {what} of image {index}", float((result - wanted).norm() / wanted.norm())))
-    return found
+                rows.append((f"{kind} {what} of image {index}", float((result - wanted).norm() / wanted.norm())))
+    return rows
 
 
 @functools.lru_cache(maxsize=64)
@@ -224,13 +224,13 @@ def compiled(images: Tensor, parts: Parts) -> Made:
 
 def onnxruntime(images: Tensor, parts: Parts) -> Made:
     """Each part's step as one ONNX graph, anchors and kept features its inputs."""
-    made, run = _frozen(images, parts, "onnxruntime:cpu")
+    frozen_networks, run = _frozen(images, parts, "onnxruntime:cpu")
 
     def release() -> None:
-        for network in made:
+        for network in frozen_networks:
             network.shrink = True
         run()
-        for network in made:
+        for network in frozen_networks:
             network.shrink = False
 
     return f"onnxruntime {version('onnxruntime')} CPUExecutionProvider", run, release
@@ -238,8 +238,8 @@ def onnxruntime(images: Tensor, parts: Parts) -> Made:
 
 def frozen(accuracy: str, images: Tensor, parts: Parts) -> Made:
     """The modules frozen for the CPU. Raises ShadeFastError where torch would run one of them instead."""
-    made, run = _frozen(images, parts, "native", accuracy)
-    for network in made:
+    frozen_networks, run = _frozen(images, parts, "native", accuracy)
+    for network in frozen_networks:
         for reason in network.reasons.values():
             raise ShadeFastError(f"torch would run a network: {reason}")
     return f"native {native.cpu().selected_isa()} {accuracy}", run, runtime.BLOCKS.release
@@ -247,16 +247,16 @@ def frozen(accuracy: str, images: Tensor, parts: Parts) -> Made:
 
 def _frozen(images: Tensor, parts: Parts, *how: str) -> tuple[list[Any], Callable[[], list[Tensor]]]:
     """The networks of the parts, frozen so, and their step, which has run once."""
-    made: list[Any] = []
+    frozen_networks: list[Any] = []
 
     def remember(module: nn.Module) -> nn.Module:
         network = runtime.freeze(module, how[0], accuracy=how[1] if len(how) > 1 else "fast")
-        made.append(network)
+        frozen_networks.append(network)
         return network
 
     run = _run(images, [part.frozen(remember) for part in parts])
     run()
-    return made, run
+    return frozen_networks, run
 
 
 def _run(images: Tensor, parts: Parts) -> Callable[[], list[Tensor]]:

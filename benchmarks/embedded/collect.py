@@ -1,4 +1,4 @@
-"""Collect the training photographs: `python -m benchmarks.embedded.collect --roots DIR... --out DIR`.
+"""Collect the training photographs: `python -m benchmarks embedded collect --roots DIR... --out DIR`.
 
 `photographs.tsv` names every photograph, its author, its licence and the package that carries it. The roots are where
 those packages lie unpacked: `/` for installed Debian packages, a folder into which `dpkg-deb -x` or `unzip` put them
@@ -7,11 +7,11 @@ for the others (gcompris-qt-data, scikit-image, scikit-learn and scipy 1.9.3).
 
 from __future__ import annotations
 
-import argparse
 import bz2
 import csv
 import io
 import struct
+from argparse import ArgumentParser, Namespace
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -78,13 +78,13 @@ def resource_members(content: bytes) -> Iterator[tuple[str, bytes]]:
     return walk(0, "")
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.embedded.collect")
+def arguments(parser: ArgumentParser) -> None:
+    """The command's options."""
     parser.add_argument("--roots", type=Path, nargs="+", required=True, help="where the packages lie unpacked")
     parser.add_argument("--out", type=Path, required=True, help="folder for the photographs")
-    chosen = parser.parse_args(arguments)
-    print(f"{collect(chosen.roots, chosen.out)} photographs in {chosen.out}")
 
 
-if __name__ == "__main__":
-    main()
+def run(options: Namespace) -> int:
+    """The command."""
+    print(f"{collect(options.roots, options.out)} photographs in {options.out}")
+    return 0

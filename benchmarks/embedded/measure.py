@@ -1,4 +1,4 @@
-"""Measure the embedded autoencoder for its card: `python -m benchmarks.embedded.measure --help`.
+"""Measure the embedded autoencoder for its card: `python -m benchmarks embedded measure --help`.
 
 Every photograph is seen with its shorter side at 256 pixels, the centre 256x256 of it. Transfer is measured with the
 TAEF2 encoder in the folder that the environment variable SHADE_FAST_MODELS names, and left out where there is none.
@@ -6,10 +6,9 @@ TAEF2 encoder in the folder that the environment variable SHADE_FAST_MODELS name
 
 from __future__ import annotations
 
-import argparse
 import math
 import os
-from collections.abc import Sequence
+from argparse import ArgumentParser, Namespace
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -88,10 +87,10 @@ def load_photograph(path: Path) -> torch.Tensor:
 
 def pictures(folder: Path) -> list[Path]:
     """Picture files under a folder, sorted by path."""
-    found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
-    if not found:
+    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
+    if not paths:
         raise ShadeFastError(f"no pictures under {folder}: give a folder of PNG, JPEG or WebP files")
-    return found
+    return paths
 
 
 def report(folder: Path, direct: int) -> None:
@@ -141,17 +140,16 @@ def print_shift(maker: str, viewer: str, shift: Shift) -> None:
     )
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.embedded.measure")
+def arguments(parser: ArgumentParser) -> None:
+    """The command's options."""
     parser.add_argument("--photographs", type=Path, default=Path("tests/photographs"))
     parser.add_argument(
         "--direct", type=int, default=4, help="photographs for the yardstick, perturbed on TAEF2 itself; 0 for none"
     )
     parser.add_argument("--threads", type=int, default=1)
-    chosen = parser.parse_args(arguments)
-    torch.set_num_threads(chosen.threads)
-    report(chosen.photographs, chosen.direct)
 
 
-if __name__ == "__main__":
-    main()
+def run(options: Namespace) -> int:
+    """The command."""
+    report(options.photographs, options.direct)
+    return 0

@@ -1,4 +1,4 @@
-"""Train the embedded autoencoder on a folder of photographs: `python -m benchmarks.embedded.train --help`.
+"""Train the embedded autoencoder on a folder of photographs: `python -m benchmarks embedded train --help`.
 
 Loss of one step, over a batch of random crops `x` and reconstructions `y = D(E(x) + noise)`:
 
@@ -13,11 +13,11 @@ mean and standard deviation of every channel folded into the last encoder and th
 
 from __future__ import annotations
 
-import argparse
 import copy
 import math
 import random
 import time
+from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -180,10 +180,10 @@ def export(average: Autoencoder, pyramids: Sequence[Sequence[Image.Image]], out:
 
 def find_photographs(folders: Sequence[Path]) -> list[Path]:
     """Every picture file under the folders, sorted by path."""
-    found = sorted(p for folder in folders for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES)
-    if not found:
+    paths = sorted(path for folder in folders for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
+    if not paths:
         raise ShadeFastError(f"no photographs under {', '.join(map(str, folders))}: give folders of PNG, JPEG or WebP")
-    return found
+    return paths
 
 
 def pyramid(path: Path) -> list[Image.Image]:
@@ -286,9 +286,8 @@ def unit(features: torch.Tensor) -> torch.Tensor:
     return features * torch.rsqrt(features.square().sum(1, keepdim=True) + 1e-10)
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.embedded.train", description=__doc__)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+def arguments(parser: ArgumentParser) -> None:
+    """The command's options."""
     parser.add_argument("--photographs", type=Path, nargs="+", required=True, help="folders of photographs")
     parser.add_argument("--out", type=Path, required=True, help="folder for the checkpoint and the weights")
     parser.add_argument("--steps", type=int, required=True)
@@ -301,20 +300,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--perceptual", type=float, default=Recipe.perceptual, help="weight of the LPIPS term")
     parser.add_argument("--perceptual-weights", type=Path, help="alex_shift_tolerant.pth; without it, no LPIPS term")
     parser.add_argument("--bfloat16", action="store_true", help="convolutions in bfloat16: twice as fast where native")
-    chosen = parser.parse_args(arguments)
-    torch.set_num_threads(chosen.threads)
+
+
+def run(options: Namespace) -> int:
+    """The command."""
     recipe = Recipe(
-        steps=chosen.steps,
-        batch=chosen.batch,
-        crop=chosen.crop,
-        learning_rate=chosen.learning_rate,
-        noise=chosen.noise,
-        perceptual=chosen.perceptual,
-        seed=chosen.seed,
-        bfloat16=chosen.bfloat16,
+        steps=options.steps,
+        batch=options.batch,
+        crop=options.crop,
+        learning_rate=options.learning_rate,
+        noise=options.noise,
+        perceptual=options.perceptual,
+        seed=options.seed,
+        bfloat16=options.bfloat16,
     )
-    train(chosen.photographs, chosen.out, recipe, perceptual_weights=chosen.perceptual_weights)
-
-
-if __name__ == "__main__":
-    main()
+    train(options.photographs, options.out, recipe, perceptual_weights=options.perceptual_weights)
+    return 0

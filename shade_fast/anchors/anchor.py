@@ -21,7 +21,7 @@ from shade_fast.terms.errors import ShadeFastError
 Target = ImageLike | torch.Tensor
 _ONE_IMAGE = (str, Path, Image.Image, np.ndarray)
 
-#: Latents of this many views are kept for each anchor; an archive has few shapes, but may have many.
+#: Latents of this many views are kept for each anchor: most archives have few shapes, but some have many.
 CACHED_VIEWS = 32
 
 
@@ -58,7 +58,7 @@ class Anchor:
         return max(1, len(self._images))
 
     def __getstate__(self) -> dict[str, Any]:
-        """What is pickled: not the latents, which are made again where they are needed."""
+        """What is pickled. Latents are left out, and computed again where they are needed."""
         return self.__dict__ | {"_cache": {}}
 
     def check(self) -> Anchor:
@@ -92,7 +92,7 @@ class Anchor:
 
         An image is scaled to cover the view, aspect kept, and cropped at its centre.
         """
-        # The hash is of weights alone: of the kinds whose architecture is the caller's, networks may share it.
+        # The hash covers weights alone, so networks of a caller's own architecture may share it.
         own = encoder.sha256 is None or encoder.kind in ("module", "callable")
         key = (encoder if own else encoder.sha256, encoder.name, encoder.factor, encoder.device, size)
         if key not in self._cache:

@@ -81,7 +81,7 @@ def resolve_anchor(target: Target | Anchor, library: AnchorLibrary) -> Anchor:
     """The anchor that a caller means: a library's name, a path (image or folder), an image, or a latent tensor.
 
     Raises ShadeFastError for a name that is neither in the library nor a path (with the nearest), other types, and an
-    image that cannot be decoded: it is named now, not once for every image protected.
+    image that cannot be decoded. The error comes now, and not again for every image protected.
     """
     if isinstance(target, Anchor):
         return target.check()
@@ -114,7 +114,7 @@ def generate_anchors(
     draws: draw so many and keep the `count` most typical, whose latents under the pipeline's own autoencoder are
         nearest to the mean of all; None: as many as are kept.
     The image of index i has seed + i. `out` is then a folder for `AnchorLibrary.from_folder`.
-    Raises ShadeFastError where the pipeline cannot be loaded or does not draw, naming the model and the mend, and where
+    Raises ShadeFastError where the pipeline cannot be loaded or does not draw, naming the model and the fix, and where
     an image cannot be written.
     """
     count, steps = at_least("count", count), at_least("steps", steps)

@@ -32,13 +32,13 @@ def bench_step(
 
     A step is the encoders' forward and input gradient, with LPIPS' where the budget bounds it; backend `cuda` plays it
     as it is recorded. options, or by name: encoder, budget, backend, accuracy and devices as for `poison_batch`, but
-    one device, of `auto` the first; the others are not read. steps: those that images an hour are reckoned with, by
-    the median. The image and its perturbation are noise from a fixed seed.
+    one device, of `auto` the first; the others are not read. steps: how many one image takes, for the images an hour,
+    which follow from the median. The image and its perturbation are noise from a fixed seed.
 
     Returns JSON types: `version`, `torch`, `device`, `threads`, `size`, `encoder`, `perceptual`, and `backends`: for
     each its `name`, `p20_ms`, `p50_ms`, `p80_ms`, `images_per_hour`, and `error` of its result against plain torch.
-    Raises ShadeFastError for what `poison_batch` refuses, for repeats below 1, and where a result is wrong by more than
-    `WORST_ERROR`, or in half precision by more than twice what it says of itself: it then has no time.
+    Raises ShadeFastError for what `poison_batch` refuses, for repeats below 1, and for a wrong result: off by more than
+    `WORST_ERROR`, or in half precision by more than twice its stated error.
     """
     size, steps, repeats = at_least("size", size), at_least("steps", steps), at_least("repeats", repeats)
     options = Options(**given) if options is None else options

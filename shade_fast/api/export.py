@@ -50,10 +50,11 @@ def export_onnx(
         step       images, anchor_latents, clean_features_0, ... -> latent_distance, lpips, latent_gradient,
                    lpips_gradient
 
-    encoder: what `load_encoder` takes. size: height and width in pixels of what the encoder sees, or one side of both;
-    batch: images of one run; shapes are fixed. perceptual: an LPIPS network, its name, `auto`, or None for none.
+    encoder: what `load_encoder` takes. size: height and width in pixels of what the encoder sees, or the side of a
+    square; batch: images of one run; shapes are fixed. perceptual: an LPIPS network, its name, `auto`, or None for
+    none.
     precision: of weights and activations, `float32`, `float16` or `bfloat16` (errors: docs/onnx.md); norms' statistics,
-    distances, inputs and outputs are float32 whatever it is. Graphs hold ONNX's own operators and their weights.
+    distances, inputs and outputs are always float32. Graphs hold ONNX's own operators and their weights.
 
     Returns the card. Raises ShadeFastError for sizes that the encoder does not take, for a network that ONNX has no
     form for, and for a folder that cannot be written.
@@ -69,7 +70,7 @@ def export_onnx(
     images = torch.zeros(batch, 3, height, width)
     loaded.check_images(images)
     latents = torch.zeros(batch, loaded.channels, height // loaded.factor, width // loaded.factor)
-    clean = () if network is None else tuple(torch.zeros_like(one) for one in network.features(images))
+    clean = () if network is None else tuple(torch.zeros_like(feature) for feature in network.features(images))
     if precision != FLOAT32:
         change = functools.partial(in_precision, precision=precision)
         loaded, network = loaded.frozen(change), None if network is None else network.frozen(change)
@@ -117,14 +118,14 @@ def card_lines(card: dict[str, Any]) -> list[str]:
         size = f"{row['bytes'] / 1e6:.1f} MB"
         lines.append(f"{row['file']}  {size}  opset {row['opset']}  sha256 {row['sha256']}")
         for arrow, what in (("<-", "inputs"), ("->", "outputs")):
-            for one in row[what]:
-                low, high = ("unbounded" if side is None else side for side in one["range"])
-                lines.append(f"  {arrow} {one['name']} {one['shape']}, {low} to {high}: {one['meaning']}")
+            for tensor in row[what]:
+                low, high = ("unbounded" if side is None else side for side in tensor["range"])
+                lines.append(f"  {arrow} {tensor['name']} {tensor['shape']}, {low} to {high}: {tensor['meaning']}")
     return lines
 
 
 class _Step(nn.Module):
-    """Images, anchors' latents and clean features to the distances that a step differentiates."""
+    """Maps images, anchors' latents and clean features to the distances that a step differentiates."""
 
     def __init__(self, encoder: Encoder, network: Perceptual | None) -> None:
         super().__init__()

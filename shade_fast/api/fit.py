@@ -30,13 +30,13 @@ def fit_start(
 ) -> WarmStart:
     """Fit a warm start to a sample of an archive, for `Poisoner(start=...)` and `poison_batch(start=...)`.
 
-    For each size of view in the sample and each of the anchor's images it is one perturbation, moved by sign-momentum
-    along the sum of the images' normalised gradients. The cost is about `8·steps` gradients for each of them.
+    It has one perturbation for each size of view in the sample and each of the anchor's images. Sign-momentum moves it
+    along the sum of the images' normalised gradients; each costs about `8·steps` gradients.
 
     images: the sample, some dozens, as for `poison_batch`; sizes that few images have are fitted to those few.
     target: as for `poison_batch`. poisoner: the encoders, budget, view (without its random transforms) and seed to fit
         for; the fit runs on the first of its devices.
-    progress: told (done, total) after each step.
+    progress: called with (done, total) after each step.
 
     Raises ShadeFastError for no images, one that cannot be decoded or seen, and an encoder without a hash.
     """

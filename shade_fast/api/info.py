@@ -47,17 +47,17 @@ def describe_machine() -> dict[str, Any]:
 
 
 def _runs() -> dict[str, str]:
-    """Which GPUs backend `cuda` runs on, or why it does not and the mend."""
+    """Which GPUs backend `cuda` runs on, or why it does not and the fix."""
     refusals = {index: gpu.refusal(index) for index in range(max(torch.cuda.device_count(), 1))}
     able = " ".join(f"cuda:{index}" for index, refusal in refusals.items() if refusal is None)
-    told = {f"not on cuda:{index}": refusal for index, refusal in refusals.items() if refusal is not None}
-    return ({"runs on": able} if able else {"runs": "no"}) | told
+    refused = {f"not on cuda:{index}": refusal for index, refusal in refusals.items() if refusal is not None}
+    return ({"runs on": able} if able else {"runs": "no"}) | refused
 
 
 def info_lines(facts: dict[str, Any]) -> list[str]:
     """`describe_machine`'s facts for reading."""
     lines = [f"shade_fast {facts['version']}, Python {facts['python']}"]
-    lines += _section("packages", {name: found or "not installed" for name, found in facts["packages"].items()})
+    lines += _section("packages", {name: version or "not installed" for name, version in facts["packages"].items()})
     lines += _section("devices", {device["name"]: device["detail"] for device in facts["devices"]})
     lines += _section(
         "backends",

@@ -1,4 +1,4 @@
-"""Images in, outcomes out in the same order, whatever goes together and whichever is ready first."""
+"""Images in, outcomes out in the same order, however they are batched and whichever is ready first."""
 
 from __future__ import annotations
 
@@ -25,7 +25,8 @@ def in_order(
     batch_size: int,
     most: int,
 ) -> Iterator[Protected]:
-    """`Poisoner.protect`: batches of one shape to `submit`; behind an image that is not ready at most `most` more."""
+    """`Poisoner.protect`: sends batches of one shape to `submit`; at most `most` images wait behind one that is not
+    ready."""
     buckets: Buckets[tuple[Work, Future[Protected]]] = Buckets(batch_size)
     coming: deque[_Place] = deque()
     refused: set[Future[Protected]] = set()
@@ -38,10 +39,10 @@ def in_order(
         submit(works, output).add_done_callback(functools.partial(_deal, places))
 
     def ready(most: int) -> Iterator[Protected]:
-        """Those that are ready, and the first ones until at most so many are on their way."""
+        """Yield those that are ready; wait for the first ones until at most so many are on their way."""
         nonlocal any_done
         while coming and (len(coming) > most or coming[0][0].done()):
-            # The first of all, where it still waits for its like, is the first of the oldest bucket.
+            # An image that still waits for others of its shape is the first of the oldest bucket.
             if not (coming[0][0].running() or coming[0][0].done()):
                 go(buckets.oldest())
             place, decoded = coming.popleft()
@@ -80,7 +81,7 @@ def in_order(
 
 
 def _deal(places: Sequence[Future[Protected]], batch: Future[list[Protected]]) -> None:
-    """A batch's outcomes to its images."""
+    """Give a batch's outcomes to its images."""
     problem = batch.exception()
     if problem is not None:
         for place in places:

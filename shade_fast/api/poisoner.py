@@ -33,7 +33,7 @@ __all__ = ["PRESETS", "WAITING_BATCHES", "Poisoner", "Progress"]
 #: progress(done, total) after each image, or True for a progress bar.
 Progress = Callable[[int, int], None] | bool | None
 
-#: Images that wait for others of their shape, in units of the batch; then the one that waited longest goes.
+#: How many batches' worth of images may wait for others of their shape; beyond it, the one that waited longest goes.
 WAITING_BATCHES = 4
 
 
@@ -42,8 +42,7 @@ class Poisoner:
     name or as `Options`.
 
     This process has the networks on the first of the devices: `protector`. Where there are several, each has a process
-    of its own for what is protected, started with the first images that it gets; `close`, or the end of a `with`, ends
-    them.
+    of its own, which its first images start; `close`, or the end of a `with`, ends them.
     """
 
     @takes(Options)
@@ -56,7 +55,7 @@ class Poisoner:
         self.anchors = AnchorLibrary.embedded() if self.options.anchors is None else self.options.anchors
         self._pool: Pool | None = None
         self._end_pool: Callable[[], object] = lambda: None
-        #: what a worker gets: anchors come to it with the images
+        #: the options that a worker gets; anchors come with the images
         self._sent = dataclasses.replace(self.options, backend=backend, anchors=None, weights=self.weights)
         if len(devices) > 1:
             self._packed = packed(self._sent)
@@ -131,8 +130,8 @@ class Poisoner:
         target: Target | Anchor | Sequence[Target | Anchor],
         progress: Progress = None,
     ) -> PoisonResult:
-        """`shade_fast.poison_batch` of this configuration: from one batch to the next the networks stay loaded, and
-        what was prepared for an image's size."""
+        """`shade_fast.poison_batch` of this configuration. The networks, and what is prepared for an image's size, stay
+        loaded from one batch to the next."""
         images = listed(images)
         if isinstance(target, list | tuple):
             if len(target) != len(images):
@@ -164,17 +163,18 @@ class Poisoner:
     ) -> Iterator[Protected]:
         """Protect (image, anchor) pairs; yields in order, as they become ready.
 
-        Of an image that is not ready, at most 4 batches a device are taken behind it, to go together by their shapes.
-        An image that could not be had is given as the error that says why, and yielded as failed in its place.
+        While an image is not ready, at most 4 batches a device are taken after it, and sorted by shape. For an image
+        that could not be read, give the error in its place; it is yielded as failed.
         output: how the images will be written (`Protected.encode`); figures are those of such a file, decoded again.
 
-        Raises DevicesLostError where no device can begin; images for which none is left later fail with that reason.
+        Raises DevicesLostError where no device can begin; where all are lost later, the remaining images fail with that
+        reason.
         """
         most = WAITING_BATCHES * self.window * len(self.devices)
         return in_order(images, output, self.submit, self.window, most)
 
     def submit(self, batch: Sequence[Work], output: Output | None) -> Future[list[Protected]]:
-        """Protect images of one size on whichever device is free: here and now, where there is but one.
+        """Protect images of one size on whichever device is free; with a single device, at once in this process.
 
         Waits while all are busy and as many batches wait. See `Pool.submit` for what becomes of the future.
         """
@@ -191,7 +191,8 @@ class Poisoner:
         return self._pool.submit(batch, output)
 
     def submit_apart(self, batch: Sequence[Work], output: Output | None) -> Future[list[Protected]]:
-        """Protect images in a process of its own, and wait for it: one over which it dies is failed, and says so.
+        """Protect images in a separate process, and wait for it. An image over which the process dies is failed, and
+        says so.
 
         Raises ShadeFastError where there can be no such process.
         """
@@ -213,7 +214,7 @@ class Poisoner:
 
 
 def _one_backend(backend: str, devices: Sequence[torch.device]) -> str:
-    """The backend that all devices run. Raises ShadeFastError where `auto` means another on one than on the next."""
+    """The backend that all devices run. Raises ShadeFastError where `auto` means different backends on them."""
     backends = {str(device): resolve_backend(backend, device) for device in devices}
     if len(set(backends.values())) > 1:
         meant = ", ".join(f"{name} on {device}" for device, name in backends.items())

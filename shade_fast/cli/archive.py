@@ -20,7 +20,7 @@ from shade_fast.protect.options import Options
 from shade_fast.terms.options import given_options, of_flags
 from shade_fast.terms.text import print_json, printable
 
-#: Rows that the closing table shows before it keeps to those that are not ok.
+#: Up to this many rows the closing table shows all; above it, only those that are not ok.
 LARGEST_TABLE = 40
 
 
@@ -104,7 +104,7 @@ def _dry_run(options: argparse.Namespace, given: dict[str, Any]) -> int:
 
 
 def _table(report: ArchiveReport) -> str:
-    """A line for every image of a small run; of a large one, for the first that are not ok."""
+    """A line for every image of a small run; for a large run, lines for the first that are not ok."""
     few = report.images <= LARGEST_TABLE
     shown = list(itertools.islice((row for row in report.rows() if few or row.status != "ok"), LARGEST_TABLE))
     if not shown:

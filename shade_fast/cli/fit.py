@@ -19,7 +19,7 @@ from shade_fast.terms.checks import at_least
 from shade_fast.terms.options import of_flags
 
 T = TypeVar("T")
-#: What of the options the fit depends on; it has steps of its own.
+#: The options that the fit depends on; it has steps of its own.
 FLAGS = (
     *("encoder", "weights", "linf", "lpips", "view", "perceptual", "backend", "accuracy", "devices", "seed"),
     "anchors",
@@ -65,6 +65,6 @@ def run(options: argparse.Namespace) -> int:
 
 
 def evenly(items: Sequence[T], count: int) -> list[T]:
-    """So many of the items, from the first on, as far from one another as can be; all where there are no more."""
+    """`count` of the items, evenly spaced from the first on; all where there are no more."""
     count = min(count, len(items))
     return [items[place * len(items) // count] for place in range(count)]

@@ -1,4 +1,5 @@
-"""The program: its commands, each imported when it is asked for, its exit codes and its last resorts."""
+"""The program: its commands, each imported when it is asked for, its exit codes, and errors that nothing else
+catches."""
 
 from __future__ import annotations
 
@@ -37,7 +38,7 @@ class Command:
 COMMANDS = {
     "archive": Command(
         "protect images: files, folders, tar files, tables",
-        "Protect an archive into the same shape; run again, it goes on where it ended. Exit code: 0 all ok, 1 some "
+        "Protect an archive into the same shape; run again, it resumes where it ended. Exit code: 0 all ok, 1 some "
         "below target or failed, 2 nothing could run, 130 and 143 interrupted.",
         defaults=True,
         aliases=("poison",),
@@ -86,7 +87,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     expected, 130 and 143 interrupted, 141 nobody reads the output any more."""
     options = parser().parse_args(arguments)
     if isinstance(sys.stdout, io.TextIOWrapper):
-        # A file's name may hold bytes that are no text, or text that the terminal's encoding lacks.
+        # A file's name may hold bytes that are not text, or characters that the terminal's encoding lacks.
         sys.stdout.reconfigure(errors="backslashreplace")
     streams = [stream and cast("IO[str]", Terminal(stream)) for stream in (sys.stdout, sys.stderr)]
     with contextlib.redirect_stdout(streams[0]), contextlib.redirect_stderr(streams[1]):
@@ -102,7 +103,7 @@ def _run(options: argparse.Namespace) -> int:
     except BrokenPipeError as error:
         if not _unread():
             return _fault(error)
-        # Whoever read the output has seen enough; what is still to be flushed as Python ends goes nowhere.
+        # The reader has closed the output; what Python still flushes as it ends is discarded.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_PIPE
     except ShadeFastError as error:
@@ -116,7 +117,7 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _fault(error: Exception) -> int:
-    """Tell of an error that nobody expected, and what it was about; a traceback where SHADE_FAST_TRACEBACK is set."""
+    """Report an unexpected error and what it was about; with a traceback where SHADE_FAST_TRACEBACK is set."""
     about = "".join(f"{note}: " for note in getattr(error, "__notes__", ())[:2])
     hint = "what is recorded stays, and SHADE_FAST_TRACEBACK=1 shows where it came from: please report it"
     print(f"shade-fast: {about}unexpected error: {reason(error)}; {hint}", file=sys.stderr)

@@ -87,7 +87,13 @@ def add(parser: argparse.ArgumentParser) -> None:
 
     add = _command(inner, "train", _train, "train the small generator on a pool, or go on with it")
     add("pools", nargs="+", metavar="POOL", help="images with captions; several are put together")
-    add("--out", required=True, type=Path, metavar="FILE", help="the checkpoint; where it is there, it is gone on with")
+    add(
+        "--out",
+        required=True,
+        type=Path,
+        metavar="FILE",
+        help="the checkpoint; where it is there, its training resumes",
+    )
     add("--start", type=Path, metavar="FILE", help="begin with another checkpoint's averaged weights: fine-tuning")
     add("--encoder", default="embedded", metavar="NAME|PATH|ID", help="autoencoder whose latents are trained on")
     add("--size", type=int, default=SIZE, help="pixels of the square that images are scaled to")
@@ -131,13 +137,13 @@ def add(parser: argparse.ArgumentParser) -> None:
         inner, "run", _run, "the paper's questions, each answered by a table, a plot, a sheet and a paragraph"
     )
     add("pool", metavar="POOL", help="photographs with concepts, CIFAR-10 as parquet for example")
-    add("--out", required=True, type=Path, metavar="DIR", help="run again, it goes on where it was cut off")
+    add("--out", required=True, type=Path, metavar="DIR", help="run again, it resumes where it was cut off")
     add("--smoke", action="store_true", help="everything small, to see that it runs; its figures mean nothing")
     add(
         "--only",
         action="append",
         default=[],
-        choices=[one.name for one in EXPERIMENTS],
+        choices=[experiment.name for experiment in EXPERIMENTS],
         help="one experiment; again for more (default: all)",
     )
     add("--encoder", default="embedded", metavar="NAME|PATH|ID", help="autoencoder whose latents are trained on")
@@ -185,7 +191,7 @@ def _select(options: argparse.Namespace) -> int:
         sentences=None if options.clip is not None else SentenceEncoder(options.sentences),
     )
     write_selected(chosen, options.out)
-    near = [one.caption_similarity for one in chosen]
+    near = [selected.caption_similarity for selected in chosen]
     print(f"{options.out}: {len(chosen)} images, captions' similarity {min(near):.2f} to {max(near):.2f}")
     if len(chosen) < options.count:
         print(f"shade-fast: {options.count} were asked for, and no more passed", file=sys.stderr)
@@ -217,17 +223,17 @@ def _compose(options: argparse.Namespace) -> int:
         Ingredient(source, target, kind or options.kind, options.count if count is None else count, chosen)
         for source, target, kind, count in options.pairs
     ]
-    made = compose(options.pool, ingredients, options.out, anchors=options.anchors, seed=options.seed)
-    for (source, kind), count in made.counts.items():
+    recipe = compose(options.pool, ingredients, options.out, anchors=options.anchors, seed=options.seed)
+    for (source, kind), count in recipe.counts.items():
         print(f"{source}: {count} {kind}")
-    if made.recipe is not None:
-        library = made.anchors if options.anchors else "DIR"
+    if recipe.recipe is not None:
+        library = recipe.anchors if options.anchors else "DIR"
         # A recipe of paths names files of the pool, which lie outside the recipe's folder.
         folder = options.pool if Path(options.pool).is_dir() else Path(options.pool).parent
-        allow = f" --allow-paths {folder}" if made.names_files else ""
-        print(f"shade-fast archive {made.recipe} --anchors {library}{allow} --out PROTECTED   perturbs them")
-    if made.dirty_label is not None:
-        print(f"{made.dirty_label} holds the dirty labels, which are not perturbed")
+        allow = f" --allow-paths {folder}" if recipe.names_files else ""
+        print(f"shade-fast archive {recipe.recipe} --anchors {library}{allow} --out PROTECTED   perturbs them")
+    if recipe.dirty_label is not None:
+        print(f"{recipe.dirty_label} holds the dirty labels, which are not perturbed")
     return EXIT_OK
 
 
@@ -285,7 +291,7 @@ def _judge(options: argparse.Namespace) -> int:
     else:
         for shown, counts in table.items():
             total = sum(counts.values())
-            likely = sorted(counts.items(), key=lambda one: -one[1])
+            likely = sorted(counts.items(), key=lambda item: -item[1])
             print(f"{shown}: " + ", ".join(f"{name} {count / total:.0%}" for name, count in likely if count))
         if isinstance(chosen, Classifier):
             print("judge's own accuracy: " + ", ".join(f"{on} {share:.1%}" for on, share in chosen.accuracies.items()))

@@ -1,4 +1,4 @@
-"""The codecs: files and images in from any thread, to whichever process is free; what became of them back."""
+"""The codecs: any thread hands in files and images, whichever process is free takes them and returns the results."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from shade_fast.terms.limits import Limits
 
 #: Seconds between two looks whether a caller still wants an answer.
 SLICE = 0.1
-#: Seconds by the clock for each of the processor's that an image may take.
+#: Seconds by the clock for each second of processor time that an image may take.
 CLOCK = 3
 #: Seconds by the clock that a process may take to start.
 START_SECONDS = 60.0
@@ -67,10 +67,10 @@ class Codecs:
         self.close()
 
     def decode(self, data: bytes, name: str, stop: threading.Event | None = None) -> DecodedImage:
-        """What `images.decode` makes of a file's bytes.
+        """A file's bytes decoded, as by `images.decode`.
 
-        Raises its ShadeFastErrors; one for an image that needs more memory than it may; DeadlineError; CodecDiedError;
-        and Interrupted within half a second of `stop`.
+        Raises its ShadeFastErrors; another for an image that needs more memory than it may use; DeadlineError;
+        CodecDiedError; and Interrupted within half a second of `stop`.
         """
         image = self._ask(Request(name, data), "decode", stop).image
         assert image is not None
@@ -84,7 +84,7 @@ class Codecs:
         jpeg: JpegSettings | None = None,
         stop: threading.Event | None = None,
     ) -> bytes:
-        """What `output.encode` makes of an image and its pixels [H, W, 3]. Raises what `decode` does."""
+        """An image and its pixels [H, W, 3] encoded, as by `output.encode`. Raises what `decode` does."""
         shown = dataclasses.replace(image, pixels=pixels)
         asked = Request(image.name, image=shown, output=output, jpeg=jpeg)
         file = self._ask(asked, "encode", stop).file
@@ -142,18 +142,18 @@ class Codecs:
     def _problem(
         self, error: BaseException, process: _Process, name: str, verb: str, seconds: float
     ) -> ShadeFastError | None:
-        """What an error of a conversation means; None for one that has nothing to do with the image."""
+        """What an error while talking to a process means; None where it has nothing to do with the image."""
         doing = f"{verb[:-1]}ing"
-        mend = f"give --max {verb}-seconds={2 * seconds:g} or leave this image out"
+        fix = f"give --max {verb}-seconds={2 * seconds:g} or leave this image out"
         if isinstance(error, _LateError):
-            return DeadlineError(f"{name}: {doing} took over {CLOCK * seconds:g} s by the clock; {mend}")
+            return DeadlineError(f"{name}: {doing} took over {CLOCK * seconds:g} s by the clock; {fix}")
         if isinstance(error, ValueError):
             return CodecDiedError(f"{name}: {doing} ended in an answer that makes no sense; leave this image out")
         if not isinstance(error, EOFError | ConnectionError):
             return None
         how, code = ended(process.process), process.process.returncode
         if code == -signal.SIGPROF:
-            return DeadlineError(f"{name}: {doing} took over {seconds:g} s of processor time; {mend}")
+            return DeadlineError(f"{name}: {doing} took over {seconds:g} s of processor time; {fix}")
         if code == SHORT_OF_MEMORY:
             most = self._limits.decode_memory / (1 << 20)
             return ShadeFastError(
@@ -164,7 +164,7 @@ class Codecs:
 
 
 def _check(answer: Answer, asked: Request, limits: Limits) -> None:
-    """Raises ValueError for what no sound process answers."""
+    """Raises ValueError for an answer that a sound process never gives."""
     if answer.refused is not None:
         return
     if asked.image is not None:
@@ -193,7 +193,7 @@ def _is_sound(jpeg: JpegSettings) -> bool:
 
 
 class _Process:
-    """A process that one thread at a time speaks with."""
+    """A process that one thread at a time talks to."""
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
@@ -201,13 +201,13 @@ class _Process:
         self._socket, theirs = socket.socketpair()
         self._socket.settimeout(SLICE)
         with theirs:
-            # Warnings are for who wrote the code that warns; what is wrong with an image, its error says.
+            # Libraries' warnings are for programmers; what is wrong with an image is in its error.
             environment = {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
             self.process = start("shade_fast.codecs.process", theirs.fileno(), environment)
 
     def ask(self, buffers: list[memoryview], seconds: float, stopped: Callable[[], bool]) -> Answer:
-        """Its answer. Raises EOFError or ConnectionError where it has ended, ValueError for what is no answer,
-        _LateError and Interrupted."""
+        """Its answer. Raises EOFError or ConnectionError where it has ended, ValueError for anything else, _LateError
+        and Interrupted."""
         if not self._is_ready:
             self._talk(message(self._limits), START_SECONDS, stopped)
             self._is_ready = True

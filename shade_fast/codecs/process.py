@@ -1,7 +1,7 @@
-"""The process that decodes and encodes: a file or an image comes in, what became of it goes out, the next comes in.
+"""The process that decodes and encodes: a file or an image comes in, the result goes out, the next comes in.
 
-The kernel ends it over an image that takes too much processor time, even inside a library's own code. It can hold no
-more memory than it may, and write no file.
+The kernel ends it over an image that takes too much processor time, even inside a library's own code. Its memory is
+limited, and it can write no file.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from shade_fast.images import decode
 from shade_fast.terms.errors import ShadeFastError, reason
 from shade_fast.terms.limits import Limits
 
-#: Seconds between two looks whether the parent is still there, where its end does not close the connection.
+#: Seconds between checks that the parent is still there, for when its end does not close the connection.
 LOOK = 2.0
 #: The code it exits with where an image needs more memory than it may have.
 SHORT_OF_MEMORY = errno.ENOMEM
-#: prctl's number for: this process, and any that it became, gets no more rights than it has.
+#: prctl's number for PR_SET_NO_NEW_PRIVS: this process and those it becomes never gain rights.
 NO_NEW_PRIVILEGES = 38
 
 

@@ -1,4 +1,4 @@
-"""What is asked of a codec's process and what it answers, as JSON and raw bytes: nothing that is read can run code."""
+"""Requests to a codec's process and its answers, as JSON and raw bytes: nothing that is read can run code."""
 
 from __future__ import annotations
 
@@ -51,17 +51,17 @@ class Stream(Protocol):
 
 
 def message(value: Any) -> list[memoryview]:
-    """What is sent, one after the other, for a dataclass of dataclasses, tuples, uint8 arrays, bytes, text, numbers
-    and None: the length of its JSON, the JSON, and the bytes and arrays, of which the JSON has the sizes."""
+    """The parts to send, in order, for a dataclass of dataclasses, tuples, uint8 arrays, bytes, text, numbers and None:
+    the length of its JSON, the JSON, then the bytes and arrays, whose sizes the JSON holds."""
     buffers: list[memoryview] = []
     header = json.dumps(_plain(value, buffers)).encode()
     return [memoryview(len(header).to_bytes(8, "big")), memoryview(header), *buffers]
 
 
 def receive(stream: Stream, kind: type[Value], room: float = math.inf) -> Value:
-    """The value of that type that a `message` holds. room: most bytes that its arrays and files may have, together.
+    """The value of that type that a `message` holds. room: the most bytes that its arrays and files may have together.
 
-    Raises EOFError, and ValueError for what is no such message.
+    Raises EOFError, and ValueError for anything but such a message.
     """
     length = int.from_bytes(stream.read(8), "big")
     if length > LONGEST:
@@ -92,7 +92,7 @@ def _plain(value: Any, buffers: list[memoryview]) -> Any:
         buffers.append(np.ascontiguousarray(value).reshape(-1).data)
         return value.shape
     if isinstance(value, tuple):
-        return [_plain(one, buffers) for one in value]
+        return [_plain(item, buffers) for item in value]
     if dataclasses.is_dataclass(value):
         return {entry.name: _plain(getattr(value, entry.name), buffers) for entry in dataclasses.fields(value)}
     return value
@@ -103,7 +103,7 @@ def _value(hint: Any, plain: Any, stream: Stream, sized: Callable[[int], int]) -
     if origin in (typing.Union, types.UnionType):
         if plain is None:
             return None
-        (hint,) = (one for one in arguments if one is not types.NoneType)
+        (hint,) = (argument for argument in arguments if argument is not types.NoneType)
         return _value(hint, plain, stream, sized)
     if origin is bytes:
         return stream.read(sized(plain))
@@ -115,7 +115,7 @@ def _value(hint: Any, plain: Any, stream: Stream, sized: Callable[[int], int]) -
         return array.reshape(plain)
     if origin is tuple:
         kinds = arguments[:1] * len(plain) if arguments[-1] is Ellipsis else arguments
-        return tuple(_value(kind, one, stream, sized) for kind, one in zip(kinds, plain, strict=True))
+        return tuple(_value(kind, item, stream, sized) for kind, item in zip(kinds, plain, strict=True))
     if dataclasses.is_dataclass(origin):
         hints = typing.get_type_hints(origin)
         names = [entry.name for entry in dataclasses.fields(origin)]

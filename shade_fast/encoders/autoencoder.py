@@ -1,4 +1,4 @@
-"""diffusers' autoencoders, from a folder or an object: `AutoencoderKL` and `AutoencoderTiny`.
+"""diffusers' autoencoders, from a folder or an object: the classes of `CLASSES`, where one more is a row.
 
 Their encoders take images in [-1, 1]. A model's trainers do not use what comes out as it is, but
 
@@ -12,7 +12,8 @@ as diffusers' pipelines and training scripts apply them.
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,37 @@ from torch import Tensor, nn
 
 from shade_fast.encoders.encoder import Encoder
 from shade_fast.terms.errors import ShadeFastError, reason
+
+
+@dataclass(frozen=True)
+class AutoencoderClass:
+    """How an autoencoder of one of diffusers' classes is cut into an encoder and a decoder.
+
+    kind: what `Encoder.kind` says. encoder, decoder: its modules in the order that they run, by attribute; one that is
+    None is left out. factor: pixels per latent, of its config.
+    """
+
+    kind: str
+    encoder: tuple[str, ...]
+    decoder: tuple[str, ...]
+    factor: Callable[[Any], int]
+
+
+#: By the class's name, as `config.json` has it.
+CLASSES = {
+    "AutoencoderKL": AutoencoderClass(
+        "kl",
+        ("encoder", "quant_conv"),
+        ("post_quant_conv", "decoder"),
+        lambda config: 2 ** (len(config.block_out_channels) - 1),
+    ),
+    "AutoencoderTiny": AutoencoderClass(
+        "tiny",
+        ("encoder",),
+        ("decoder",),
+        lambda config: 2 ** (len(config.encoder_block_out_channels) - 1),
+    ),
+}
 
 
 def read_autoencoder(folder: Path, name: str, device: torch.device | str) -> Encoder:
@@ -41,8 +73,8 @@ def read_autoencoder(folder: Path, name: str, device: torch.device | str) -> Enc
             tried.append(f"{place}: {reason(error)}")
             continue
         class_name = config.get("_class_name") if isinstance(config, dict) else None
-        if class_name not in ("AutoencoderKL", "AutoencoderTiny"):
-            tried.append(f"{place} holds {_known_as(class_name)}, not AutoencoderKL or AutoencoderTiny")
+        if not isinstance(class_name, str) or class_name not in CLASSES:
+            tried.append(f"{place} holds {_known_as(class_name)}, not {' or '.join(CLASSES)}")
             continue
         return wrap_autoencoder(_read_weights(getattr(diffusers, class_name), place), name, device)
     raise ShadeFastError(f"no autoencoder for {name!r}: {'; '.join(tried)}")
@@ -56,22 +88,17 @@ def is_diffusers_model(module: nn.Module) -> bool:
 def wrap_autoencoder(autoencoder: Any, name: str, device: torch.device | str, *, owned: bool = True) -> Encoder:
     """The encoder in a diffusers autoencoder object; without `owned` the object is copied and left as it is.
 
-    Raises ShadeFastError for a class other than `AutoencoderKL` and `AutoencoderTiny`.
+    Raises ShadeFastError for a class that is not in `CLASSES`.
     """
     diffusers = _import_diffusers()
     config = autoencoder.config
-    if isinstance(autoencoder, diffusers.AutoencoderKL):
-        kind, sides = "kl", len(config.block_out_channels)
-        before = [autoencoder.encoder, autoencoder.quant_conv]
-        after = [autoencoder.post_quant_conv, autoencoder.decoder]
-    elif isinstance(autoencoder, diffusers.AutoencoderTiny):
-        kind, sides = "tiny", len(config.encoder_block_out_channels)
-        before, after = [autoencoder.encoder], [autoencoder.decoder]
-    else:
+    known = next((row for name, row in CLASSES.items() if isinstance(autoencoder, getattr(diffusers, name, ()))), None)
+    if known is None:
         raise ShadeFastError(
-            f"{type(autoencoder).__name__} is not an autoencoder that is known here (AutoencoderKL, AutoencoderTiny): "
+            f"{type(autoencoder).__name__} is not an autoencoder that is known here ({', '.join(CLASSES)}): "
             "wrap it in a function from images [B, 3, h, w] in [0, 1] to latents [B, C, h/f, w/f]"
         )
+    before, after = ([getattr(autoencoder, part) for part in parts] for parts in (known.encoder, known.decoder))
     if config.in_channels != 3:
         raise ShadeFastError(f"the autoencoder {name!r} takes {config.in_channels} channels: RGB images have 3")
     channels = int(config.latent_channels)
@@ -79,8 +106,8 @@ def wrap_autoencoder(autoencoder: Any, name: str, device: torch.device | str, *,
     return Encoder(
         ScaledEncoder(_chain(before) if owned else _copied_chain(before), shift, scale),
         name=name,
-        kind=kind,
-        factor=2 ** (sides - 1),
+        kind=known.kind,
+        factor=known.factor(config),
         channels=channels,
         load_decoder=partial(_copied_decoder, after, shift, scale),
         device=device,
@@ -185,8 +212,8 @@ def _copied_chain(parts: Sequence[nn.Module | None]) -> nn.Module:
     chain = copy.deepcopy(_chain(parts))
     module: Any
     for module in chain.modules():
-        # What a training script switched on recomputes for nothing here, and under it AutoencoderTiny skips the
-        # step from [-1, 1] to [0, 1].
+        # Gradient checkpointing that a training script switched on only costs time here, and makes AutoencoderTiny skip
+        # the step from [-1, 1] to [0, 1].
         if hasattr(module, "gradient_checkpointing"):
             module.gradient_checkpointing = False
     return chain

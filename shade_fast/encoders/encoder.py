@@ -137,13 +137,13 @@ class Encoder:
         return frozen
 
     def without_decoder(self) -> Encoder:
-        """This encoder for what only encodes; it can be pickled where its module can."""
+        """This encoder without its decoder; it can be pickled where its module can."""
         plain = copy.copy(self)
         plain._load_decoder = plain._decoder = None
         return plain
 
     def describe(self) -> dict[str, str | int | bool | None]:
-        """The encoder in plain values, for a report or a manifest."""
+        """The encoder as plain values, for a report or a manifest."""
         return {
             "name": self.name,
             "kind": self.kind,

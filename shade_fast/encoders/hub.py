@@ -1,4 +1,4 @@
-"""Models by name: a local folder, what lies in the hub's cache, and a download only where `hub:` asks for one."""
+"""Models by name: a local folder, a model in the hub's cache, and a download only where `hub:` asks for one."""
 
 from __future__ import annotations
 
@@ -56,8 +56,8 @@ def find_model(given: str | os.PathLike[str], kind: Kind) -> Model:
     """A model by a local folder; by `owner/name`, where it is in the hub's cache; or by `hub:owner/name`, which asks
     the hub, and downloads what is missing, unless HF_HUB_OFFLINE is set.
 
-    Without the prefix nothing is asked of the hub. Raises ShadeFastError for a name that stands for nothing, and where
-    the hub does not give the model.
+    Without the prefix nothing is asked of the hub. Raises ShadeFastError for an unknown name, and where the hub does
+    not give the model.
     """
     text = os.fspath(given)
     identifier = text.removeprefix(PREFIX)
@@ -77,8 +77,8 @@ def find_model(given: str | os.PathLike[str], kind: Kind) -> Model:
     cached = _cached(identifier, kind)
     if cached is None:
         absent = "" if identifier != text else "no such folder, and "
-        mend = "unset HF_HUB_OFFLINE and give" if HF_HUB_OFFLINE else "to download it, give"
-        raise ShadeFastError(f"model {text!r}: {absent}not in the hub's cache; {mend} {PREFIX}{identifier}")
+        fix = "unset HF_HUB_OFFLINE and give" if HF_HUB_OFFLINE else "to download it, give"
+        raise ShadeFastError(f"model {text!r}: {absent}not in the hub's cache; {fix} {PREFIX}{identifier}")
     return Model(identifier, cached)
 
 
@@ -94,7 +94,7 @@ def is_identifier(text: str) -> bool:
 
 
 def never_asked(given: str) -> str:
-    """A model's name out of a record, which may be anyone's, as one that is not asked of the hub."""
+    """A model's name from a record, which anyone may have written, in a form that never asks the hub."""
     while given.startswith(PREFIX):
         given = given.removeprefix(PREFIX)
     return given
@@ -129,7 +129,7 @@ def _refuse_own_code(folder: Path) -> None:
     if not (isinstance(known, type) and issubclass(known, diffusers.DiffusionPipeline)):
         raise ShadeFastError(f"{path}: _class_name {kind!r} is no pipeline of diffusers; code of its own is not run")
     for name, value in index.items():
-        # Whatever can be taken apart into a library and a class is imported by some diffusers.
+        # Some versions of diffusers import anything that splits into a library and a class.
         library = next(iter(value), None) if isinstance(value, list | str | dict) and len(value) == 2 else None
         if (
             isinstance(library, str)
@@ -148,9 +148,9 @@ def _cached(identifier: str, kind: Kind) -> Path | None:
     from huggingface_hub import try_to_load_from_cache
 
     for mark in kind.marks:
-        found = try_to_load_from_cache(identifier, mark)
-        if isinstance(found, str):
-            return Path(found).parents[mark.count("/")]
+        file = try_to_load_from_cache(identifier, mark)
+        if isinstance(file, str):
+            return Path(file).parents[mark.count("/")]
     return None
 
 

@@ -26,7 +26,7 @@ def load_encoder(spec: EncoderSpec, device: torch.device | str = "cpu") -> Encod
     spec: one of
         an `Encoder`, returned as it is, on the device where it is;
         `"embedded"`, the small encoder in the package;
-        a diffusers folder with an `AutoencoderKL` or `AutoencoderTiny`, alone or as a pipeline's `vae`; the same in the
+        a diffusers folder with one of `autoencoder.CLASSES`, alone or as a pipeline's `vae`; the same in the
             hub's cache, `owner/name`, or to be downloaded from the hub, `hub:owner/name`;
         a TAESD-family file, `.safetensors`, `.pth` or `.pt`;
         a diffusers autoencoder object;
@@ -34,8 +34,8 @@ def load_encoder(spec: EncoderSpec, device: torch.device | str = "cpu") -> Encod
         whose f and C are found by trying it on small images.
     A module that is given is copied, never changed.
 
-    Raises ShadeFastError, saying what was tried, for a spec that stands for nothing, for weights that cannot be read
-    and for an encoder that does not keep its contract.
+    Raises ShadeFastError, saying what was tried, for an unknown spec, for weights that cannot be read and for an
+    encoder that does not keep its contract.
     """
     if isinstance(spec, Encoder):
         return spec

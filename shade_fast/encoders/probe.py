@@ -30,14 +30,14 @@ def wrap_module(module: nn.Module, device: torch.device | str) -> Encoder:
 
 
 def wrap_callable(function: Callable[[Tensor], Tensor], device: torch.device | str) -> Encoder:
-    """An encoder around a function from images in [0, 1] to latents, which runs where it pleases."""
+    """An encoder around a function from images in [0, 1] to latents, which chooses its own device."""
     name = str(getattr(function, "__name__", type(function).__name__))
     factor, channels = probe(function, name, device)
     return Encoder(Function(function), name=name, kind="callable", factor=factor, channels=channels, device=device)
 
 
 class Function(nn.Module):
-    """A plain function in a module's clothes; copies share it."""
+    """A plain function wrapped as a module; copies share it."""
 
     def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
@@ -111,18 +111,16 @@ def _factor_and_channels(trials: list[tuple[Tensor, Tensor]], name: str) -> tupl
 
 def _check_gradient(encode: Callable[[Tensor], Tensor], name: str, images: Tensor, before: Tensor) -> None:
     images = images.clone().requires_grad_(True)
-    mend = "leave out no_grad, detach, rounding and numpy inside it"
+    fix = "leave out no_grad, detach, rounding and numpy inside it"
     try:
         with torch.enable_grad():
             latents = encode(images)
             (gradient,) = torch.autograd.grad(latents.square().sum(), images)
     except Exception as error:  # a user's code raises what it likes
-        raise ShadeFastError(
-            f"encoder {name!r} is not differentiable in the image ({reason(error)}): {mend}"
-        ) from error
+        raise ShadeFastError(f"encoder {name!r} is not differentiable in the image ({reason(error)}): {fix}") from error
     if not gradient.isfinite().all() or not gradient.any():
         state = "zero everywhere" if gradient.isfinite().all() else "not finite"
-        raise ShadeFastError(f"encoder {name!r} is not differentiable in the image (its gradient is {state}): {mend}")
+        raise ShadeFastError(f"encoder {name!r} is not differentiable in the image (its gradient is {state}): {fix}")
     if not torch.allclose(latents.detach().float(), before.float(), rtol=1e-2, atol=1e-2 * float(before.abs().max())):
         raise ShadeFastError(
             f"encoder {name!r} gives other latents for the same image when asked again: return the distribution's "

@@ -115,7 +115,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
             f"{path} was not read: it is a pickle that asks for more than plain tensors (code, perhaps), or no torch "
             "file at all; get the weights as .safetensors, or save the state_dict alone"
         ) from error
-    except Exception as error:  # a damaged file fails in as many ways as there are bytes
+    except Exception as error:  # a damaged file can raise anything
         raise ShadeFastError(
             f"cannot read {path} ({reason(error)}): it is damaged or holds no weights; get the file again"
         ) from error

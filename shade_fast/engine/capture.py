@@ -15,12 +15,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from shade_fast.terms.errors import ShadeFastError, reason
 
-#: What a device or a machine without memory for a step raises.
+#: Errors of a device or a machine that has no memory for a step.
 OUT_OF_MEMORY = (torch.cuda.OutOfMemoryError, MemoryError)
-#: And what torch and libraries say in other errors.
+#: And the texts by which torch and libraries say it in other errors.
 _OUT_OF_MEMORY_TEXTS = (
     *("out of memory", "can't allocate memory", "STATUS_ALLOC_FAILED"),
-    # cuDNN, which tries its engines and drops the errors of those that have no memory to work in
+    # cuDNN tries its engines, and drops the errors of those that lack memory
     "unable to find an engine to execute this computation",
 )
 #: Ops whose result the host reads, or whose result's size depends on values.
@@ -29,9 +29,9 @@ _SIZED = {"nonzero", "nonzero_numpy", "masked_select", "unique_dim", "_unique2",
 
 
 def is_out_of_memory(error: BaseException | None, handled: BaseException | None = None) -> bool:
-    """Whether an error, or one that it came of, says that a device or the machine has no memory left.
+    """Whether an error, or one that caused it, says that a device or the machine has no memory left.
 
-    handled: the error that somebody was handling before, `sys.exc_info()[1]`, of which it did not come.
+    handled: the error that was being handled before, `sys.exc_info()[1]`, which did not cause it.
     """
     while error is not None and error is not handled:
         if isinstance(error, OUT_OF_MEMORY) or (
@@ -43,16 +43,16 @@ def is_out_of_memory(error: BaseException | None, handled: BaseException | None 
 
 
 def captured(run: Callable[[], None], device: torch.device) -> Callable[[], None]:
-    """What does the same as `run` on tensors that stay where they are: on a GPU a recorded graph that is played again.
+    """A function that does what `run` does, on tensors that stay where they are: on a GPU it replays a recorded graph.
 
-    It runs a few times before. Raises ShadeFastError, with the reason, where it cannot be recorded; out of memory stays
-    what it is.
+    `run` runs a few times first. Raises ShadeFastError, with the reason, where it cannot be recorded; an error of
+    memory is raised as it is.
     """
     if device.type != "cuda":
         return run
-    found, reads = _examined(run, device)
-    if found:
-        raise ShadeFastError(f"the step cannot be recorded: {'; '.join(found)}")
+    problems, reads = _examined(run, device)
+    if problems:
+        raise ShadeFastError(f"the step cannot be recorded: {'; '.join(problems)}")
     try:
         return Recording(run, device, reads)
     except Exception as error:
@@ -64,8 +64,8 @@ def captured(run: Callable[[], None], device: torch.device) -> Callable[[], None
 class Recording:
     """A run that is recorded as a CUDA graph; a call plays it again.
 
-    Each has a stream of its own, for the runs before and for the recording: libraries keep memory to work in by the
-    stream, and give it up with the graph. It keeps alive what the run reads, which a graph does not.
+    Each has its own stream, for the first runs and for the recording: libraries keep work memory for each stream, and
+    free it with the graph. It keeps alive what the run reads, which a graph does not.
     """
 
     def __init__(self, run: Callable[[], None], device: torch.device, reads: Sequence[Any]) -> None:
@@ -88,7 +88,7 @@ class Recording:
             _streams[self._device].append(self._stream)
 
 
-#: by device, the streams of recordings that are gone: there are as many as recordings ever were at a time
+#: by device, the streams of recordings that are gone, to be used again
 _streams: dict[torch.device, list[Any]] = {}
 
 
@@ -103,7 +103,7 @@ def _stream(device: torch.device) -> Any:
 def _recorded(run: Callable[[], None], stream: Any) -> Any:
     """A graph of a run, on a stream and in memory of its own, after two other runs there."""
     stream.wait_stream(torch.cuda.current_stream())
-    # Whatever a recording that fails leaves behind, afterwards the current stream is what it was.
+    # The current stream is restored, also after a recording that fails.
     with torch.cuda.stream(stream):
         for _ in range(2):
             run()
@@ -113,8 +113,8 @@ def _recorded(run: Callable[[], None], stream: Any) -> Any:
             with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
                 run()
         except BaseException:
-            # Where torch could not end the graph it would go on allocating for it, and free nothing any more. Where it
-            # could, the first call refuses, and the pool goes with the graph. (AttributeError: torch before 2.7.)
+            # If torch could not end the graph, it would keep allocating for it and free nothing. If it could, the first
+            # call refuses, and the pool goes with the graph. (AttributeError: torch before 2.7.)
             with contextlib.suppress(RuntimeError, AttributeError):
                 torch._C._cuda_endAllocateToPool(torch.cuda.current_device(), pool)
                 torch._C._cuda_releasePool(torch.cuda.current_device(), pool)
@@ -126,9 +126,9 @@ def _recorded(run: Callable[[], None], stream: Any) -> Any:
 def complaints(run: Callable[[], None], device: torch.device) -> list[str]:
     """Why `run`, on tensors of a device, cannot be recorded and played again; empty where it can.
 
-    Found are: what the host reads or copies from the device, what is copied to it, results whose size depends on
-    values, tensors that outlive the run without being there before, and a second run that does something else than the
-    first. On the `meta` device nothing is computed, so that a step for a GPU is checked without one.
+    It finds: reads and copies from the device by the host, copies to it, results whose size depends on values, new
+    tensors that outlive the run, and a second run that does something other than the first. On the `meta` device
+    nothing is computed, so that a step for a GPU is checked without one.
     """
     return _examined(run, device)[0]
 
@@ -136,29 +136,29 @@ def complaints(run: Callable[[], None], device: torch.device) -> list[str]:
 def _examined(run: Callable[[], None], device: torch.device) -> tuple[list[str], list[Any]]:
     """The complaints, and the storages that were there before and are read or written."""
     lists = []
-    found: list[str] = []
+    problems: list[str] = []
     try:
-        run()  # what is made at the first use is not part of a step
+        run()  # what the first use creates is not part of a step
     except Exception as error:
         if is_out_of_memory(error):
             raise
-        # it is met again below
+        # the same error comes again below
     for _ in range(2):
         watch = _Watch(device)
         try:
-            with watch, _Makers(watch.found):
+            with watch, _Makers(watch.problems):
                 run()
-        except Exception as error:  # what reads values has none on the meta device
+        except Exception as error:  # on the meta device, ops that read values fail
             if is_out_of_memory(error):
                 raise
-            if not watch.found:
-                found.append(f"it fails ({type(error).__name__}: {error})")
-        found += watch.found
-        found += [f"{name} leaves a new tensor behind" for name in watch.alive()]
+            if not watch.problems:
+                problems.append(f"it fails ({type(error).__name__}: {error})")
+        problems += watch.problems
+        problems += [f"{name} leaves a new tensor behind" for name in watch.alive()]
         lists.append(watch.names)
-    if lists[0] != lists[1] and not found:
-        found.append("a second run does something else than the first")
-    return list(dict.fromkeys(found)), list(watch.known.values())
+    if lists[0] != lists[1] and not problems:
+        problems.append("a second run does something else than the first")
+    return list(dict.fromkeys(problems)), list(watch.known.values())
 
 
 class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -166,8 +166,8 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         super().__init__()  # type: ignore[no-untyped-call]
         self.device = device
         self.names: list[str] = []
-        self.found: list[str] = []
-        self._made: dict[int, tuple[str, Any]] = {}
+        self.problems: list[str] = []
+        self._created: dict[int, tuple[str, Any]] = {}
         #: storages that were there before, by their address
         self.known: dict[int, Any] = {}
 
@@ -177,22 +177,22 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.names.append(name)
         inputs = list(_tensors((args, kwargs)))
         for tensor in inputs:
-            if _key(tensor) not in self._made:
+            if _key(tensor) not in self._created:
                 self.known[_key(tensor)] = tensor.untyped_storage()
         problem = self._problem(name, args, kwargs, inputs)
         if problem is not None:
-            self.found.append(problem)
+            self.problems.append(problem)
         result = function(*args, **kwargs)
         for tensor in _tensors(result):
             key = _key(tensor)
-            if key not in self.known and key not in {_key(one) for one in inputs}:
+            if key not in self.known and key not in {_key(given) for given in inputs}:
                 storage: Any = tensor.untyped_storage()
-                self._made[key] = (name, StorageWeakRef(storage))  # type: ignore[no-untyped-call]
+                self._created[key] = (name, StorageWeakRef(storage))  # type: ignore[no-untyped-call]
         return result
 
     def alive(self) -> Iterator[str]:
-        """Names of what made tensors that are still there."""
-        for name, storage in self._made.values():
+        """Names of the ops whose new tensors are still there."""
+        for name, storage in self._created.values():
             if not storage.expired():
                 yield name
 
@@ -202,8 +202,8 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if name in _SIZED:
             return f"{name} gives a tensor whose size depends on values"
         if name in ("index", "index_put", "index_put_", "_index_put_impl_"):
-            indices = [one for one in args[1] if one is not None]
-            if any(one.dtype in (torch.bool, torch.uint8) for one in indices):
+            indices = [index for index in args[1] if index is not None]
+            if any(index.dtype in (torch.bool, torch.uint8) for index in indices):
                 return f"{name} by a mask finds on the host how many values are chosen"
         if name in ("_to_copy", "copy_", "copy"):
             target = kwargs.get("device") or args[0].device
@@ -221,15 +221,15 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
 class _Makers(TorchFunctionMode):
     """Finds tensors that are made of the host's values, which dispatch does not show."""
 
-    def __init__(self, found: list[str]) -> None:
+    def __init__(self, problems: list[str]) -> None:
         super().__init__()
-        self.found = found
+        self.problems = problems
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if function in (torch.tensor, torch.as_tensor, torch.asarray, torch.from_numpy, Tensor.new_tensor):
-            given = [one for one in args if not isinstance(one, Tensor)]
+            given = [arg for arg in args if not isinstance(arg, Tensor)]
             if len(given) == len(args) or function is Tensor.new_tensor:
-                self.found.append(f"{function.__name__} makes a tensor of the host's values")
+                self.problems.append(f"{function.__name__} makes a tensor of the host's values")
         return function(*args, **(kwargs or {}))
 
 
@@ -237,11 +237,11 @@ def _tensors(structure: Any) -> Iterator[Tensor]:
     if isinstance(structure, Tensor):
         yield structure
     elif isinstance(structure, list | tuple):
-        for one in structure:
-            yield from _tensors(one)
+        for part in structure:
+            yield from _tensors(part)
     elif isinstance(structure, dict):
-        for one in structure.values():
-            yield from _tensors(one)
+        for part in structure.values():
+            yield from _tensors(part)
 
 
 def _key(tensor: Tensor) -> int:

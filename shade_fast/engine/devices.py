@@ -13,8 +13,7 @@ from shade_fast.ops import gpu, native
 from shade_fast.runtime import ONNXRUNTIME, check_onnxruntime, check_precision, onnx_provider
 from shade_fast.terms.errors import ShadeFastError
 
-#: `auto`, and what there is; it never chooses ONNX Runtime, which stands for the provider of the device where none is
-#: named.
+#: `auto` never chooses ONNX Runtime; `onnxruntime` without a provider takes that of the device.
 BACKENDS = ("auto", "reference", "native", "cuda", "onnxruntime", *ONNXRUNTIME)
 
 
@@ -23,8 +22,7 @@ def resolve_devices(devices: str | Sequence[str]) -> tuple[torch.device, ...]:
 
     devices: `auto`, or names, as a sequence or with commas between them; the CPU may be named several times.
 
-    Raises ShadeFastError for none, for an unknown or absent one, and for a CPU beside GPUs: which of them an image
-    came to would show in its result.
+    Raises ShadeFastError for none, for an unknown or absent one, and for a CPU beside GPUs, whose results differ.
     """
     if not isinstance(devices, str | Sequence) or not all(isinstance(name, str) for name in devices):
         raise ShadeFastError(f"devices={devices!r}: give 'auto', or names such as 'cpu' or 'cuda:0'")
@@ -34,20 +32,21 @@ def resolve_devices(devices: str | Sequence[str]) -> tuple[torch.device, ...]:
     if names == ["auto"]:
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
         return tuple(torch.device("cuda", index) for index in range(count)) or (torch.device("cpu"),)
-    found = tuple(map(_device, names))
-    if len({device.type for device in found}) > 1:
+    resolved = tuple(map(_device, names))
+    if len({device.type for device in resolved}) > 1:
         raise ShadeFastError(
             f"devices={','.join(names)!r}: a CPU beside GPUs would make other results than they do; give one kind"
         )
-    return found
+    return resolved
 
 
 def resolve_device(devices: str | Sequence[str]) -> torch.device:
-    """The device of what runs on one: of `auto` the first. Raises ShadeFastError as above, and for several names."""
-    found = resolve_devices(devices)
-    if len(found) > 1 and devices not in ("auto", ["auto"], ("auto",)):
-        raise ShadeFastError(f"devices={','.join(map(str, found))!r}: this runs on one; give one of them")
-    return found[0]
+    """The device for work on a single one: of `auto` the first. Raises ShadeFastError as above, and for several
+    names."""
+    resolved = resolve_devices(devices)
+    if len(resolved) > 1 and devices not in ("auto", ["auto"], ("auto",)):
+        raise ShadeFastError(f"devices={','.join(map(str, resolved))!r}: this runs on one; give one of them")
+    return resolved[0]
 
 
 def _device(name: str) -> torch.device:
@@ -90,8 +89,8 @@ def resolve_backend(backend: str, device: torch.device) -> str:
         return backend
     if backend != compiled:
         if backend == "cuda":
-            mend = refusal or "the CPU is in use; give devices='cuda:0', or backend='native'"
-            raise ShadeFastError(f"backend 'cuda': {mend}")
+            why = refusal or "the CPU is in use; give devices='cuda:0', or backend='native'"
+            raise ShadeFastError(f"backend 'cuda': {why}")
         raise ShadeFastError(f"backend {backend!r}: runs on the CPU, and {device} is in use; give backend='cuda'")
     if not built:
         problem = refusal or "the compiled module is not there; reinstall shade_fast where g++ or clang++ is"
@@ -109,7 +108,7 @@ def run_by(backend: str, encoder: Encoder) -> Encoder:
 
 
 def kernels(backend: str) -> str:
-    """The ops' own name for what a backend runs: `reference`, or `native`, the compiled kernels of the device.
+    """What the ops call a backend's kernels: `reference`, or `native` for the device's compiled ones.
 
     ONNX Runtime executes networks alone: the rest takes the compiled kernels where they are built.
     """

@@ -1,4 +1,4 @@
-"""How much memory an image takes on a CPU, said before it is begun."""
+"""How much memory an image takes on a CPU, estimated before it is begun."""
 
 from __future__ import annotations
 
@@ -13,21 +13,22 @@ from shade_fast.encoders import Encoder
 from shade_fast.perceptual import Perceptual
 from shade_fast.views import ViewPlan
 
-#: Bytes of the engine's own tensors for each pixel of the image, of its view, and of one whose way to the encoder
-#: autograd follows: perturbation, momentum, gradient, the best so far, and what is between them.
+#: Bytes of the engine's own tensors for each pixel of the image, of its view, and of a view that autograd tracks to the
+#: encoder: perturbation, momentum, gradient, the best so far, and intermediates.
 OF_A_PIXEL, OF_A_VIEW_PIXEL, OF_ITS_GRADIENT = 70, 100, 80
 #: Sides of the images that torch's memory is measured at.
 SIDES = (128, 256)
-#: How much more torch takes than autograd keeps, and ONNX Runtime: copies in other orders, what allocators hold on to.
+#: How much more torch and ONNX Runtime take than autograd keeps: copies in other orders, and what allocators hold on
+#: to.
 TORCH, ONNX = 1.25, 3.6
 
 
 class Footprint:
     """Bytes that one image takes, by the networks that move it and its size.
 
-    Of frozen networks it is what their programs are laid out to take. Where torch runs them it is what autograd keeps,
-    measured on two small images, as a line and a parabola in pixels, which attention is; ONNX Runtime takes a multiple
-    of that. A network that takes no small images is left out.
+    For frozen networks it is what their programs plan. Where torch runs them it is what autograd keeps: measured on two
+    small images, and extended as a linear and (for attention) quadratic function of pixels. ONNX Runtime takes a
+    multiple of that. A network that takes no small images is left out.
 
     together: whether the optimiser keeps all networks' steps at the same time, as the paper's loop does.
     """
@@ -36,12 +37,12 @@ class Footprint:
         self._encoders = encoders
         self._perceptual = perceptual
         self._joint = together
-        # Each of its sessions keeps what it once had.
+        # Each ONNX Runtime session keeps the memory that it once had.
         self._together = together or any(isinstance(encoder.module, runtime.OnnxNetwork) for encoder in encoders)
         self._measured: dict[nn.Module, tuple[float, float]] = {}
 
     def bytes(self, plan: ViewPlan) -> int:
-        """Of one image with this view."""
+        """Bytes for one image with this view."""
         steps = [self._of_encoder(encoder, plan.crop) for encoder in self._encoders]
         step, kept = sum(steps) if self._together else max(steps), 0
         if self._perceptual is not None:
@@ -83,7 +84,7 @@ class Footprint:
             few, many = (side * side for side in sides)
             try:
                 small, large = (_kept_by(run, _plain(network), torch.rand(1, 3, side, side)) for side in sides)
-            except Exception:  # whatever an encoder of the caller's raises where it knows one size alone
+            except Exception:  # a caller's encoder that takes a single size may raise anything
                 small = large = 0
             square = max(0.0, (large / many - small / few) / (many - few))
             self._measured[network] = (large / many - square * many, square)
@@ -109,7 +110,7 @@ def _kept_by(run: Callable[[Tensor], Iterable[Tensor]], module: nn.Module, image
         return tensor
 
     with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        made = list(run(images.requires_grad_()))
+        outputs = list(run(images.requires_grad_()))
     bytes_kept = sum(kept.values()) + 2 * max(kept.values(), default=0)
-    del made
+    del outputs
     return bytes_kept

@@ -52,7 +52,7 @@ def check_optimizer(
 
     encoders: how many. start: whether there is a warm start.
     """
-    if optimizer not in OPTIMIZERS:
+    if not isinstance(optimizer, str) or optimizer not in OPTIMIZERS:
         raise ShadeFastError(f"optimizer {optimizer!r}: give one of {', '.join(OPTIMIZERS)}")
     known = OPTIMIZERS[optimizer]
     if known.needs is not None and getattr(budget, known.needs[0]) is None:
@@ -78,7 +78,7 @@ def optimize(
     stopping: Stopping = NEVER,
     slots: Slots | None = None,
 ) -> Optimized:
-    """Run an optimiser; what the file may hold is `project`'s to see to.
+    """Run an optimiser; rounding to what a file can hold is left to `project`.
 
     start: what momentum begins with, float32 [B, 3, H, W] in units of linf; None for no perturbation.
     stopping: what ends an image of momentum early; the published loops take all their steps.
@@ -140,7 +140,7 @@ def _published(problem: Problem, delta: torch.Tensor, history: History, steps: i
 
 
 def _recorder(history: History) -> Callable[[int, torch.Tensor], None]:
-    """What a published loop calls after each step: it keeps the distances."""
+    """What a published loop calls at each step: it keeps the distances."""
 
     def record(_: int, distance: torch.Tensor) -> None:
         history.append(distance)

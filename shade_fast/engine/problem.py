@@ -61,7 +61,7 @@ class Problem:
         self.visible = visible
         self.through = through
         #: by the encoder's place, the tensors that its last distance and gradient were written to
-        self._made: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+        self._written: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
         with torch.no_grad(), runtime.exact_products(clean.device):
             self._clean_view = view = self.see(clean / 255)
             #: each encoder's distance at the clean images, [B]
@@ -72,37 +72,37 @@ class Problem:
 
     @property
     def alike(self) -> tuple[object, ...]:
-        """What problems have in common whose images may take each other's place."""
+        """What two problems must share for their images to take each other's place."""
         networks = (*(id(encoder.module) for encoder in self.encoders), id(self.perceptual))
         return (tuple(self.clean.shape[1:]), self.plan, networks, tuple(self.weights), self.backend)
 
     @property
     def fixed(self) -> bool:
-        """Whether each step does the same with other values: nothing is drawn anew, and no file's codec is asked."""
+        """Whether all steps run the same operations: nothing is drawn anew, and no file's codec is used."""
         return not self._randoms and self.through is None and self.visible is None
 
     def room(self, count: int) -> Problem:
-        """A problem of as many images that are to be put in; until then they are this one's first."""
-        made = copy.copy(self)
-        made._made = {}
+        """A problem with room for `count` images; until others are put in, all are copies of this one's first."""
+        problem = copy.copy(self)
+        problem._written = {}
         for name, value in self._of_images().items():
             several = isinstance(value, tuple)
             rooms = tuple(_room(tensor, count) for tensor in (value if several else (value,)))
-            setattr(made, name, rooms if several else rooms[0])
-        return made
+            setattr(problem, name, rooms if several else rooms[0])
+        return problem
 
     def put(self, place: int, other: Problem, image: int) -> None:
         """One image takes the place of another, in the tensors that are there."""
         theirs = other._of_images()
         for name, value in self._of_images().items():
             if isinstance(value, tuple):
-                for mine, one in zip(value, theirs[name], strict=True):
-                    mine[place].copy_(one[image])
+                for mine, source in zip(value, theirs[name], strict=True):
+                    mine[place].copy_(source[image])
             else:
                 value[place].copy_(theirs[name][image])
 
     def _of_images(self) -> dict[str, Any]:
-        """All that is known of the images, by the attribute: tensors and tuples of tensors, images first."""
+        """The images' data by attribute: tensors and tuples of tensors, images first."""
         names = ("clean", "anchor_latents", "_clean_view", "starts", "start", "_clean_features")
         return {name: vars(self)[name] for name in names if vars(self)[name] is not None}
 
@@ -113,7 +113,7 @@ class Problem:
     def distances(self, view: torch.Tensor, draws: Sequence[Draw] = ()) -> list[torch.Tensor]:
         """Each encoder's latent distance [B] of what it sees, [B, 3, h, w]; differentiable.
 
-        draws: those that made the view what it is, for the latents that move with it.
+        draws: the transforms drawn for this view, for the latents that move with it.
         """
         return [
             self._latent_distance(encoder, view, _drawn(latents, draws))
@@ -133,10 +133,10 @@ class Problem:
         pulse()
         encoder, latents = self.encoders[index], _drawn(self.anchor_latents[index], draws)
         encoder.check_images(view)
-        made = runtime.latent_gradient(encoder.module, view, latents, self._made.get(index))
-        if made is not None:
-            self._made[index] = made
-            return made
+        joint = runtime.latent_gradient(encoder.module, view, latents, self._written.get(index))
+        if joint is not None:
+            self._written[index] = joint
+            return joint
         view = view.requires_grad_(True)
         distance = self._latent_distance(encoder, view, latents)
         return distance.detach(), torch.autograd.grad(distance.sum(), view)[0]
@@ -186,7 +186,8 @@ class Problem:
         delta = delta.detach().requires_grad_(True)
         kept = delta if self.visible is None else delta * self.visible
         if self.through is not None:
-            # Straight through: the codec's rounding has no useful derivative, its place in the image is what counts.
+            # Straight through: the codec's rounding has no useful derivative, so the gradient is taken at what it
+            # leaves.
             kept = kept + (self.through(kept.detach()) - kept.detach())
         seen = self.see(kept)
         view = (self._clean_view + seen).detach().requires_grad_(True)
@@ -200,7 +201,8 @@ class Problem:
             distance, gradient = self._latent_gradient(index, shown.detach(), draws)
             distances.append(distance.clone())
             if len(self.encoders) > 1:
-                # Steps count as shares of what is left: an encoder that is moved easily does not pay for the others.
+                # Steps count as shares of the remaining distance: an encoder that is moved easily does not pay for the
+                # others.
                 least = 1e-3 * start.clamp_min(torch.finfo(start.dtype).tiny)
                 share = start / torch.maximum(distance, least)
                 gradient = (weight * share)[:, None, None, None] * _normalized(gradient)
@@ -222,15 +224,15 @@ def _drawn(latents: torch.Tensor, draws: Sequence[Draw]) -> torch.Tensor:
     if all(draw.latent is None for draw in draws):
         return latents
     moved = [latents[index : index + 1] for index in range(len(latents))]
-    moved = [one if draw.latent is None else draw.latent(one) for draw, one in zip(draws, moved, strict=True)]
+    moved = [latent if draw.latent is None else draw.latent(latent) for draw, latent in zip(draws, moved, strict=True)]
     return torch.cat(moved)
 
 
 def _room(tensor: torch.Tensor, count: int) -> torch.Tensor:
     """A tensor for as many images as asked for, filled with the first, in its memory order."""
     order = memory_order(tensor) if tensor.ndim == 4 else torch.contiguous_format
-    made = torch.empty((count, *tensor.shape[1:]), dtype=tensor.dtype, device=tensor.device, memory_format=order)
-    return made.copy_(tensor[:1])
+    copies = torch.empty((count, *tensor.shape[1:]), dtype=tensor.dtype, device=tensor.device, memory_format=order)
+    return copies.copy_(tensor[:1])
 
 
 def _normalized(gradient: torch.Tensor) -> torch.Tensor:

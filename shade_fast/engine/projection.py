@@ -18,16 +18,16 @@ from shade_fast.terms.budget import Budget
 #: What a file's codec makes of an image: uint8 [3, H, W] -> uint8 [3, H, W], decoded again.
 Codec = Callable[[torch.Tensor], torch.Tensor]
 
-#: LPIPS is held to this share of its bound, so that another machine's arithmetic finds it held as well.
+#: LPIPS is held to this share of its bound, so that it also holds in another machine's arithmetic.
 LPIPS_MARGIN = 1 - 1e-4
 #: How often pixels that a codec moves out of the box are pulled back before it.
 PULLS = 4
-#: How often, and to which share, the perturbation is shrunk around pixels that are outside all the same: as far as a
-#: block of a JPEG reaches.
+#: How often, and to which share, the perturbation is shrunk around pixels that are still outside: as far as a JPEG's
+#: block reaches.
 SHRINKS, SHRINK, BLOCK = 8, 0.6, 4
 #: Halvings of the interval that the scale is known to lie in.
 BISECTIONS = 6
-#: The share of the latent's shift that a codec has to leave, or the next, finer one is tried.
+#: The share of the latent's shift that a codec has to keep; below it the next, finer one is tried.
 KEPT_SHIFT = 0.75
 
 
@@ -89,7 +89,7 @@ def project(
         if bool(best.held.all()):
             return best
     if codecs is not None:
-        # What is inside the box already stays there when it is shrunk, but for a few pixels.
+        # Pixels inside the box stay there when the perturbation shrinks, except a few.
         fitted_delta = (best.stored.float() - problem.clean) / 255
         coded = torch.tensor([codec is not None for codec in codecs], device=delta.device)
         delta = torch.where(coded.view(-1, 1, 1, 1), fitted_delta, delta)
@@ -139,10 +139,10 @@ def project_to_files(
 
 
 def _largest_scale(problem: Problem, delta: torch.Tensor, budget: Budget, lpips: torch.Tensor) -> torch.Tensor:
-    """The largest scales [B] found to hold the LPIPS bound, by LPIPS alone and without a decision on the host.
+    """The largest scales [B] that hold the LPIPS bound, by LPIPS alone and without a decision on the host.
 
-    lpips: at scale 1. The images between are bfloat16, up to a quarter of a level from those of a file: what is found
-    has yet to be judged.
+    lpips: at scale 1. The images tried are bfloat16, up to a quarter of a level from those of a file, so the result has
+    yet to be judged.
     """
     bound = cast(float, budget.lpips) * LPIPS_MARGIN
     interval, distance = first_interval(len(delta), delta.device), lpips.float()
@@ -162,8 +162,8 @@ def _largest_scale(problem: Problem, delta: torch.Tensor, budget: Budget, lpips:
 def _fit(stored: torch.Tensor, clean: torch.Tensor, codec: Codec, levels: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Pixels to store, and what the codec makes of them, so that the latter lie inside the box where that can be had.
 
-    What lies outside is pulled back by as much before the codec, and again. Where that does not help, since a coarse
-    codec rounds it away, the perturbation is shrunk, but there alone: to shrink all of it would waste it.
+    What lies outside is pulled back by as much before the codec, several times. Where a coarse codec rounds that away,
+    the perturbation is shrunk around those pixels only, because shrinking all of it would waste it.
     """
     stored, clean = stored.to(torch.int16), clean.to(torch.int16)
     for pull in range(PULLS + 1):

@@ -1,4 +1,4 @@
-"""Slots in which images take their steps: one that is done leaves, the next enters, and the others go on."""
+"""Slots in which images take their steps: when an image is done, the next takes its slot, and the others continue."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Optimized:
 
 
 class Slots:
-    """Runs momentum for any number of images, so many at a time.
+    """Runs momentum for any number of images, `count` at a time.
 
     count: of slots; None for one for each image. The step of a shape bucket is built once in static buffers: on a GPU
     it is recorded as a CUDA graph, where it can be, and played again, on the CPU it is called. It is kept for the next
@@ -51,11 +51,11 @@ class Slots:
     def run(self, problem: Problem, recipe: Recipe, start: torch.Tensor | None = None) -> Optimized:
         """All images of a problem by a recipe. start: [B, 3, H, W] in units of linf; None for no perturbation.
 
-        An image's steps, and its result, are those that it takes alone.
+        Each image takes the same steps, and gets the same result, as it would alone.
         """
         total = len(problem.clean)
         if not problem.fixed or self.count is None:
-            # All at once and in the problem's own tensors: what is drawn for an image is known by its place.
+            # All at once and in the problem's own tensors, because an image's draws belong to its place.
             step = Step(problem, recipe)
             play: Callable[[], None] = step
         else:
@@ -91,7 +91,7 @@ class Slots:
 
     @property
     def all_recorded(self) -> bool:
-        """Whether none of them runs as it is written."""
+        """Whether all of them are recorded."""
         return all(step is not play for step, play in self._recorded.values())
 
     def release(self) -> None:
@@ -111,7 +111,7 @@ class Slots:
 
 
 def played(step: Callable[[], None], device: torch.device) -> Callable[[], None]:
-    """A step as it is played; one that cannot be recorded runs as it is written, and the log says why."""
+    """A step's recording; a step that cannot be recorded runs as it is, and the log says why."""
     try:
         return captured(step, device)
     except ShadeFastError as error:

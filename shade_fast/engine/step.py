@@ -32,7 +32,7 @@ class Recipe:
 
     @property
     def box(self) -> float:
-        """What bounds each pixel: the file holds whole levels, and a box between two would only be rounded away."""
+        """The bound of each pixel, in whole levels: a file holds no others."""
         return self.budget.levels / 255
 
     @property
@@ -67,7 +67,7 @@ class Step:
         self._progress = Progress(recipe.stopping, self.delta, recipe.steps, keep_best=not problem.plan.transforms)
 
     def begin(self, image: int, start: torch.Tensor | None = None) -> None:
-        """The image that the problem has in a place takes its first step next.
+        """The image in this place of the problem takes its first step next.
 
         start: float32 [3, H, W], what it begins with in units of linf; None for no perturbation.
         """
@@ -85,12 +85,12 @@ class Step:
     def __call__(self) -> None:
         progress, control, recipe = self._progress, self._control, self.recipe
         share = (1 - progress.meetings / recipe.steps).float()
-        # Whoever may stop at any step is held to the bound at every step.
+        # An image that may stop at any step is held to the bound at every step.
         left = share if recipe.stopping == NEVER else 0.0
         weigh = None if control is None else functools.partial(control, left=left)
         gradient, distance = self.problem.gradient(self.delta, weigh)
         row = progress.meetings.clamp(max=recipe.steps - 1)[None]
-        # What has ended keeps what it had.
+        # An image that has ended keeps its perturbation.
         had = self.history.gather(0, row)
         self.history.scatter_(0, row, torch.where(progress.unfinished(), distance, had))
         progress.met(self.delta, distance, self._held if control is None else control.held)

@@ -16,7 +16,7 @@ class Stopping:
 
     ratio: the target: an image stops once at most this share of its distance is left inside its LPIPS bound.
     patience: an image stops once as many steps in a row brought it no nearer, by a thousandth at least.
-    None for either leaves it out.
+    None leaves a rule out.
     """
 
     ratio: float | None = None
@@ -52,7 +52,7 @@ class Progress:
         self._total = steps
         count, device = len(delta), delta.device
         self.moving = torch.zeros(count, dtype=torch.bool, device=device)
-        #: steps that each image took, and how often it was met
+        #: steps that each image took, and how often it was judged
         self.steps = torch.zeros(count, dtype=torch.int64, device=device)
         self.meetings = torch.zeros_like(self.steps)
         self._target = torch.zeros(count, device=device)
@@ -73,8 +73,8 @@ class Progress:
             self._target[image] = self.stopping.ratio * start
 
     def met(self, delta: torch.Tensor, distance: torch.Tensor, held: torch.Tensor) -> None:
-        """Told what `delta` was found to reach before a step; `moving` then says which images take it."""
-        # Those that have stopped stand where they stood: they are not judged again.
+        """Record what `delta` reaches before a step; `moving` then says which images take the step."""
+        # Images that have stopped are not judged again.
         judged = self.moving & (self.meetings < self._total)
         self._last.copy_(torch.where(judged, torch.where(held, distance, torch.inf), self._last))
         if self._best_delta is not None:

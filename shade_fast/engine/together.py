@@ -32,7 +32,7 @@ def optimize_together(
     box = DEFAULT_UNIT if budget.linf is None else budget.levels / 255
     delta = torch.zeros_like(problems[0].clean, dtype=torch.float32)
     momentum_buffer = torch.zeros_like(delta)
-    # Grey in the middle: the range of no image in particular bounds a perturbation for all.
+    # Middle grey: no single image's range should bound a perturbation for all.
     grey = torch.full_like(problems[0].clean, 128)
     controls = [None if budget.lpips is None else LpipsControl(budget.lpips, 1, delta.device) for _ in problems]
     for i in range(steps):

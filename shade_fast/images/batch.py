@@ -12,8 +12,7 @@ from shade_fast.terms.errors import ShadeFastError
 
 
 def listed(images: Sequence[ImageLike] | torch.Tensor, name: str = "images") -> Sequence[ImageLike]:
-    """The images of a batch. Raises ShadeFastError, which names the argument, for none and for what is something
-    else."""
+    """The images of a batch. Raises ShadeFastError, which names the argument, for no images and for anything else."""
     if isinstance(images, torch.Tensor):
         if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
             raise ShadeFastError(

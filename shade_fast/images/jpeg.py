@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 from PIL import Image, JpegImagePlugin
 
-#: What the tables are multiplied with, one after the other, where a file of them loses too much; 0 is quality 100.
+#: Factors for the tables, tried in turn where a file loses too much; 0 is quality 100.
 RAISES = (0.25, 0.0)
 
 Table = tuple[int, ...]
@@ -17,7 +17,7 @@ Table = tuple[int, ...]
 
 @dataclass(frozen=True)
 class JpegSettings:
-    """What an encoder is told. luminance, chrominance: quantisation tables, 64 divisors each, row by row.
+    """A JPEG encoder's settings. luminance, chrominance: quantisation tables, 64 divisors each, row by row.
     subsampling: of chroma: 0 none (4:4:4), 1 halved across (4:2:2), 2 halved both ways (4:2:0)."""
 
     luminance: Table
@@ -32,7 +32,7 @@ class JpegSettings:
 
     @classmethod
     def of_file(cls, picture: Image.Image) -> JpegSettings | None:
-        """Those of an opened JPEG file; None for another format, and for tables of another count or precision.
+        """The settings of an opened JPEG file; None for another format, and for tables of another count or precision.
 
         A grey file's one table serves chrominance too. A subsampling without a name (4:1:1 and others) becomes 4:2:0.
         """

@@ -19,7 +19,7 @@ _SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12
 _PARTS, _OTHERS, _XMP = (0x8769, 0x8825, 0xA005), 0x014A, 0x02BC
 #: tags of where a picture's bytes are and how many: a JPEG file's, strips', tiles'
 _PICTURES = ((0x0201, 0x0202), (0x0111, 0x0117), (0x0144, 0x0145))
-#: Far above what real files have: more is damage, which is to cost no time.
+#: Far above what real files have: more is damage, which must not cost time.
 _MOST_DIRECTORIES, _MOST_ENTRIES, _MOST_VALUES = 64, 1000, 4096
 
 # Minolta's cameras overwrite the first byte of a preview.
@@ -34,7 +34,7 @@ _SEGMENTS = {*range(0xC0, 0xD0), *range(0xDA, 0xF0), 0xFE}
 
 # UTF-16 has zeros between the letters.
 _LETTERS = re.compile(rb"[A-Za-z0-9+/](?:\0{0,3}[A-Za-z0-9+/]){31}[A-Za-z0-9+/\0]*")
-#: goes on over line breaks, escaped (&#xA;) or not, to the padding
+#: base64 up to its padding, across line breaks, escaped (&#xA;) or not
 _BASE64 = re.compile(rb"[A-Za-z0-9+/\s\0&#;]+(?:=[\s\0]*){0,2}")
 _SHORTEST = 200
 _DECODED = re.compile(
@@ -46,32 +46,32 @@ def without_previews_exif(exif: bytes) -> tuple[bytes, int]:
     """An EXIF block, with or without its `Exif` prefix, without the pictures in it, and how many there were.
 
     Thumbnails, the directories that describe them and JPEG, PNG and WebP files anywhere in the block become zeros where
-    they stand, because maker notes hold offsets into it; only what it ends with is cut off. All else stays, byte for
+    they stand, because maker notes hold offsets into it; only pictures at its end are cut off. All else stays, byte for
     byte. A block that cannot be read loses the files in it. Never raises.
     """
     block = _Block(exif)
     directories = block.directories()
-    kept = [one for one in directories if one.kept]
-    tables = _merged([(0, block.base + 8), *(one.span for one in kept)] if kept else [])
-    values = _merged([*tables, *(span for one in kept for _, span in one.values.values())])
+    kept = [directory for directory in directories if directory.kept]
+    tables = _merged([(0, block.base + 8), *(directory.span for directory in kept)] if kept else [])
+    values = _merged([*tables, *(span for directory in kept for _, span in directory.values.values())])
     spans: list[Span] = []
     pointers: list[int] = []
     pictures = 0
     for directory in directories:
-        shown = [one for one in block.pictures(directory) if not _overlap(values if directory.kept else tables, one)]
+        shown = [span for span in block.pictures(directory) if not _overlap(values if directory.kept else tables, span)]
         if not shown:
             continue
         pictures += 1
         spans += shown
         if not directory.kept:
             own = (directory.span, *(span for _, span in directory.values.values()))
-            spans += [one for one in own if not _overlap(values, one)]
+            spans += [span for span in own if not _overlap(values, span)]
             pointers += [directory.pointer] if directory.pointer else []
     declared = _merged(spans)
     for span in _streams(exif, values):
         pictures += not _overlap(declared, span)
         spans.append(span)
-    packets = [one.values[_XMP][1] for one in kept[:1] if _XMP in one.values]
+    packets = [directory.values[_XMP][1] for directory in kept[:1] if _XMP in directory.values]
     encoded = [(start + first, start + last) for start, end in packets for first, last in _encoded(exif[start:end])]
     pictures += len(encoded)
     if not pictures:
@@ -119,8 +119,8 @@ class _Block:
         self.order = _ORDERS.get(data[self.base : self.base + 4])
 
     def directories(self) -> list[_Directory]:
-        """All that can be reached; those to be kept first, so that nothing else claims their bytes."""
-        found: list[_Directory] = []
+        """All directories that can be reached; those to be kept come first, so that nothing else claims their bytes."""
+        directories: list[_Directory] = []
         seen: set[int] = set()
         waiting = [(self._number(self.base + 4, 4), True, 0)] if self.order else []
         while waiting and len(seen) < _MOST_DIRECTORIES:
@@ -130,14 +130,14 @@ class _Block:
             if directory is None:
                 continue
             if kept:
-                waiting[:0] = [(one, True, 0) for tag in _PARTS for one in self._numbers(directory, tag)[:1]]
-            waiting += [(one, False, 0) for one in self._numbers(directory, _OTHERS)[:_MOST_DIRECTORIES]]
-            # The directories below the first have none that follows; some writers leave out the zero that says so.
-            if not (kept and found):
+                waiting[:0] = [(place, True, 0) for tag in _PARTS for place in self._numbers(directory, tag)[:1]]
+            waiting += [(place, False, 0) for place in self._numbers(directory, _OTHERS)[:_MOST_DIRECTORIES]]
+            # No directory follows one below the first, though some writers leave out the zero that says so.
+            if not (kept and directories):
                 following = directory.span[1] - 4
                 waiting.append((self._number(following, 4), False, following))
-            found.append(directory)
-        return found
+            directories.append(directory)
+        return directories
 
     def pictures(self, directory: _Directory) -> Iterator[Span]:
         """Where the pictures are that a directory points to, as far as the block holds them."""
@@ -165,16 +165,16 @@ class _Block:
 
     def _number(self, position: int, size: int) -> int:
         """The number at a place; 0 where the block ends before."""
-        found = self.data[position : position + size]
-        return int.from_bytes(found, self.order or "big") if len(found) == size else 0
+        raw = self.data[position : position + size]
+        return int.from_bytes(raw, self.order or "big") if len(raw) == size else 0
 
     def _numbers(self, directory: _Directory, tag: int) -> list[int]:
         size, (start, end) = directory.values.get(tag, (4, (0, 0)))
-        return [self._number(one, size) for one in range(start, min(end, start + size * _MOST_VALUES), size)]
+        return [self._number(position, size) for position in range(start, min(end, start + size * _MOST_VALUES), size)]
 
 
 def _streams(data: bytes, kept: list[Span]) -> Iterator[Span]:
-    """Where JPEG, PNG and WebP files are. One that lacks its end reaches no further than to what is kept behind it."""
+    """Where JPEG, PNG and WebP files are. One that lacks its end stops at the next bytes that are kept."""
     visited = bytearray(len(data))
     position = 0
     while head := _HEAD.search(data, position):
@@ -207,7 +207,7 @@ def _png_end(data: bytes, position: int) -> tuple[int, bool]:
 def _jpeg_end(data: bytes, position: int, visited: bytearray) -> tuple[int, bool]:
     """Where a JPEG file ends whose first marker is at `position`, and whether its end is there; 0 for what is none.
 
-    `visited` marks what has been looked at, and leads to no data, so that each place costs its time once.
+    `visited` marks bytes that were looked at and lead to no image, so that each costs its time once.
     """
     while data[position : position + 2] != b"\xff\xda":
         if position + 4 > len(data) or visited[position] or data[position] != 0xFF:

@@ -25,7 +25,7 @@ ImageLike = str | Path | Image.Image | UInt8Array
 
 #: More pixels than this are refused as a decompression bomb; the engine holds about 60 bytes a pixel.
 MAX_PIXELS = 100_000_000
-#: Bytes of a file that is refused unread: none of the pixels that are handled is as large.
+#: Larger files are refused unread: no image within the limit of pixels takes as many bytes.
 LARGEST_FILE = 2 << 30
 #: What is read, in Pillow's names of formats.
 INPUT_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
@@ -34,7 +34,7 @@ INPUT_SUFFIXES = (".bmp", ".gif", ".jpg", ".jpeg", ".png", ".ppm", ".tif", ".tif
 
 _PLAIN_MODES = ("1", "L", "P", "RGB")
 _ALPHA_MODES = ("LA", "PA", "RGBA", "RGBa")
-_MODE_MENDS = {
+_MODE_FIXES = {
     "CMYK": "a CMYK image; convert it to RGB with its own colour profile first",
     "YCbCr": "a YCbCr image; convert it to RGB first",
     "LAB": "a Lab image; convert it to RGB first",
@@ -51,7 +51,7 @@ UPRIGHT = {
     8: (Image.Transpose.ROTATE_90, Image.Transpose.ROTATE_270),
 }
 _EXIF_PREFIX = b"Exif\0\0"
-#: Kept of a TIFF's directory, whose other tags say how that one file is laid out.
+#: The tags kept of a TIFF's directory; the others describe the layout of that one file.
 _DESCRIPTIVE_TAGS = (
     ExifTags.Base.ImageDescription,
     ExifTags.Base.Make,
@@ -90,7 +90,7 @@ class DecodedImage:
         return pixels if self.alpha is None else np.dstack([pixels, self.alpha])
 
     def has_alpha_of(self, other: DecodedImage) -> bool:
-        """Whether both are as transparent; a WebP file leaves out alpha that is opaque everywhere."""
+        """Whether both have the same alpha; a WebP file leaves out alpha that is opaque everywhere."""
         mine, theirs = (
             np.full(image.pixels.shape[:2], 255) if image.alpha is None else image.alpha for image in (self, other)
         )
@@ -98,7 +98,7 @@ class DecodedImage:
 
 
 def is_image(name: str) -> bool:
-    """Whether a file's name ends as one of an image does, and is not what macOS writes as ._photo.jpg beside it."""
+    """Whether a file's name has an image's ending, and is not one of macOS's `._photo.jpg` files."""
     base = name.rpartition("/")[2]
     stem, dot, ending = base.rpartition(".")
     return f"{dot}{ending}".lower() in INPUT_SUFFIXES and stem.strip(".") != "" and not base.startswith("._")
@@ -119,7 +119,7 @@ def decode(
 ) -> DecodedImage:
     """Decode a path, an encoded file's bytes, a PIL image or a uint8 array [H, W], [H, W, 1], [H, W, 3] or [H, W, 4].
 
-    Grey and palette images become RGB. Refused with a ShadeFastError that names the image, what it is and the mend:
+    Grey and palette images become RGB. Refused with a ShadeFastError that names the image, what it is and the fix:
     what cannot be read, animations, 16-bit and float images, CMYK and other colour spaces, and more than max_pixels.
     """
     if isinstance(source, np.ndarray):
@@ -144,7 +144,7 @@ def read_file(path: str | os.PathLike[str], limit: int = LARGEST_FILE) -> bytes:
     Raises OSError, also for what is no file (a pipe is not waited for) and for more than `limit` bytes; ValueError for
     a name that no file can have.
     """
-    # The flag is for pipes, whose opening would wait for somebody who writes.
+    # Without the flag, opening a pipe would wait for a writer.
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     status = os.fstat(descriptor)
     if not stat.S_ISREG(status.st_mode):
@@ -154,7 +154,7 @@ def read_file(path: str | os.PathLike[str], limit: int = LARGEST_FILE) -> bytes:
         size = status.st_size
         if size <= limit:
             data = file.read(size + 1)
-            if len(data) > size:  # it grows, or its size is not told
+            if len(data) > size:  # it grows, or its size is not reported
                 data += file.read(limit + 1 - len(data))
             size = len(data)
     if size > limit:
@@ -167,15 +167,15 @@ def _from_bytes(data: bytes, name: str, max_pixels: int) -> DecodedImage:
         raise ShadeFastError(f"{name}: the file is empty; fetch it again")
     try:
         with warnings.catch_warnings():
-            # Size is judged by `_refuse` alone, in one place and with one limit.
+            # `_refuse` alone judges the size.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             picture = Image.open(io.BytesIO(data), formats=INPUT_FORMATS)
     except Image.DecompressionBombError as error:
         raise ShadeFastError(f"{name}: refused as a decompression bomb: {error}") from error
     except Exception as error:
-        found = "" if isinstance(error, UnidentifiedImageError) else f" ({error})"
+        detail = "" if isinstance(error, UnidentifiedImageError) else f" ({error})"
         raise ShadeFastError(
-            f"{name}: damaged, or not an image that can be read{found}; give one of {', '.join(INPUT_FORMATS)}"
+            f"{name}: damaged, or not an image that can be read{detail}; give one of {', '.join(INPUT_FORMATS)}"
         ) from error
     _refuse(picture, name, max_pixels)
     if _bits_per_sample(picture, data) > 8:
@@ -284,7 +284,7 @@ def _refuse(picture: Image.Image, name: str, max_pixels: int) -> None:
         )
     if picture.mode not in _PLAIN_MODES + _ALPHA_MODES:
         raise ShadeFastError(
-            f"{name}: {_MODE_MENDS.get(picture.mode, f'mode {picture.mode}; convert it to RGB first')}"
+            f"{name}: {_MODE_FIXES.get(picture.mode, f'mode {picture.mode}; convert it to RGB first')}"
         )
 
 

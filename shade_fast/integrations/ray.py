@@ -1,4 +1,4 @@
-"""An archive as a Ray Data pipeline: its shards go to actors, each with an engine of its own.
+"""An archive as a Ray Data pipeline: actors, each with its own engine, take its shards.
 
 Needs `pip install 'shade-fast[ray]'`.
 """
@@ -37,7 +37,7 @@ try:
 except ImportError as missing:
     raise ShadeFastError(f"Ray is not installed ({missing}): pip install 'shade-fast[ray]'") from missing
 
-#: Deaths of actors over one shard before it is left as it is.
+#: Deaths of actors over one shard before it is given up.
 DEATHS_OF_A_SHARD = 3
 
 
@@ -54,13 +54,13 @@ def poison_archive(
     on_row: Callable[[Row], None] | None = None,
     **options: Any,
 ) -> ArchiveReport:
-    """`shade_fast.poison_archive` on a Ray cluster (that which is connected, or a local one): same bytes, same options
-    but for `shard`, `limit`, `on_error`, `stop` and `grace`.
+    """`shade_fast.poison_archive` on a Ray cluster (the connected one, or else a local one): same bytes, same options
+    except `shard`, `limit`, `on_error`, `stop` and `grace`.
 
     actors: how many engines; default as many as the cluster's GPUs or CPUs allow. cpus_per_actor: cores, and torch's
     threads, of each. gpus_per_actor: 1 for an engine a GPU. `out` must be one that every node reaches, a shared folder
-    or a URL. An actor that dies is replaced, and its shard goes on where it was. Shards are the unit of work: give a
-    folder a `shard_size` well below its images over `actors`. `progress`, `events` and `on_row` are told of a shard's
+    or a URL. An actor that dies is replaced, and its shard resumes where it was. Shards are the unit of work: give a
+    folder a `shard_size` well below its images over `actors`. `progress`, `events` and `on_row` are given a shard's
     images when it is finished.
 
     Raises ShadeFastError as that does, and at the end where `DEATHS_OF_A_SHARD` actors died over a shard.
@@ -112,7 +112,7 @@ def poison_archive(
 
 
 class _Begun:
-    """How often each shard was begun: Ray hands out what an actor died over for ever."""
+    """How often each shard was begun: Ray would hand out a shard that actors die over for ever."""
 
     def __init__(self) -> None:
         self.times: Counter[str] = Counter()
@@ -148,7 +148,7 @@ class _Engine:
         self.archive.join(f"actor-{os.getpid()}-{uuid.uuid4().hex}")
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        made: dict[str, list[Any]] = {
+        results: dict[str, list[Any]] = {
             name: [] for name in ("name", "given_up", "rows", "engine_seconds", "waiting_seconds")
         }
         for pickled in batch["shard"]:
@@ -159,16 +159,16 @@ class _Engine:
             given_up = ray.get(self.begun.again.remote(shard.name)) > DEATHS_OF_A_SHARD
             if not given_up:
                 self.archive.run_shard(shard, threading.Event(), rows.append)
-            made["name"].append(shard.name)
-            made["given_up"].append(given_up)
-            made["rows"].append(pickle.dumps(rows))
-            made["engine_seconds"].append(clock.engine - engine)
-            made["waiting_seconds"].append(clock.waiting - waiting)
-        return made
+            results["name"].append(shard.name)
+            results["given_up"].append(given_up)
+            results["rows"].append(pickle.dumps(rows))
+            results["engine_seconds"].append(clock.engine - engine)
+            results["waiting_seconds"].append(clock.waiting - waiting)
+        return results
 
 
 def _fitting(cpus: int, gpus: float) -> int:
-    """How many actors the cluster has room for, with a core for what reads the shards where there is one over."""
+    """How many actors the cluster has room for, with a spare core, where there is one, for reading the shards."""
     resources = ray.cluster_resources()
     if gpus:
         return max(1, int(resources.get("GPU", 0) / gpus))

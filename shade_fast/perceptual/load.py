@@ -23,7 +23,7 @@ WEIGHTS_VARIABLE = "SHADE_FAST_WEIGHTS"
 
 
 class Availability(NamedTuple):
-    """Whether a network's weight files are on this machine; `detail` is the trunk's path, or what is missing."""
+    """Whether a network's weight files are on this machine; `detail` is the trunk's path, or the missing files."""
 
     name: str
     found: bool
@@ -39,8 +39,8 @@ def load_perceptual(name: str = "auto", device: str | torch.device = "cpu") -> P
     the installed package (heads, shift-tolerant networks) or in torch.hub's checkpoints (trunks).
 
     `auto` loads the first that is there of vgg, st-vgg, alex, st-alex, squeeze; the result's `name` says which. VGG
-    trunks come first because they are the stricter to optimise against: of the same ±8/255 sign noise on three
-    photographs at 256x256, st-vgg measures 1.9 to 2.6 times what st-alex measures, so a bound leaves less room.
+    trunks come first because they are stricter to optimise against: of the same ±8/255 sign noise on three photographs
+    at 256x256, st-vgg measures 1.9 to 2.6 times what st-alex measures, so a bound leaves less room.
 
     Raises ShadeFastError for an unknown name, a missing file (with every place that was searched, and how to get it)
     and a file that cannot be read or holds other weights; `auto` does not pass over such a file either.
@@ -74,14 +74,14 @@ class _WeightFile:
 
     name: str
     package: str | None
-    mend: str
+    fix: str
 
     def folders(self) -> list[Path]:
         named = os.environ.get(WEIGHTS_VARIABLE)
         carried = _package_weights(self.package) if self.package else [Path(torch.hub.get_dir()) / "checkpoints"]
         return [*([Path(named).expanduser()] if named else []), *carried]
 
-    def found(self) -> bool:
+    def is_there(self) -> bool:
         return any((folder / self.name).is_file() for folder in self.folders())
 
     def path(self) -> Path:
@@ -107,7 +107,7 @@ class _Network(NamedTuple):
     heads: _WeightFile
 
     def missing(self) -> list[_WeightFile]:
-        return [file for file in dict.fromkeys(self) if not file.found()]
+        return [file for file in dict.fromkeys(self) if not file.is_there()]
 
 
 def _published_lpips(trunk: str, heads: str) -> _Network:
@@ -117,13 +117,13 @@ def _published_lpips(trunk: str, heads: str) -> _Network:
         f"      or put {url} into one of these folders"
     )
     return _Network(
-        _WeightFile(trunk, package=None, mend=download),
-        _WeightFile(f"v0.1/{heads}", package="lpips", mend="pip install --no-deps lpips"),
+        _WeightFile(trunk, package=None, fix=download),
+        _WeightFile(f"v0.1/{heads}", package="lpips", fix="pip install --no-deps lpips"),
     )
 
 
 def _shift_tolerant(name: str) -> _Network:
-    file = _WeightFile(f"vST0.0/{name}", package="stlpips_pytorch", mend="pip install stlpips-pytorch")
+    file = _WeightFile(f"vST0.0/{name}", package="stlpips_pytorch", fix="pip install stlpips-pytorch")
     return _Network(trunk=file, heads=file)
 
 
@@ -148,7 +148,7 @@ def _strongest() -> str:
 
 
 def _how_to_get(files: Iterable[_WeightFile]) -> str:
-    return "\n".join(f"  {file.name}: looked in {file.searched()}\n    get it: {file.mend}" for file in files)
+    return "\n".join(f"  {file.name}: looked in {file.searched()}\n    get it: {file.fix}" for file in files)
 
 
 def _build(name: str, trunk_path: Path, heads_path: Path) -> Perceptual:
@@ -180,9 +180,9 @@ def _fill(tensors: Mapping[str, Tensor], path: Path) -> None:
     for key, tensor in tensors.items():
         value = state.get(key)
         if not isinstance(value, Tensor) or value.shape != tensor.shape:
-            found = f"of shape {tuple(value.shape)}" if isinstance(value, Tensor) else "missing"
+            actual = f"of shape {tuple(value.shape)}" if isinstance(value, Tensor) else "missing"
             raise ShadeFastError(
-                f"{path} holds other weights than expected: {key} is {found}, not of shape {tuple(tensor.shape)}; "
+                f"{path} holds other weights than expected: {key} is {actual}, not of shape {tuple(tensor.shape)}; "
                 f"fetch the file again"
             )
         tensor.copy_(value)

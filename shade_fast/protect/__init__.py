@@ -1,1 +1,1 @@
-"""One device protects one batch: prepared, moved, settled, judged. What travels to the workers lies here too."""
+"""One device protects one batch: prepared, moved, settled, judged. Also here: what is sent to the workers."""

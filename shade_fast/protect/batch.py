@@ -46,7 +46,7 @@ from shade_fast.terms.limits import Limits
 from shade_fast.views import ViewPlan
 from shade_fast.views.treatments import TREATMENTS
 
-#: Views of up to so many pixels are not asked what memory they need: any machine that has the networks has that.
+#: The memory of views of at most this many pixels is not checked: any machine that holds the networks has it.
 ORDINARY_PIXELS = 1 << 20
 
 
@@ -124,9 +124,9 @@ class Protector:
     ) -> list[Protected]:
         """Protect images of one size together, in this process.
 
-        Where memory runs out they are tried again, first without the memory of recorded steps, then by halves, as are
-        others of this size from then on. What fails together otherwise is tried again one by one: a bad one fails
-        alone.
+        Where memory runs out they are tried again: first without the memory of recorded steps, then by halves, as are
+        others of this size from then on. A batch that fails otherwise is tried again one by one, so that a bad image
+        fails alone.
         pixels: uint8 [B, 3, H, W], the images on the device where they are there already.
         """
         if not batch:
@@ -140,7 +140,7 @@ class Protector:
                 return tried
             size = tried
             if self.device.type == "cuda":
-                with contextlib.suppress(RuntimeError):  # of a device that has failed, which the next try shows
+                with contextlib.suppress(RuntimeError):  # the device has failed, as the next try shows
                     torch.cuda.empty_cache()
         return [
             protected
@@ -160,15 +160,14 @@ class Protector:
     def _tried(
         self, batch: Sequence[Work], output: Output | None, pixels: torch.Tensor | None
     ) -> list[Protected] | int:
-        """The outcomes; or, where there are none of several images together or memory has been freed, how many to try
-        at a time."""
+        """The outcomes; or how many to try at a time, where several images failed together or memory has been freed."""
         others = self._slots is not None and self._slots.recorded > 0
         handled = sys.exc_info()[1]
         try:
             if pixels is None:
                 pixels = self.uploader.upload([work.image.pixels for work in batch])()
             return self._protect(batch, output, pixels)
-        except Exception as error:  # whatever an encoder of the caller's raises, it ends one image, not the run
+        except Exception as error:  # whatever a caller's encoder raises ends one image, not the run
             image = batch[0].image
             out_of_memory = is_out_of_memory(error, handled)
             if out_of_memory and self._slots is not None:
@@ -261,7 +260,7 @@ class Protector:
         return optimize(batch.moved, optimizer, self.budget, self.steps, start, stopping, self._slots)
 
     def _settle(self, batch: _Prepared, moved: Optimized) -> tuple[Projected, list[int]]:
-        """What the files hold inside the budget, measured, and which of its attempts each image takes."""
+        """The pixels of files inside the budget, measured, and which of its attempts each image takes."""
         visible = batch.problem.visible
         delta = moved.delta if visible is None else moved.delta * visible
         return project_to_files(batch.problem, delta, self.budget, batch.codecs)
@@ -275,7 +274,7 @@ class Protector:
         index: int,
         seconds: float,
     ) -> Protected:
-        """What became of one image of a batch."""
+        """The outcome of one image of a batch."""
         work, problem = batch.works[index], batch.problem
         pixels = to_array(settled.pixels[index])
         before, after = float(problem.start[index]), float(settled.distance[index])

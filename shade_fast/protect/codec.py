@@ -1,4 +1,4 @@
-"""An image on its way through the engine: what is to be done, what became of it, and what its file makes of that."""
+"""What an image's file format does to its pixels, for the optimiser."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from shade_fast.protect.outcome import Work
 
 
 def codec(image: DecodedImage, output: Output, jpeg: JpegSettings) -> Codec:
-    """What an image's file, written so, makes of uint8 pixels [3, H, W]."""
+    """The pixels that an image's file, written so, shows of uint8 pixels [3, H, W]."""
 
-    # Of the file's metadata only what turns its pixels: the rest is others' bytes, and is looked at elsewhere.
+    # Only the metadata that turns pixels; the rest comes from outside, and is checked elsewhere.
     exif = Image.Exif()
     exif[ExifTags.Base.Orientation] = image.orientation
     bare = replace(image, exif=exif.tobytes() if image.orientation > 1 else None, icc_profile=None, xmp=None)
@@ -32,7 +32,7 @@ def codec(image: DecodedImage, output: Output, jpeg: JpegSettings) -> Codec:
 
 
 def through_files(clean: torch.Tensor, codecs: Sequence[Codec | None]) -> Callable[[torch.Tensor], torch.Tensor] | None:
-    """From perturbations [B, 3, H, W] to those that the images' codecs leave; None where that is all of them."""
+    """From perturbations [B, 3, H, W] to what the images' codecs leave of them; None where no codec loses anything."""
     if not any(codecs):
         return None
 
@@ -50,7 +50,7 @@ def through_files(clean: torch.Tensor, codecs: Sequence[Codec | None]) -> Callab
 
 
 def visible_pixels(batch: Sequence[Work], device: torch.device) -> torch.Tensor | None:
-    """bool [B, 1, H, W]: where the images are not fully transparent; None where they nowhere are."""
+    """bool [B, 1, H, W]: False where a pixel is fully transparent; None where none is."""
     if all(work.image.alpha is None or work.image.alpha.all() for work in batch):
         return None
     shown = [

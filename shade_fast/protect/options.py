@@ -1,4 +1,4 @@
-"""The options of what protects images, each stated once: `Options`."""
+"""The options of protecting images, each stated once: `Options`."""
 
 from __future__ import annotations
 

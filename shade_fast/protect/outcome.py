@@ -1,4 +1,4 @@
-"""An image on its way through the engine, what became of it, and the outcomes of a run."""
+"""An image to protect, its outcome, and the outcomes of a run."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ class PoisonResult(Sequence[PoisonedImage]):
 
 
 def mean_share(shares: Iterable[float]) -> float:
-    """The mean of survival's shares, without those of images that were not moved, which are NaN; NaN of none."""
+    """The mean of survival's shares, without the NaN of images that were not moved; NaN where none is left."""
     return fmean([share for share in shares if isfinite(share)] or [nan])
 
 
@@ -121,7 +121,7 @@ def summarize(
         lines.append(line + (f", largest lpips {max(lpips):.4f}" if lpips else ""))
     measured = [image.survival for image in images if image.survival is not None]
     if measured:
-        means = ", ".join(f"{name} {mean_share(one[name] for one in measured):.0%}" for name in measured[0])
+        means = ", ".join(f"{name} {mean_share(survival[name] for survival in measured):.0%}" for name in measured[0])
         lines.append(f"shift left after {means}")
     if seconds > 0:
         lines.append(f"{seconds:.1f} s, {len(images) / seconds:.3f} images/s")
@@ -156,9 +156,10 @@ class Protected:
     jpeg: JpegSettings | None = None
 
     def encode(self, output: Output, encode: Encode = Output.encode, decode: Decode = decode) -> bytes:
-        """The bytes of the file, decoded again and found to show the pixels (and alpha) that were measured.
+        """The bytes of the file, after decoding them again to check that they show the pixels (and alpha) that were
+        measured.
 
-        encode, decode: what does it, in a process of its own for example.
+        encode, decode: the functions to use, which may run in another process.
         Raises ShadeFastError where they do not, where the image failed, and where the format cannot hold it.
         """
         if self.image is None or self.stored is None or self.outcome.image is None:

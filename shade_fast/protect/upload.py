@@ -15,7 +15,7 @@ class Uploader:
     """Copies batches to a device, on a GPU while that computes: out of page-locked memory, on a stream of its own.
 
     There are two page-locked buffers, used by turns: one is filled while the other's copy may still be on its way. On
-    the CPU the batch is put together, and that is all.
+    the CPU the batch is only stacked.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -28,7 +28,7 @@ class Uploader:
             self._pinned = [torch.empty(0, dtype=torch.uint8, pin_memory=True) for _ in range(2)]
 
     def upload(self, images: Sequence[UInt8Array]) -> Callable[[], torch.Tensor]:
-        """Start to copy images of one size, uint8 [H, W, 3]. Any thread may.
+        """Start to copy images of one size, uint8 [H, W, 3]; from any thread.
 
         Returns a function that gives them on the device, uint8 [B, 3, H, W], to the stream that calls it.
         """
@@ -46,7 +46,7 @@ class Uploader:
             if self._pinned[turn].numel() < size:
                 self._pinned[turn] = torch.empty(size, dtype=torch.uint8, pin_memory=True)
             pinned = _filled(self._pinned[turn][:size].view(shape), images)
-            # With its device selected first: leaving a stream would make a context on the device that was.
+            # The device is selected first, as leaving a stream would create a context on the device selected before.
             with torch.cuda.device(self._device), torch.cuda.stream(self._stream):
                 copied = pinned.to(self._device, non_blocking=True)
                 event = self._copied[turn] = self._stream.record_event()
@@ -54,7 +54,7 @@ class Uploader:
         def arrived() -> torch.Tensor:
             stream = torch.cuda.current_stream(self._device)
             stream.wait_event(event)
-            # Else its memory could be given away while this stream still reads it.
+            # Otherwise its memory could be reused while this stream still reads it.
             copied.record_stream(stream)
             return copied
 

@@ -113,7 +113,7 @@ class WarmStart:
         """
         nearest = min(
             self.perturbations,
-            key=lambda fitted: sum(abs(math.log(one / other)) for one, other in zip(fitted, view, strict=True)),
+            key=lambda fitted: sum(abs(math.log(side / other)) for side, other in zip(fitted, view, strict=True)),
         )
         return resize(self.perturbations[nearest][pick : pick + 1], size, backend="reference")
 

@@ -26,7 +26,7 @@ def release_loop(
 
     encode: [N, 3, H, W] in [0, 1] -> latents [N, C, h, w]; each image's latent must depend on that image alone.
     x: clean images, float [N, 3, H, W] in [0, 1]. anchor_latent: [C, h, w] or [N, C, h, w].
-    linf: half the box's side, in [0, 1] units. on_step(i, distances [N]) is told the distance before step i is taken.
+    linf: half the box's side, in [0, 1] units. on_step(i, distances [N]) is called before step i.
     Returns float [N, 3, H, W] in [0, 1]. Source: arXiv 2310.13828, the authors' release.
     """
     delta = torch.zeros_like(x)

@@ -17,14 +17,14 @@ from shade_fast.terms.errors import ShadeFastError, reason
 class Clip:
     """A CLIP model through transformers, by local folder, hub:owner/name, or owner/name of one in the hub's cache.
 
-    No code that comes with it is run, from pickles neither. Raises ShadeFastError where it cannot be loaded.
+    No code that comes with it is run, nor any pickle. Raises ShadeFastError where it cannot be loaded.
     """
 
     def __init__(self, model: str) -> None:
         transformers = import_transformers()
         try:
-            found = find_model(model, TRANSFORMER)
-            self.name, folder = found.name, str(found.folder)
+            source = find_model(model, TRANSFORMER)
+            self.name, folder = source.name, str(source.folder)
             self._processor: Any = transformers.CLIPImageProcessor.from_pretrained(folder, local_files_only=True)
             self._tokenizer: Any = transformers.AutoTokenizer.from_pretrained(folder, **PLAIN)
             self._model: Any = transformers.CLIPModel.from_pretrained(folder, weights_only=True, **PLAIN)
@@ -54,6 +54,6 @@ class Clip:
             tokens = self._tokenizer(
                 list(texts[at : at + batch]), padding=True, truncation=True, max_length=longest, return_tensors="pt"
             )
-            told = self._model.text_projection(self._model.text_model(**tokens).pooler_output)
-            parts.append(torch.nn.functional.normalize(told, dim=1))
+            read = self._model.text_projection(self._model.text_model(**tokens).pooler_output)
+            parts.append(torch.nn.functional.normalize(read, dim=1))
         return torch.cat(parts)

@@ -1,9 +1,9 @@
-"""An autoencoder whose latents are fewer: the principal components of what its own hold.
+"""An autoencoder with smaller latents: the principal components of its own.
 
 Latent diffusion models are trained on few numbers, 4 channels at an eighth of the side in Stable Diffusion. An
 autoencoder for far larger models has many (FLUX.2's 32), most of them of fine detail, which a small generator does not
-learn. Here each 2x2 patch of the latent is projected on the first principal components of photographs' patches. To the
-generator, and to who protects images from it, the two together are the encoder.
+learn. Here each 2x2 patch of the latent is projected on the first principal components of photographs' patches. The
+generator, and whoever protects images from it, take the two together as the encoder.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def with_components(encoder: Encoder, count: int, images: UInt8Array, path: Path
     """The encoder with `count` components for each patch of its latents, and its decoder behind them.
 
     images: uint8 [N, h, w, 3], photographs whose components these are. path: .safetensors file that they are kept in,
-    or taken from where it is there: on another machine they may be rounded otherwise, and be another encoder.
+    and read from where it exists: another machine may round them otherwise, which makes another encoder.
     Raises ShadeFastError for a count below 1 or above the numbers of a patch, for a file that holds something else, and
     for an encoder without a decoder.
     """
@@ -51,7 +51,7 @@ def with_components(encoder: Encoder, count: int, images: UInt8Array, path: Path
 
 
 def check_components(encoder: Encoder, count: int) -> int:
-    """The numbers of a patch of the encoder's latents. Raises ShadeFastError where it has no so many components."""
+    """How many numbers a patch of the encoder's latents has. Raises ShadeFastError for more components than that."""
     numbers = encoder.channels * PATCH**2
     if not 1 <= count <= numbers:
         raise ShadeFastError(f"components={count}: encoder {encoder.name!r} has 1 to {numbers} of them")
@@ -73,7 +73,7 @@ class _Projected(nn.Module):
 
 
 class _Restored(nn.Module):
-    """Components back to latents, whose others are the mean's, and to images."""
+    """Components back to latents, with the mean for all other components, and to images."""
 
     def __init__(self, decoder: nn.Module, basis: Tensor, mean: Tensor) -> None:
         super().__init__()
@@ -92,7 +92,7 @@ def _found(latents: Tensor, count: int) -> tuple[Tensor, Tensor]:
     patches = functional.pixel_unshuffle(latents.double(), PATCH).transpose(0, 1).flatten(1)
     mean = patches.mean(1)
     basis = torch.linalg.eigh(torch.cov(patches)).eigenvectors.flip(1)[:, :count].T
-    # Which way a component points is nothing that is found: the largest number is taken to be positive.
+    # A component's sign is arbitrary: its largest number is made positive.
     largest = basis.gather(1, basis.abs().argmax(1, keepdim=True))
     return (basis * largest.sign()).float().contiguous(), mean.float()
 

@@ -42,7 +42,7 @@ class Ingredient:
     chosen: Sequence[Selected] | None = None
 
 
-#: What an image is for, its caption, its place in the pool.
+#: The ingredient that an image is for, its caption, its place in the pool.
 _Row = tuple[Ingredient, str, int]
 
 
@@ -64,38 +64,41 @@ def compose(
 ) -> Recipe:
     """Compose a poison set of one concept or of many, each with its target, from a pool whose images have concepts.
 
-    Images, anchors and dirty labels are drawn from the seed and are never the same: no image is used twice.
+    Images, anchors and dirty labels are drawn by the seed; no image is used twice.
     anchors: how many images of each target are written below out/anchors/TARGET; each protected image is then moved to
         the nearest. 0: none, the archive's `--anchors` is another library.
     Raises ShadeFastError for an unknown kind, where the pool has too few images of a concept, and for an `out` that is
     not empty.
     """
     require_empty(out)
-    for one in ingredients:
-        if one.kind not in KINDS:
-            raise ShadeFastError(f"kind {one.kind!r}: give one of {', '.join(KINDS)}")
-        if one.count < 1:
-            raise ShadeFastError(f"count={one.count} for {one.source!r}: give at least 1")
-        if Path(one.target).name != one.target:
-            raise ShadeFastError(f"target {one.target!r}: it names a folder of anchors; give a word without slashes")
+    for ingredient in ingredients:
+        if ingredient.kind not in KINDS:
+            raise ShadeFastError(f"kind {ingredient.kind!r}: give one of {', '.join(KINDS)}")
+        if ingredient.count < 1:
+            raise ShadeFastError(f"count={ingredient.count} for {ingredient.source!r}: give at least 1")
+        if Path(ingredient.target).name != ingredient.target:
+            raise ShadeFastError(
+                f"target {ingredient.target!r}: it names a folder of anchors; give a word without slashes"
+            )
     index = [(pair.key, pair.caption, pair.concept) for pair in read_pool(pool)]
     places = _places([concept for _, _, concept in index], seed)
     free = set(range(len(index)))
     random = np.random.default_rng(seed)
     recipe: list[_Row] = []
     dirty: list[_Row] = []
-    for one in ingredients:
-        captions = [caption for _, caption, concept in index if concept == one.source] or [caption_of(one.source)]
-        candidates = places.get(one.target if one.kind == "dirty-label" else one.source, [])
-        if one.chosen is not None and one.kind != "dirty-label":
-            candidates = _chosen(one.chosen, index, seed)
-        for place in _take(candidates, free, one.count, pool, one.source, one.kind):
-            if one.kind == "dirty-label":
-                dirty.append((one, captions[int(random.integers(len(captions)))], place))
+    for ingredient in ingredients:
+        captions = [caption for _, caption, concept in index if concept == ingredient.source]
+        captions = captions or [caption_of(ingredient.source)]
+        candidates = places.get(ingredient.target if ingredient.kind == "dirty-label" else ingredient.source, [])
+        if ingredient.chosen is not None and ingredient.kind != "dirty-label":
+            candidates = _chosen(ingredient.chosen, index, seed)
+        for place in _take(candidates, free, ingredient.count, pool, ingredient.source, ingredient.kind):
+            if ingredient.kind == "dirty-label":
+                dirty.append((ingredient, captions[int(random.integers(len(captions)))], place))
             else:
-                recipe.append((one, index[place][1], place))
+                recipe.append((ingredient, index[place][1], place))
     pictures: dict[str, list[int]] = {}
-    for target in sorted({_anchor(one) for one, _, _ in recipe}) if anchors else []:
+    for target in sorted({_anchor(ingredient) for ingredient, _, _ in recipe}) if anchors else []:
         pictures[target] = _take(places.get(target, []), free, anchors, pool, target, "anchors")
     needed = {place for _, _, place in recipe + dirty} | {place for taken in pictures.values() for place in taken}
     pairs = {place: pair for place, pair in enumerate(read_pool(pool)) if place in needed}
@@ -105,13 +108,13 @@ def compose(
         recipe=_write(recipe, pairs, out / "recipe.parquet") if recipe else None,
         anchors=out / "anchors",
         dirty_label=_write(dirty, pairs, out / "dirty-label.parquet") if dirty else None,
-        counts=dict(Counter((one.source, one.kind) for one, _, _ in recipe + dirty)),
+        counts=dict(Counter((ingredient.source, ingredient.kind) for ingredient, _, _ in recipe + dirty)),
         names_files=bool(recipe) and all(pairs[place].path is not None for _, _, place in recipe),
     )
 
 
-def _anchor(one: Ingredient) -> str:
-    return one.source if one.kind == "placebo" else one.target
+def _anchor(ingredient: Ingredient) -> str:
+    return ingredient.source if ingredient.kind == "placebo" else ingredient.target
 
 
 def _places(concepts: Sequence[str | None], seed: int) -> dict[str, list[int]]:
@@ -133,7 +136,7 @@ def _chosen(chosen: Sequence[Selected], index: Sequence[tuple[str, str, str | No
 
 
 def _take(candidates: Sequence[int], free: set[int], count: int, pool: str | Path, concept: str, use: str) -> list[int]:
-    """The first so many candidates that nothing else has taken."""
+    """The first `count` candidates that are still free."""
     left = [place for place in candidates if place in free]
     if len(left) < count:
         raise ShadeFastError(
@@ -157,9 +160,9 @@ def _write(rows: Sequence[_Row], pairs: Mapping[int, Pair], path: Path) -> Path:
     columns: dict[str, list[Any]] = {
         "key": [pair.key for pair in used],
         "caption": [caption for _, caption, _ in rows],
-        "concept": [one.source for one, _, _ in rows],
-        "target": [_anchor(one) for one, _, _ in rows],
-        "kind": [one.kind for one, _, _ in rows],
+        "concept": [ingredient.source for ingredient, _, _ in rows],
+        "target": [_anchor(ingredient) for ingredient, _, _ in rows],
+        "kind": [ingredient.kind for ingredient, _, _ in rows],
     }
     if all(pair.path is not None for pair in used):
         columns["path"] = [os.path.relpath(pair.path or "", path.parent) for pair in used]

@@ -48,8 +48,8 @@ Known = dict[bytes, torch.Tensor]
 
 @torch.no_grad()
 def encode(encoder: Encoder, images: UInt8Array, known: Known | None = None, batch: int = 64) -> torch.Tensor:
-    """Latents float32 [N, C, h, w] of images uint8 [N, H, W, 3]. known: those of this encoder that were made before,
-    which are not made again; what is made now is added."""
+    """Latents float32 [N, C, h, w] of images uint8 [N, H, W, 3]. known: latents of this encoder from before, which are
+    not computed again; new ones are added."""
     known = {} if known is None else known
     keys = [hashlib.blake2b(image.tobytes(), digest_size=16).digest() for image in images]
     places = {key: place for place, key in enumerate(keys) if key not in known}
@@ -62,7 +62,7 @@ def encode(encoder: Encoder, images: UInt8Array, known: Known | None = None, bat
 
 @torch.no_grad()
 def decode_latents(encoder: Encoder, latents: torch.Tensor, batch: int = 64) -> UInt8Array:
-    """Images uint8 [N, H, W, 3] that an encoder's decoder makes of latents [N, C, h, w]."""
+    """Latents [N, C, h, w] decoded to images uint8 [N, H, W, 3]."""
     parts = [(255 * encoder.decode(latents[at : at + batch])).round().byte() for at in range(0, len(latents), batch)]
     return torch.cat(parts).permute(0, 2, 3, 1).numpy()
 
@@ -76,7 +76,7 @@ def examples_of(
     mirrored: bool = False,
     known: Known | None = None,
 ) -> Examples:
-    """What a generator is trained on. mirrored: each image a second time, left and right exchanged. known: as for
+    """What a generator is trained on. mirrored: add each image with left and right exchanged. known: as for
     `encode`."""
     latents, texts = encode(encoder, images, known), sentences.embed(captions)
     if mirrored:

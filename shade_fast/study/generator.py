@@ -44,7 +44,7 @@ class GeneratorShape:
 class Generator(nn.Module):
     """Noisy latents [B, channels, side, side], times [B] in [0, 1] and captions [B, text] to velocities, as latents.
 
-    A caption of zeros stands for none. Latents are scaled to mean 0 and deviation 1 by whoever calls.
+    A caption of zeros stands for none. The caller scales latents to mean 0 and deviation 1.
     """
 
     def __init__(self, shape: GeneratorShape) -> None:
@@ -64,7 +64,7 @@ class Generator(nn.Module):
             nn.init.zeros_(layer.bias)
 
     def forward(self, latents: Tensor, times: Tensor, texts: Tensor) -> Tensor:
-        # Unit vectors of 384 numbers are small in each: brought to deviation 1.
+        # Each number of a unit vector of 384 is small: scaled to deviation 1.
         condition = self.time(_waves(times)) + self.text(texts * math.sqrt(self.shape.text))
         condition = functional.silu(condition)
         patch = self.shape.patch
@@ -117,8 +117,8 @@ def draw(generator: Generator, texts: Tensor, noise: Tensor, steps: int = 25, gu
     latents, both = noise, torch.cat([texts, torch.zeros_like(texts)])
     for step in range(steps):
         times = torch.full((2 * len(texts),), 1 - step / steps)
-        told, untold = generator(torch.cat([latents, latents]), times, both).chunk(2)
-        latents = latents - (untold + guidance * (told - untold)) / steps
+        captioned, without = generator(torch.cat([latents, latents]), times, both).chunk(2)
+        latents = latents - (without + guidance * (captioned - without)) / steps
     return latents
 
 

@@ -1,4 +1,4 @@
-"""The judge of what was drawn: which concept an image shows, by a small classifier or by CLIP."""
+"""The judge of drawn images: which concept each shows, by a small classifier or by CLIP."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from shade_fast.system.files import write_whole
 from shade_fast.terms.checks import at_least
 from shade_fast.terms.errors import ShadeFastError
 
-#: Side of what the classifier sees.
+#: Side of the images that the classifier sees.
 SIDE = 32
 FORMAT = "shade_fast_judge"
 
@@ -49,7 +49,7 @@ class ClipJudge:
 
 
 class Classifier(nn.Module):
-    """A residual network on 32x32 pixels. concepts: what it tells apart. accuracies: its own, by the treatment of
+    """A residual network on 32x32 pixels. concepts: what it distinguishes. accuracies: its own, by the treatment of
     images that it was not trained on."""
 
     def __init__(self, concepts: Sequence[str], width: int = 24) -> None:
@@ -77,7 +77,7 @@ class Classifier(nn.Module):
 
     @torch.no_grad()
     def features(self, images: UInt8Array, batch: int = 250) -> Tensor:
-        """What the decision is made from, float32 [N, 4·width]."""
+        """The features behind the decision, float32 [N, 4·width]."""
         return torch.cat([self.layers(_seen(images[at : at + batch]) * 2 - 1) for at in range(0, len(images), batch)])
 
     def save(self, path: Path) -> None:
@@ -118,7 +118,7 @@ def train_classifier(
     """Train a judge. variants: the same photographs uint8 [N, h, w, 3] in one or more forms (as they are, through the
     autoencoder that what is drawn comes through), of which each epoch shows each photograph in one; mirrored, moved by
     up to 3 pixels, and one time in four without its fine detail, all at random. labels: numbers of `concepts`.
-    progress: told (epoch, mean loss). Raises ShadeFastError for concepts without images, and
+    progress: called with (epoch, mean loss). Raises ShadeFastError for concepts without images, and
     for epochs below 1.
     """
     at_least("epochs", epochs)
@@ -127,7 +127,9 @@ def train_classifier(
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         judge = Classifier(concepts).train()
-    forms = torch.stack([torch.cat([_seen(one[at : at + 500]) for at in range(0, len(one), 500)]) for one in variants])
+    forms = torch.stack(
+        [torch.cat([_seen(variant[at : at + 500]) for at in range(0, len(variant), 500)]) for variant in variants]
+    )
     forms = (255 * forms).round().byte()
     wanted = torch.tensor(labels)
     random = torch.Generator().manual_seed(seed)
@@ -164,16 +166,16 @@ def low_pass(images: UInt8Array, side: int = 16) -> UInt8Array:
     return (255 * large).round().byte().permute(0, 2, 3, 1).numpy()
 
 
-def frechet_distance(one: Tensor, other: Tensor) -> float:
+def frechet_distance(features: Tensor, other: Tensor) -> float:
     """Fréchet distance of two sets of features [N, D], taken as normal (arXiv 1706.08500):
     |m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^1/2)."""
-    one, other = one.double(), other.double()
-    first, second = torch.cov(one.T), torch.cov(other.T)
+    features, other = features.double(), other.double()
+    first, second = torch.cov(features.T), torch.cov(other.T)
     # tr (C1 C2)^1/2 is the sum of the roots of the eigenvalues of C1 C2, which are those of a symmetric matrix.
     values, vectors = torch.linalg.eigh(first)
     root = vectors * values.clamp(min=0).sqrt() @ vectors.T
     mixed = torch.linalg.eigvalsh(root @ second @ root).clamp(min=0).sqrt().sum()
-    distance = (one.mean(0) - other.mean(0)).square().sum() + first.trace() + second.trace() - 2 * mixed
+    distance = (features.mean(0) - other.mean(0)).square().sum() + first.trace() + second.trace() - 2 * mixed
     return float(distance.clamp(min=0))
 
 

@@ -22,7 +22,7 @@ def import_pyplot() -> Any:
     matplotlib.use("Agg")
     import matplotlib.pyplot as pyplot
 
-    # What identical figures are drawn from gives identical files.
+    # The same figures give identical files.
     matplotlib.rcParams["svg.hashsalt"] = "shade_fast"
     return pyplot
 

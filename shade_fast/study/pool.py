@@ -31,7 +31,7 @@ IMAGE_COLUMNS = (*BYTES_COLUMNS, "jpeg")
 KEY_COLUMNS = ("key", "name", "id", "__key__")
 JSON_LINES = (".jsonl", ".ndjson")
 LIMITS = Limits()
-#: Samples of a tar that can wait for their other members at a time.
+#: How many samples of a tar can wait for their other members at a time.
 WAITING = 100_000
 _LONGEST_NAME = 4096
 _EXTENDED = (
@@ -48,10 +48,10 @@ _Read = TypeVar("_Read")
 
 @dataclass(frozen=True)
 class Pair:
-    """An image with its caption. key: what it is known by. path: its file, where it is one by itself.
+    """An image with its caption. key: its name. path: its file, where it has its own.
 
-    read: its bytes; raises ShadeFastError where they cannot be had. concept: what a table or its folder says that it
-    shows, if anything.
+    read: gives its bytes; raises ShadeFastError where they cannot be read. concept: what it shows according to a table
+    or its folder, if known.
     """
 
     key: str
@@ -67,10 +67,10 @@ def read_pool(source: str | Path, *, split: str | None = None) -> Iterator[Pair]
     source: a folder of images, each with a caption in a .txt beside it or else the name of its folder (`dog/3.jpg` is
         a photo of a dog); a parquet, CSV, TSV or JSON-lines table with an image's bytes or path, and a caption or a
         concept; or a WebDataset tar of images with .txt or .json members, or several: `{000..127}.tar`.
-    split: take rows of a table alone whose column `split` says so.
+    split: take only a table's rows with this value in column `split`.
     Images and rows without a caption or a concept are left out, and so are captions' files above 1 MiB and images of a
-        tar above 512 MiB, as in `Limits`; their number is logged. Raises ShadeFastError for a
-    place that does not exist, that cannot be read or that holds no pairs.
+    tar above 512 MiB, as in `Limits`; their number is logged.
+    Raises ShadeFastError for a place that does not exist, that cannot be read or that holds no pairs.
     """
     for path in map(Path, expand(str(source))):
         yield from _read(path, split)
@@ -84,8 +84,8 @@ def read_captions(source: str | Path, *, split: str | None = None) -> Iterator[s
     elif _kind(path) == ".txt":
         yield from (line.strip() for line in _lines(path) if line.strip())
     else:
-        told = _told(path, split, without_images=True)
-        yield from _some((caption for _, _, caption in told), path, "caption", split)
+        rows = _captioned(path, split, without_images=True)
+        yield from _some((caption for _, _, caption in rows), path, "caption", split)
 
 
 def named(concept: str) -> str:
@@ -94,12 +94,12 @@ def named(concept: str) -> str:
 
 
 def caption_of(concept: str) -> str:
-    """`a photo of a dog`: what an image is called that has a concept alone."""
+    """`a photo of a dog`: the caption of an image that has only a concept."""
     return f"a photo of {named(concept)}"
 
 
 def require_empty(folder: Path) -> None:
-    """Raise ShadeFastError for a folder that has files: they would be taken for those that are to be written to it."""
+    """Raise ShadeFastError for a folder that has files: they would be mistaken for new ones."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ShadeFastError(f"{folder}: is no empty folder; give another, or remove it first")
 
@@ -112,17 +112,17 @@ def _read(path: Path, split: str | None) -> Iterator[Pair]:
 
 
 def _some(items: Iterable[_Read], path: Path, what: str, split: str | None) -> Iterator[_Read]:
-    """The items; with an error where there are none, and where what they are read from is damaged."""
-    found = False
+    """The items. Raises ShadeFastError where there are none, and where their source is damaged."""
+    seen = False
     try:
         for item in items:
-            found = True
+            seen = True
             yield item
     except ShadeFastError:
         raise
     except _DAMAGE as error:
         raise ShadeFastError(f"{path}: cannot be read as a pool ({reason(error)}); repair or replace it") from error
-    if not found:
+    if not seen:
         raise ShadeFastError(f"{path}: no {what} in it" + (f" of split {split!r}" if split else ""))
 
 
@@ -134,39 +134,39 @@ def _bytes_of(path: Path) -> bytes:
     try:
         facts = path.stat()
         if not stat.S_ISREG(facts.st_mode):
-            raise ShadeFastError(f"{path}: is no file; mend the pool's path to it")
+            raise ShadeFastError(f"{path}: is no file; fix the pool's path to it")
         if facts.st_size > LIMITS.image_bytes:
             raise ShadeFastError(f"{path}: {facts.st_size} bytes; at most {LIMITS.image_bytes} are read")
         return path.read_bytes()
     except ShadeFastError:
         raise
     except (OSError, ValueError) as error:  # ValueError: a path that cannot be one
-        raise ShadeFastError(f"{path}: cannot be read ({reason(error)}); mend the pool's path to it") from error
+        raise ShadeFastError(f"{path}: cannot be read ({reason(error)}); fix the pool's path to it") from error
 
 
 def _folder(root: Path) -> Iterator[Pair]:
-    untold = large = 0
+    uncaptioned = large = 0
     for path in sorted(root.rglob("*")):
         if path.suffix.lower() not in INPUT_SUFFIXES or path.name.startswith("._"):
             continue
-        told, concept = path.with_suffix(".txt"), None if path.parent == root else path.parent.name
-        if told.is_file():
-            if told.stat().st_size > LIMITS.header_bytes:
+        text, concept = path.with_suffix(".txt"), None if path.parent == root else path.parent.name
+        if text.is_file():
+            if text.stat().st_size > LIMITS.header_bytes:
                 large += 1
                 continue
-            caption = told.read_text(encoding="utf-8", errors="replace").strip()
+            caption = text.read_text(encoding="utf-8", errors="replace").strip()
         elif concept is not None:
             caption = caption_of(concept)
         else:
-            untold += 1
+            uncaptioned += 1
             continue
         yield Pair(path.relative_to(root).as_posix(), caption, functools.partial(_bytes_of, path), path, concept)
-    _left_out(root, untold, "images")
+    _left_out(root, uncaptioned, "images")
     _left_out(root, large, "images", "with a caption of more than 1 MiB")
 
 
 def _table(path: Path, split: str | None) -> Iterator[Pair]:
-    for place, row, caption in _told(path, split):
+    for place, row, caption in _captioned(path, split):
         key = str(_first(row, KEY_COLUMNS) or place)
         pair = Pair(key, caption, bytes, concept=_text(_first(row, CONCEPT_COLUMNS)))
         image = _first(row, IMAGE_COLUMNS)
@@ -184,23 +184,25 @@ def _table(path: Path, split: str | None) -> Iterator[Pair]:
         yield replace(pair, key=str(file), read=functools.partial(_bytes_of, place_of), path=place_of)
 
 
-def _told(path: Path, split: str | None, *, without_images: bool = False) -> Iterator[tuple[int, dict[str, Any], str]]:
+def _captioned(
+    path: Path, split: str | None, *, without_images: bool = False
+) -> Iterator[tuple[int, dict[str, Any], str]]:
     """The number, the values and the caption of each row of a table that has one."""
     missing = ShadeFastError(
         f"{path}: no captions; name a column one of {', '.join(CAPTION_COLUMNS + CONCEPT_COLUMNS)}"
     )
-    empty = found = 0
+    empty = captioned = 0
     for place, row in enumerate(_rows(path, split, without_images=without_images)):
-        # Rows of JSON lines have columns of their own, those of other tables all have the same.
+        # Each row of JSON lines has its own columns; in other tables all rows have the same.
         if _kind(path) not in JSON_LINES and row.keys().isdisjoint(CAPTION_COLUMNS + CONCEPT_COLUMNS):
             raise missing
         caption, concept = _text(_first(row, CAPTION_COLUMNS)), _text(_first(row, CONCEPT_COLUMNS))
         if caption is None and concept is None:
             empty += 1
             continue
-        found += 1
+        captioned += 1
         yield place, row, caption or caption_of(concept or "")
-    if empty and not found:
+    if empty and not captioned:
         raise missing
     _left_out(path, empty, "rows")
 
@@ -262,10 +264,11 @@ class _Member(tarfile.TarInfo):
 
 
 def _tar(path: Path) -> Iterator[Pair]:
-    # Members of a key stand together in a WebDataset; where they do not, what is there waits for the rest, unread. The
-    # way back in a compressed tar is from its start, so there nothing waits, and members are read as they come.
+    # In a WebDataset a key's members stand together; where they do not, the first ones wait, unread, for the rest.
+    # Going back in a compressed tar means reading it from its start, so there nothing waits, and members are read as
+    # they come.
     waiting: dict[str, dict[str, tarfile.TarInfo]] = {}
-    large = untold = 0
+    large = uncaptioned = 0
     with tarfile.open(path, tarinfo=_Member) as tar:
         plain = isinstance(tar.fileobj, io.BufferedReader)
         for key, members in itertools.groupby(_tar_members(tar, plain), lambda member: _tar_name(member)[0]):
@@ -282,16 +285,16 @@ def _tar(path: Path) -> Iterator[Pair]:
                 parts[ending] = member
                 if not plain:
                     read[ending] = _tar_bytes(tar, member)
-            pair = _tar_pair(key, parts, lambda one: read[one] if one in read else _tar_bytes(tar, parts[one]))  # noqa: B023
+            pair = _tar_pair(key, parts, lambda kind: read[kind] if kind in read else _tar_bytes(tar, parts[kind]))  # noqa: B023
             if pair is not None:
                 yield pair
                 continue
             if plain and len(waiting) < WAITING:
                 waiting[key] = parts
             else:
-                untold += _tar_image(parts) is not None
-    untold += sum(_tar_image(parts) is not None for parts in waiting.values())
-    _left_out(path, untold, "images", "without a caption" if plain else "without a caption beside them")
+                uncaptioned += _tar_image(parts) is not None
+    uncaptioned += sum(_tar_image(parts) is not None for parts in waiting.values())
+    _left_out(path, uncaptioned, "images", "without a caption" if plain else "without a caption beside them")
     _left_out(path, large, "members", "that are too large")
 
 

@@ -1,4 +1,4 @@
-"""Whole pools through the study's pieces: train a generator on them, write what was drawn as one, judge one."""
+"""The study on whole pools: train a generator on them, write drawn images as one, judge one."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from shade_fast.terms.errors import ShadeFastError, reason
 SCHEDULE = Schedule(steps=2000, batch=96)
 #: Pixels of the squares that it is trained on.
 SIZE = 64
-#: Of its transformer.
+#: Width and depth of its transformer.
 WIDTH = 128
 DEPTH = 6
 #: Letters of a prompt in its folder's name, which in any script fit into a file system's 255 bytes; images of each
@@ -54,8 +54,8 @@ def train_on_pools(
 ) -> Checkpoint:
     """Train the small generator on pools of images with captions and keep it in `out`, a .safetensors file.
 
-    Where `out` is there, it is gone on with to `steps`. start: another checkpoint, whose averaged weights are begun
-    with. width, depth: of the transformer; by default the checkpoint's that is there, or else `WIDTH` and `DEPTH`.
+    Where `out` is there, its training resumes, up to `steps`. start: another checkpoint, whose averaged weights are
+    the start. width, depth: of the transformer; by default the checkpoint's that is there, or else `WIDTH` and `DEPTH`.
     Raises ShadeFastError for a size that is no multiple of the encoder's factor, times 2, and for anything but `steps`
     that differs from what `out` or `start` was trained with.
     """
@@ -111,7 +111,7 @@ def _shape(encoder: Encoder, sentences: SentenceEncoder, size: int, width: int, 
 
 
 def _digest(images: UInt8Array, captions: Sequence[str]) -> str:
-    """Hash of what pools gave: squares and captions in their order."""
+    """Hash of the pools' squares and captions in their order."""
     digest = hashlib.sha256(json.dumps(captions).encode())
     digest.update(images.tobytes())
     return digest.hexdigest()
@@ -135,11 +135,11 @@ def _refuse_other(path: Path, known: Mapping[str, Any], wanted: Mapping[str, Any
 
 
 def write_samples(drawn: Iterable[tuple[str, Iterable[UInt8Array]]], out: Path) -> Path:
-    """Write prompts' images uint8 [h, w, 3] as PNG files below out/PROMPT, each as soon as it is drawn: a pool by
-    folders; and a sheet of them. Returns the sheet's path.
+    """Write prompts' images uint8 [h, w, 3] as PNG files below out/PROMPT, a pool by folders, each as soon as it is
+    drawn; and a sheet of them. Returns the sheet's path.
 
-    A folder has the first `NAME` letters of its prompt; prompts that differ only in what is not kept of them are
-    numbered: `a-dog`, `a-dog-2`. Raises ShadeFastError for a folder that is not empty.
+    A folder has the first `NAME` letters of its prompt; prompts that give the same name are numbered: `a-dog`,
+    `a-dog-2`. Raises ShadeFastError for a folder that is not empty.
     """
     require_empty(out)
     shown = []
@@ -159,7 +159,7 @@ def write_samples(drawn: Iterable[tuple[str, Iterable[UInt8Array]]], out: Path) 
 
 
 def judge_pool(pool: str | Path, judge: Judge, *, size: int = SIZE) -> dict[str, dict[str, int]]:
-    """What a judge takes a pool's images for: concept of the pool (or folder) -> judged concept -> how many.
+    """A judge's verdicts on a pool's images: concept of the pool (or folder) -> judged concept -> how many.
 
     size: of the squares that a classifier's images are scaled to; CLIP is given them whole, as its own processor
         prepares them.

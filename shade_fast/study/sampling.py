@@ -45,10 +45,10 @@ def sample(
             f"encoder {encoder.name!r}: this generator was trained on {checkpoint.facts.get('encoder')!r} of other "
             "weights; give that one"
         )
-    told_by = checkpoint.facts.get("sentences")
-    if told_by is not None and told_by != sentences.name:
+    trained_with = checkpoint.facts.get("sentences")
+    if trained_with is not None and trained_with != sentences.name:
         raise ShadeFastError(
-            f"sentence model {sentences.name!r}: this generator was told captions by {told_by!r}; give that one"
+            f"sentence model {sentences.name!r}: this generator was trained with {trained_with!r}; give that one"
         )
     shape = checkpoint.averaged.shape
     random = torch.Generator().manual_seed(seed)

@@ -71,7 +71,7 @@ def select(
         images: list[float | None] = [None] * len(part)
         if clip is not None:
             pixels = [_pixels(pair) for _, pair in part]
-            part = [one for one, shown in zip(part, pixels, strict=True) if shown is not None]
+            part = [entry for entry, shown in zip(part, pixels, strict=True) if shown is not None]
             unread += len(pixels) - len(part)
             if not part:
                 continue
@@ -91,7 +91,7 @@ def select(
         )
     chosen = sorted(nearest, reverse=True)
     picks = np.random.default_rng(seed).choice(len(chosen), min(count, len(chosen)), replace=False)
-    return sorted((chosen[pick][2] for pick in picks), key=lambda one: one.place)
+    return sorted((chosen[pick][2] for pick in picks), key=lambda selected: selected.place)
 
 
 def _pixels(pair: Pair) -> UInt8Array | None:
@@ -109,7 +109,7 @@ def write_selected(chosen: Sequence[Selected], path: Path) -> None:
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, [field.name for field in fields(Selected)], lineterminator="\n")
         writer.writeheader()
-        writer.writerows(asdict(one) for one in chosen)
+        writer.writerows(asdict(selected) for selected in chosen)
 
 
 def read_selected(path: Path) -> list[Selected]:

@@ -22,7 +22,7 @@ class SentenceEncoder:
     """A transformer whose token states, averaged over a caption and scaled to length 1, say what it means.
 
     model: the packaged MiniLM; or a transformers encoder that is pooled by the mean, by its folder, hub:owner/name, or
-        owner/name of one in the hub's cache. No code that comes with it is run, from pickles neither.
+        owner/name of one in the hub's cache. No code that comes with it is run, nor any pickle.
     Raises ShadeFastError where it cannot be loaded.
     """
 
@@ -30,8 +30,8 @@ class SentenceEncoder:
         self.batch_size = batch_size
         transformers = import_transformers()
         try:
-            found = Model(model, _packaged_folder()) if model == PACKAGED else find_model(model, TRANSFORMER)
-            self.name, folder = found.name, str(found.folder)
+            source = Model(model, _packaged_folder()) if model == PACKAGED else find_model(model, TRANSFORMER)
+            self.name, folder = source.name, str(source.folder)
             transformers.utils.logging.disable_progress_bar()
             self._tokenizer: Any = transformers.AutoTokenizer.from_pretrained(folder, **PLAIN)
             self._model: Any = transformers.AutoModel.from_pretrained(folder, weights_only=True, **PLAIN)
@@ -92,8 +92,8 @@ def import_transformers() -> Any:
 
 
 def _packaged_folder() -> Path:
-    # Found, not imported: its own loader wants sentence-transformers, which nothing here does.
-    found = importlib.util.find_spec(PACKAGED.replace("-", "_"))
-    if found is None or found.origin is None:
+    # Located, not imported: its own loader needs sentence-transformers, which is not required here.
+    spec = importlib.util.find_spec(PACKAGED.replace("-", "_"))
+    if spec is None or spec.origin is None:
         raise ShadeFastError(f"sentence model {PACKAGED!r}: not installed; pip install 'shade-fast[study]'")
-    return Path(found.origin).parent / "model"
+    return Path(spec.origin).parent / "model"

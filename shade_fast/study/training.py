@@ -1,4 +1,4 @@
-"""Training the small generator: from scratch, or on from a checkpoint with other images; resumable, seeded."""
+"""Training the small generator, from scratch or from a checkpoint with other images; resumable, seeded."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ FORMAT = "shade_fast_generator"
 class Schedule:
     """steps of `batch` samples; the learning rate rises over `warmup` steps, and falls as a cosine to a tenth.
 
-    average: decay of the weights' running average, which is what draws; shorter while the steps are few.
+    average: decay of the weights' running average, which is used for drawing; shorter while the steps are few.
     """
 
     steps: int
@@ -60,7 +60,7 @@ class Examples:
 
 @dataclass(eq=False)
 class Checkpoint:
-    """A generator with what draws from it and what goes on training it.
+    """A generator with what draws from it and what its training resumes from.
 
     generator: the weights under training. averaged: their running average. mean, deviation: [1, C, 1, 1], which latents
     are scaled by. step: steps done. facts: what it was trained on. optimizer: AdamW's state, by the weights' names.
@@ -140,11 +140,11 @@ def train(
     every: int = 500,
     progress: Callable[[int, float], None] | None = None,
 ) -> Checkpoint:
-    """Train on, in place, to the schedule's last step.
+    """Train a checkpoint further, in place, to the schedule's last step.
 
-    What a step draws follows from the seed and its number alone, so that a run that is cut off and goes on from its
+    What a step draws follows from the seed and its number alone, so that a run that is cut off and resumes from its
     checkpoint ends with the weights of one that was not. path: where the checkpoint is kept each `every` steps.
-    progress: told (step, mean loss of the batch).
+    progress: called with (step, mean loss of the batch).
     Raises ShadeFastError for no examples, and for latents or captions of another shape than the generator's.
     """
     _check(checkpoint, examples, schedule)
@@ -159,10 +159,10 @@ def train(
         picks = torch.randint(len(examples), (schedule.batch,), generator=draws)
         noise = torch.randn((schedule.batch, *latents.shape[1:]), generator=draws)
         times = torch.randn(schedule.batch, generator=draws).sigmoid()
-        told = torch.rand(schedule.batch, 1, generator=draws) >= WITHOUT_CAPTION
+        captioned = torch.rand(schedule.batch, 1, generator=draws) >= WITHOUT_CAPTION
         for group in optimizer.param_groups:
             group["lr"] = schedule.rate(step)
-        loss = flow_loss(generator, latents[picks], examples.texts[picks] * told, times, noise).mean()
+        loss = flow_loss(generator, latents[picks], examples.texts[picks] * captioned, times, noise).mean()
         optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(generator.parameters(), 1.0)

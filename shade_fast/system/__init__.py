@@ -1,1 +1,1 @@
-"""What the operating system is asked for: files, memory, processes, signs of life."""
+"""Services of the operating system: files, memory, processes, signs of life."""

@@ -1,4 +1,4 @@
-"""Local files that are there whole or not at all, also after a crash and beside others that write the same."""
+"""Local files that are there whole or not at all, also after a crash or with several writers."""
 
 from __future__ import annotations
 
@@ -15,8 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
-#: Which rights new files go without. Reading it sets it for a moment, for all threads: so it is read once, before there
-#: are others.
+#: The umask. Reading it sets it for a moment, for all threads, so it is read once, before other threads start.
 _UMASK = os.umask(0o077)
 os.umask(_UMASK)
 
@@ -26,7 +25,7 @@ _SCRATCH, _FRESH = "shade_fast-scratch-", 5.0
 
 
 def cache_folder() -> Path | None:
-    """SHADE_FAST_CACHE, or ~/.cache/shade_fast; None where that is set to nothing, or the user has no home."""
+    """SHADE_FAST_CACHE, or ~/.cache/shade_fast; None where the variable is empty, or the user has no home."""
     named = os.environ.get("SHADE_FAST_CACHE")
     if named is not None:
         return Path(named) if named else None
@@ -40,10 +39,10 @@ def cache_folder() -> Path | None:
 def whole_file(
     path: str | os.PathLike[str], temporary_folder: str | None = None, mode: int | None = None
 ) -> Iterator[IO[bytes]]:
-    """A file to write in pieces, which is there under its name once the block has ended without an error.
+    """A file to write in pieces, which gets its name once the block has ended without an error.
 
-    Its folder is made where it is not there. temporary_folder: of the same disk, where it is until then; None for its
-    own. mode: permissions, by default those that new files get. Raises OSError.
+    Its folder is created if missing. temporary_folder: where it lies until then, on the same disk; None for its own
+    folder. mode: permissions, by default those of new files. Raises OSError.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -68,8 +67,7 @@ def whole_file(
 
 @functools.cache
 def scratch_folder() -> str:
-    """This process's folder for what it keeps on disk while it runs; gone when it ends, or, where it is killed, when
-    the next one starts."""
+    """This process's folder for temporary files; removed when it ends or, if it is killed, when the next one starts."""
     folder = tempfile.mkdtemp(prefix=_SCRATCH)
     held = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
     fcntl.flock(held, fcntl.LOCK_EX)  # for as long as the process lives
@@ -86,7 +84,7 @@ def _end_scratch(folder: str, process: int) -> None:
 
 
 def _remove_left(folder: Path) -> None:
-    """Remove what a killed process has left: nobody holds it, and it was not made just now. Raises OSError."""
+    """Remove the folder of a killed process: one that is neither locked nor new. Raises OSError."""
     facts = folder.lstat()
     if not stat.S_ISDIR(facts.st_mode) or facts.st_uid != os.getuid() or time.time() - facts.st_ctime < _FRESH:
         return

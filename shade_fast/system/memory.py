@@ -1,4 +1,4 @@
-"""How much memory the machine has left for this process, as Linux tells it."""
+"""How much memory the machine has left for this process, as Linux reports it."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from pathlib import Path, PurePosixPath
 
 
 def free_bytes(proc: Path = Path("/proc"), cgroups: Path = Path("/sys/fs/cgroup")) -> int | None:
-    """Bytes that this process can take before the system runs out of them, or a control group that it is in does.
+    """Bytes that this process can take before the system, or one of its control groups, runs out of memory.
 
-    Cached files that nobody has used for a while count as free. None where the system does not say. proc, cgroups:
-    where the system's files are.
+    Cached files that nobody has used for a while count as free. None where the system does not report it. proc,
+    cgroups: where the system's files are.
     """
-    found = [*_available(proc), *_left_in_groups(proc, cgroups)]
-    return max(0, min(found)) if found else None
+    left = [*_available(proc), *_left_in_groups(proc, cgroups)]
+    return max(0, min(left)) if left else None
 
 
 def _available(proc: Path) -> Iterator[int]:
@@ -23,7 +23,7 @@ def _available(proc: Path) -> Iterator[int]:
 
 
 def _left_in_groups(proc: Path, cgroups: Path) -> Iterator[int]:
-    """What each group leaves: the process' own and those above it, of version 2 and of version 1."""
+    """The bytes left in each group: the process' own and those above it, of version 2 and of version 1."""
     try:
         lines = (proc / "self" / "cgroup").read_text().splitlines()
     except OSError:

@@ -1,4 +1,4 @@
-"""Processes of this interpreter's that work for the one that starts them: how they begin, and how they ended."""
+"""Processes of the same interpreter that work for their parent: how they begin, and how they ended."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ GRACE = 5.0
 def start(module: str, descriptor: int, environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
     """A process that runs a module's `main(descriptor, parent)`: its end of a connection, and this process's number.
 
-    It finds the modules that this process finds. SIGINT and SIGTERM, which may be sent to all processes of a run, are
-    left to this one. environment: what it has besides this one's.
+    It imports modules from the same places. SIGINT and SIGTERM, which may reach all processes of a run, are left to the
+    parent. environment: variables beside the parent's.
     """
     paths = os.pathsep.join(path or str(Path.cwd()) for path in sys.path)
-    # The child has this thread's mask for good: a signal to all must not end it before it can look away.
+    # The child keeps this thread's signal mask: a signal to all must not end it before it ignores signals.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
     try:
         return subprocess.Popen(
             [sys.executable, "-P", "-c", f"from {module} import main; main({descriptor}, {os.getpid()})"],
             pass_fds=[descriptor],
             stdin=subprocess.DEVNULL,
-            stdout=2,  # what libraries print is none of the parent's results
+            stdout=2,  # what libraries print must not mix with the parent's results
             env={**os.environ, "PYTHONPATH": paths, **environment},
         )
     finally:
@@ -36,7 +36,7 @@ def start(module: str, descriptor: int, environment: Mapping[str, str]) -> subpr
 
 
 def kill(process: subprocess.Popen[bytes]) -> None:
-    """End it at once, and wait for that, but not for ever: what a driver holds does not end even so."""
+    """End it at once and wait for that, but not for ever: a process that a driver holds does not end."""
     process.kill()
     with contextlib.suppress(subprocess.TimeoutExpired):
         process.wait(GRACE)

@@ -1,4 +1,4 @@
-"""Signs of life: long work gives one at each of its steps, and whoever watches the process is told."""
+"""Signs of life: long work gives one at each of its steps, and the process's watcher is called."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ def _nobody() -> None:
     pass
 
 
-_told: Callable[[], None] = _nobody
+_report: Callable[[], None] = _nobody
 
 
 def pulse() -> None:
     """A step is done: of an optimiser, of a measurement, of an anchor's images."""
-    _told()
+    _report()
 
 
-def listen(told: Callable[[], None]) -> None:
-    """Be told of each step of this process, in the thread that takes it."""
-    global _told
-    _told = told
+def listen(report: Callable[[], None]) -> None:
+    """Call `report` at each step of this process, in the thread that takes it."""
+    global _report
+    _report = report

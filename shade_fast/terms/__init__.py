@@ -1,1 +1,1 @@
-"""What every room speaks in: errors, checks, budgets, limits, text that is shown, the version."""
+"""What every room uses: errors, checks, budgets, limits, text that is shown, the version."""

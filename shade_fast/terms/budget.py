@@ -28,12 +28,12 @@ class Budget:
         for name, value in (("linf", self.linf), ("lpips", self.lpips)):
             if value is None:
                 continue
-            found = number(value)
-            if found is None or found <= 0:
+            bound = number(value)
+            if bound is None or bound <= 0:
                 raise ShadeFastError(f"budget {name}={value!r}: give a number above 0, or None for no {name} bound")
-            if name == "linf" and found > 1:
+            if name == "linf" and bound > 1:
                 raise ShadeFastError(f"budget linf={value}: it is in [0, 1] units; for uint8 levels write {value}/255")
-            object.__setattr__(self, name, found)
+            object.__setattr__(self, name, bound)
         if self.levels < 1:
             raise ShadeFastError(f"budget linf={self.linf}: below one uint8 level; the smallest is 1/255")
 

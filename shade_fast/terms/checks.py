@@ -1,4 +1,4 @@
-"""What options may be: Python's numbers and NumPy's, as Python's."""
+"""Checks of options' values; NumPy's numbers become Python's."""
 
 from __future__ import annotations
 
@@ -19,24 +19,24 @@ def number(value: Any) -> float | None:
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         return None
     try:
-        found = float(value)
+        converted = float(value)
     except OverflowError:
         return None
-    return found if math.isfinite(found) else None
+    return converted if math.isfinite(converted) else None
 
 
 def share(name: str, value: Any, otherwise: str = "") -> float:
     """An option that is a share above 0, at most 1. Raises ShadeFastError for anything else; otherwise: what may be
     given instead."""
-    found = number(value)
-    if found is None or not 0 < found <= 1:
+    checked = number(value)
+    if checked is None or not 0 < checked <= 1:
         raise ShadeFastError(f"{name}={value!r}: give a share above 0, at most 1{otherwise}")
-    return found
+    return checked
 
 
 def at_least(name: str, value: Any, least: int = 1) -> int:
     """An option that is a whole number. Raises ShadeFastError for anything else, and below the least."""
-    found = whole(value)
-    if found is None or found < least:
+    checked = whole(value)
+    if checked is None or checked < least:
         raise ShadeFastError(f"{name}={value!r}: give a whole number, at least {least}")
-    return found
+    return checked

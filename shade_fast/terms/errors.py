@@ -1,4 +1,4 @@
-"""The exception that shade_fast raises for a problem that its caller can mend, and how others' errors are quoted."""
+"""The exception that shade_fast raises for a problem that its caller can fix, and how others' errors are quoted."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from shade_fast.terms.text import redacted
 
 
 class ShadeFastError(ValueError):
-    """Something that the caller can mend: an input, an option, a missing piece; the message names it and the mend.
+    """Something that the caller can fix: an input, an option, a missing piece; the message names it and the fix.
 
     A URL in the message has no user, password, query or fragment.
     """
@@ -16,7 +16,8 @@ class ShadeFastError(ValueError):
 
 
 class TransientError(ShadeFastError):
-    """What may have passed when it is tried again: a place that does not answer, a machine that has too much to do."""
+    """A problem that may pass, so that another try can succeed: a server that does not answer, a machine that is too
+    busy."""
 
 
 def reason(error: Exception, longest: int = 200) -> str:

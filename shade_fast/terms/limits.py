@@ -1,4 +1,4 @@
-"""What an archive of other people's files may cost, and what its rows may reach: each bound with a safe default."""
+"""What an archive of other people's files may cost, and what its rows may name: each bound with a safe default."""
 
 from __future__ import annotations
 
@@ -56,10 +56,10 @@ class Limits:
         for entry in dataclasses.fields(self):
             value = getattr(self, entry.name)
             if isinstance(entry.default, float):
-                found = number(value)
-                if found is None or found <= 0:
+                checked = number(value)
+                if checked is None or checked <= 0:
                     raise ShadeFastError(f"limit {entry.name}={value!r}: give a number above 0")
-                object.__setattr__(self, entry.name, found)
+                object.__setattr__(self, entry.name, checked)
             else:
                 object.__setattr__(self, entry.name, at_least(f"limit {entry.name}", value))
 
@@ -113,10 +113,10 @@ class Access:
             if protocol not in ROW_PROTOCOLS:
                 raise ShadeFastError(f"allowed protocol {protocol!r}: give of {', '.join(ROW_PROTOCOLS)}")
         object.__setattr__(self, "retries", at_least("retries", self.retries, 0))
-        found = number(self.timeout)
-        if found is None or found <= 0:
+        timeout = number(self.timeout)
+        if timeout is None or timeout <= 0:
             raise ShadeFastError(f"timeout={self.timeout!r}: give seconds above 0")
-        object.__setattr__(self, "timeout", found)
+        object.__setattr__(self, "timeout", timeout)
 
 
 _GLOBAL_UNICAST = ipaddress.ip_network("2000::/3")
@@ -125,19 +125,20 @@ _IETF = ipaddress.ip_network("192.0.0.0/24")
 
 
 def is_public(address: str) -> bool:
-    """Whether an IP address is no loopback, link-local, private, shared, multicast or reserved one, in any notation."""
+    """Whether an IP address, in any notation, is public: not loopback, link-local, private, shared, multicast or
+    reserved."""
     try:
-        found = ipaddress.ip_address(address.partition("%")[0])
+        parsed = ipaddress.ip_address(address.partition("%")[0])
     except ValueError:
         return False
-    if isinstance(found, ipaddress.IPv6Address):
-        inner = found.ipv4_mapped or found.sixtofour or (found.teredo[1] if found.teredo else None)
-        if inner is None and found in ipaddress.ip_network("64:ff9b::/96"):
-            inner = ipaddress.IPv4Address(int(found) & 0xFFFFFFFF)
+    if isinstance(parsed, ipaddress.IPv6Address):
+        inner = parsed.ipv4_mapped or parsed.sixtofour or (parsed.teredo[1] if parsed.teredo else None)
+        if inner is None and parsed in ipaddress.ip_network("64:ff9b::/96"):
+            inner = ipaddress.IPv4Address(int(parsed) & 0xFFFFFFFF)
         if inner is not None:
-            found = inner
-        elif found not in _GLOBAL_UNICAST or any(found in network for network in _SPECIAL):
+            parsed = inner
+        elif parsed not in _GLOBAL_UNICAST or any(parsed in network for network in _SPECIAL):
             return False
-    elif found in _IETF:
+    elif parsed in _IETF:
         return False
-    return found.is_global and not found.is_multicast
+    return parsed.is_global and not parsed.is_multicast

@@ -128,7 +128,7 @@ def a_count(least: int = 1, *, besides: Sequence[Any] = ()) -> Check:
 
 
 def a_share(*, besides: Sequence[Any] = ()) -> Check:
-    """A number above 0, at most 1, or one of the values `besides`. A whole number stays one, as records have it."""
+    """A number above 0, at most 1, or one of the values `besides`. A whole number stays whole, as records hold it."""
 
     def check(name: str, value: Any) -> Any:
         if _is_any(value, besides):
@@ -144,7 +144,7 @@ def _is_any(value: Any, others: Sequence[Any]) -> bool:
 
 
 def of_flags(kind: type[Any], values: Mapping[str, Any]) -> Any:
-    """The options that the values of flags mean, by the flags' names with underscores.
+    """Options from the values of flags, by the flags' names with underscores.
 
     A flag that a command does not have has no value here, and counts as not given. Raises ShadeFastError.
     """

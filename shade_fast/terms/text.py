@@ -1,4 +1,4 @@
-"""Text for people: names without what a terminal would obey, URLs without what opens them."""
+"""Text for people: names without control characters, URLs without secrets."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def redacted(text: str) -> str:
 
 
 def without_secrets(url: str) -> str:
-    """A URL by itself, without user, password, query and fragment; what was left out before is left as it is."""
+    """A URL by itself, without user, password, query and fragment; a URL that is shortened already stays as it is."""
     protocol, mark, rest = url.partition("://")
     return f"{protocol}{mark}{_clean(rest)}" if mark else url
 
@@ -51,15 +51,15 @@ class Terminal:
         return len(text)
 
     def write_json(self, text: str) -> None:
-        """Write ASCII text of JSON as it is: what a terminal would obey is escaped in it already."""
+        """Write ASCII text of JSON as it is: control characters are escaped in it already."""
         self._stream.write(text.replace("\x7f", "\\u007f") + "\n")
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
 
 
-def _without_secrets(found: re.Match[str]) -> str:
-    return f"://{_clean(found['rest'])}"
+def _without_secrets(match: re.Match[str]) -> str:
+    return f"://{_clean(match['rest'])}"
 
 
 def _clean(rest: str) -> str:
@@ -70,6 +70,6 @@ def _clean(rest: str) -> str:
     return f"{host.rpartition('@')[2]}{slash}{path}{'?' if mark else ''}{left_out}"
 
 
-def _escape(found: re.Match[str]) -> str:
-    code = ord(found[0])
+def _escape(match: re.Match[str]) -> str:
+    code = ord(match[0])
     return f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}"

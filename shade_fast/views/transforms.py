@@ -24,7 +24,7 @@ FILTERS: dict[str, tuple[Callable[[NDArray[Any]], NDArray[Any]], float]] = {
 }
 #: The most that is cut off each side, and the largest deviation of noise, in [0, 1] units; `treatments` take these.
 CROP, NOISE = 0.1, 0.03
-#: Scales and widths are drawn from as many equal parts of their range, so that their matrices can be kept.
+#: Scales and widths are drawn from this many equal parts of their range, so that their matrices can be cached.
 PARTS = 8
 
 Map = Callable[[Tensor], Tensor]
@@ -171,7 +171,7 @@ class OneOf:
 
 
 def checked_transforms(where: str, transforms: Any) -> tuple[Transform, ...]:
-    """Transforms as a tuple. Raises ShadeFastError for what is none, and for one that stands alone."""
+    """Transforms as a tuple. Raises ShadeFastError for what is not a transform, and for one outside a tuple."""
     if not isinstance(transforms, Iterable):
         raise ShadeFastError(f"{where}: {transforms!r}; give a tuple of them, such as (Jpeg(),)")
     checked = tuple(transforms)
@@ -187,7 +187,7 @@ def compose(draws: Sequence[Draw]) -> Draw:
     """One draw after the other."""
 
     def through(maps: Sequence[Map]) -> Map:
-        return lambda tensor: functools.reduce(lambda value, apply: apply(value), maps, tensor)
+        return lambda tensor: functools.reduce(lambda value, change: change(value), maps, tensor)
 
     latents = [draw.latent for draw in draws if draw.latent is not None]
     return Draw(through([draw.image for draw in draws]), through(latents) if latents else None)
@@ -206,7 +206,7 @@ def crop_map(top: float, left: float, kept: float, backend: str = "reference") -
 def resample(inputs: int, outputs: int, name: str, start: float = 0, length: float | None = None) -> NDArray[Any]:
     """The matrix [outputs, inputs] that resamples the part [start, start + length) of an axis, antialiased.
 
-    As Pillow's: the filter is as wide as one output's part where that is more than a pixel, and rows sum to 1.
+    As in Pillow: when shrinking, the filter is as wide as the part of one output; rows sum to 1.
     """
     value, reach = FILTERS[name]
     ratio = (inputs if length is None else length) / outputs

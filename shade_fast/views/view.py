@@ -22,9 +22,9 @@ class View:
 
     size: pixels of the shorter side, never enlarged to it; None leaves the file's own resolution.
     transforms: what else may happen on the way, in this order. The optimiser draws their parameters anew each step, for
-        each image from its own seed, and moves the latent of what comes out; LPIPS, and every figure of a result, is
-        of the view without them.
-    Raises ShadeFastError for a size below 1, and for a transform that is none.
+        each image from its own seed; the anchor's latent moves with crops and flips. LPIPS, and every figure of a
+        result, is of the view without them.
+    Raises ShadeFastError for a size below 1, and for what is not a transform.
     """
 
     size: int | None = 512
@@ -40,7 +40,7 @@ class View:
 
     @classmethod
     def robust(cls, size: int | None = 512) -> View:
-        """A view through `ROBUST`. docs/strength.md says how much of the shift each treatment leaves of it."""
+        """A view through `ROBUST`; docs/strength.md says how much of the shift survives each treatment."""
         return cls(size, ROBUST)
 
     def plan(self, height: int, width: int, factor: int) -> ViewPlan:

@@ -1,4 +1,4 @@
-"""The pool: batches of images in, to whichever device is free; their outcomes back, whatever becomes of a worker."""
+"""The pool: batches of images go to whichever device is free; outcomes come back, even where a worker dies."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from shade_fast.protect.outcome import Protected, Work, failed
 from shade_fast.terms.errors import ShadeFastError, TransientError, reason
 from shade_fast.workers.worker import CannotStartError, StalledError, Worker
 
-#: Deaths of workers over one image before it counts as their cause; on as many devices, where there are others.
+#: Deaths of workers over one image before it counts as their cause; on as many devices, where there are several.
 DEATHS_OF_AN_IMAGE = 2
 #: Deaths in a row, with no batch finished between them, before a device is given up.
 DEATHS_OF_A_DEVICE = 3
@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 
 
 class DevicesLostError(ShadeFastError):
-    """No device of a run is left; what is done by then is not touched by it."""
+    """No device of a run is left; results until then are kept."""
 
 
 @dataclass(eq=False)
@@ -56,12 +56,12 @@ class _Part:
 
 
 class Pool:
-    """Hands batches out to devices, which it knows by name alone; each has a worker, begun with its first batch.
+    """Hands batches out to devices, known by name; each has a worker, started with its first batch.
 
     A worker that dies, or hangs and is killed, is replaced. Its batches go back to the front of the queue, for the next
-    that is free; what it worked on is tried again image by image, on another device while there is one, and an image
-    over which `DEATHS_OF_AN_IMAGE` workers died fails. A device whose workers die `DEATHS_OF_A_DEVICE` times in a row,
-    or cannot start, is given up, and the log says so; deaths that were an image's doing do not count while others are
+    free worker. The batch that it worked on is tried again image by image, on another device where there is one. An
+    image over which `DEATHS_OF_AN_IMAGE` workers died fails. A device whose workers die `DEATHS_OF_A_DEVICE` times in a
+    row, or cannot start, is given up, which is logged; deaths that an image caused do not count while others are
     finished.
 
     devices: names; one may be there several times. start: makes a worker for a device.
@@ -145,7 +145,7 @@ class Pool:
                     why = str(error)
                 else:
                     why = f"its process died: {reason(error) if worker is None else worker.ended()}"
-            except Exception as error:  # not the worker's doing, but a thread that ended unseen would end the run so
+            except Exception as error:  # not the worker's fault, but it must not end the thread unseen
                 self._deaths[number], why = self._deaths[number] + 1, reason(error)
             finally:
                 self._ended(worker)
@@ -153,7 +153,7 @@ class Pool:
         self._give_up(number, device, why)
 
     def _begun(self, device: str) -> Worker | None:
-        """A worker that `close` knows of; None once that was called."""
+        """A worker that `close` can end; None once that was called."""
         with self._changed:
             if self._closed:
                 return None
@@ -170,13 +170,13 @@ class Pool:
     def _take(self, number: int, ahead: bool = False) -> _Part | None:
         """The next part for a device, waiting for one; None once the pool is closed.
 
-        ahead: for a worker that is busy, only what leaves one for each of the others, and without waiting.
+        ahead: for a busy worker: do not wait, and leave a part for each of the other devices.
         """
         with self._changed:
             while not self._closed:
                 while not ahead or len(self._queue) >= len(self._left):
                     others = self._left - {number}
-                    fitting = (one for one in self._queue if number not in one.died or others <= one.died)
+                    fitting = (part for part in self._queue if number not in part.died or others <= part.died)
                     part = next(fitting, None)
                     if part is None:
                         break
@@ -200,7 +200,7 @@ class Pool:
         batch.future.set_result([batch.results[place] for place in range(len(batch.works))])
 
     def _give_back(self, sent: Sequence[_Part], number: int, device: str, why: str) -> None:
-        """What a worker that is gone leaves behind; of what it was sent, it worked on the first."""
+        """Take back the parts of a worker that is gone; it worked on the first of those it was sent."""
         if self._closed or not why:
             return
         log.warning("%s: %s; its images go to the next that is free", device, why)
@@ -212,20 +212,20 @@ class Pool:
                 back.append(part)
                 continue
             for place, work in zip(part.places, part.works, strict=True):
-                one = _Part(part.batch, [place], part.deaths + 1, part.died | {number})
-                if one.deaths < DEATHS_OF_AN_IMAGE:
-                    back.append(one)
+                lone = _Part(part.batch, [place], part.deaths + 1, part.died | {number})
+                if lone.deaths < DEATHS_OF_AN_IMAGE:
+                    back.append(lone)
                     continue
                 with self._changed:
-                    if self._pardon and len(one.died) > 1:
+                    if self._pardon and len(lone.died) > 1:
                         self._pardon = False
-                        for blameless in one.died:
+                        for blameless in lone.died:
                             self._deaths[blameless] = 0
                 error = TransientError(
-                    f"{one.deaths} worker processes died over this image, the last on {device} ({why}); leave it out, "
+                    f"{lone.deaths} worker processes died over this image, the last on {device} ({why}); leave it out, "
                     "or see whether the machine has the memory for it"
                 )
-                self._finish(one, [Protected(work.image, failed(error, work.image))])
+                self._finish(lone, [Protected(work.image, failed(error, work.image))])
         with self._changed:
             self._queue.extendleft(reversed(back))
             self._changed.notify_all()
@@ -255,5 +255,5 @@ class Pool:
     def _error(self) -> ShadeFastError:
         if self._closed:
             return DevicesLostError("devices: the pool of workers is closed")
-        told = "; ".join(f"{device}: {why}" for device, why in self._lost.items())
-        return DevicesLostError(f"devices: none is left ({told})")
+        reasons = "; ".join(f"{device}: {why}" for device, why in self._lost.items())
+        return DevicesLostError(f"devices: none is left ({reasons})")

@@ -22,16 +22,16 @@ from shade_fast.protect.options import Options
 from shade_fast.protect.outcome import Work
 from shade_fast.system.pulse import listen
 from shade_fast.terms.errors import ShadeFastError, reason
-from shade_fast.workers.worker import PULSE, receive, send
+from shade_fast.workers.wire import PULSE, receive, send
 
-#: Seconds between two looks whether the parent is still there, where its end does not close the connection.
+#: Seconds between checks that the parent is still there, for when its end does not close the connection.
 LOOK = 2.0
-#: Seconds between two signs to the parent that it goes on.
+#: Seconds between two signs of life to the parent.
 PULSE_SECONDS = 1.0
 
 
 def main(descriptor: int, parent: int) -> None:
-    """Protect what comes over a connection, on one device, until that or the parent ends."""
+    """Protect the images that come over a connection, on one device, until that or the parent ends."""
     connection = Connection(descriptor)
     reader = _Reader(connection, parent)
     reader.start()
@@ -39,7 +39,7 @@ def main(descriptor: int, parent: int) -> None:
     torch.set_num_threads(threads)
     try:
         protector = _protector(options, device)
-    except Exception as error:  # whatever an encoder of the caller's raises
+    except Exception as error:  # whatever a caller's encoder raises
         send(connection, str(error) if isinstance(error, ShadeFastError) else reason(error))
         return
     reader.upload = protector.uploader.upload
@@ -54,7 +54,7 @@ def main(descriptor: int, parent: int) -> None:
         batch = [Work(image, anchors[anchor]) for image, anchor in images]
         protected = protector.protect_batch(batch, output, None if pixels is None else pixels())
         if protector.device.type == "cuda" and any(image.outcome.status == "failed" for image in protected):
-            # Raises where a GPU's context is beyond repair: a new process does these, and what would have come here.
+            # Raises where a GPU's context is beyond repair: a new process takes over these images and the next.
             torch.cuda.synchronize(protector.device)
         send(connection, [(image.outcome, image.stored, image.jpeg) for image in protected])
 
@@ -74,7 +74,7 @@ def _protector(packed: Mapping[str, bytes], device: str) -> Protector:
 
 
 class _Signs:
-    """Tells the parent of steps, but not of each: of one in `PULSE_SECONDS`."""
+    """Reports steps to the parent, but not each: one in `PULSE_SECONDS`."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
@@ -114,4 +114,4 @@ class _Reader(threading.Thread):
         try:
             return None if self.upload is None else self.upload([image.pixels for image, _ in message[2]])
         except (RuntimeError, MemoryError):
-            return None  # no room beside the batch that is worked on: it is copied when that is done
+            return None  # no room beside the batch in work: copied when that is done

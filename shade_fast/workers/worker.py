@@ -9,7 +9,6 @@ import socket
 import struct
 from collections.abc import Iterator, Mapping, Sequence
 from multiprocessing import Pipe
-from multiprocessing.connection import Connection
 from typing import Any
 
 from shade_fast.anchors import Anchor
@@ -21,13 +20,12 @@ from shade_fast.protect.outcome import Protected, Work
 from shade_fast.system.processes import ended, kill, start
 from shade_fast.terms.errors import ShadeFastError, reason
 from shade_fast.terms.options import names_of
+from shade_fast.workers.wire import PULSE, send
 
 #: Anchors that a worker keeps, with their latents; then it starts anew.
 MOST_ANCHORS = 256
-#: Seconds that a process has at least before its first sign of life: it imports its modules and loads networks.
+#: At least so many seconds are allowed until a process's first sign of life: it imports modules and loads networks.
 LEAST_START = 60.0
-#: What a worker sends to say that it goes on.
-PULSE = b""
 
 
 class CannotStartError(ShadeFastError):
@@ -35,13 +33,13 @@ class CannotStartError(ShadeFastError):
 
 
 class StalledError(OSError):
-    """A worker that takes nothing and says nothing any more, though its process is there."""
+    """A worker that no longer takes or sends anything, though its process exists."""
 
 
 class Worker:
-    """A process on a device, started with its own interpreter. One thread of the parent's speaks with it.
+    """A process on a device, started with its own interpreter. One thread of the parent talks to it.
 
-    It ends with its connection: when this is killed, and when the parent is gone, however that ended. SIGINT and
+    It ends with its connection: when `kill` is called, and when the parent is gone, however that ended. SIGINT and
     SIGTERM, which may be sent to all processes of a run, are left to the parent.
 
     device: its name. options: `packed`. threads: those of torch. stall_seconds: without a step, after
@@ -90,7 +88,7 @@ class Worker:
         return [Protected(work.image, *outcome) for work, outcome in zip(works, outcomes, strict=True)]
 
     def kill(self) -> None:
-        """End it at once: all that it knows, its parent knows."""
+        """End it at once: it holds nothing that its parent lacks."""
         kill(self.process)
 
     def ended(self) -> str:
@@ -98,7 +96,8 @@ class Worker:
         return ended(self.process)
 
     def _wait_at_most(self, seconds: float) -> None:
-        """Bound the silence of the connection. The system counts it, as what does not go on while all is suspended."""
+        """Limit the silence of the connection. The system's own timeout is used, because it stops while the machine
+        sleeps."""
         whole, rest = divmod(min(seconds, 1e9), 1)
         bound = struct.pack("@ll", int(whole), max(1, int(1e6 * rest)))
         with socket.fromfd(self._connection.fileno(), socket.AF_UNIX, socket.SOCK_STREAM) as end:
@@ -112,7 +111,7 @@ class Worker:
             send(self._connection, message)
 
     def _answer(self) -> Any:
-        """What it has to say, past the signs that it goes on."""
+        """Its next message, past the signs of life."""
         with self._watched():
             while (data := self._connection.recv_bytes()) == PULSE:
                 pass
@@ -124,16 +123,6 @@ class Worker:
             yield
         except BlockingIOError as error:
             raise StalledError(f"no step for {self._silence:g} s; it counts as hung") from error
-
-
-def send(connection: Connection, message: Any) -> None:
-    """Send a plain pickle: a connection's own puts tensors into shared memory, which ends with who put them there."""
-    connection.send_bytes(pickle.dumps(message, protocol=5))
-
-
-def receive(connection: Connection) -> Any:
-    """What `send` sent. Raises EOFError or OSError where the other side has ended."""
-    return pickle.loads(connection.recv_bytes())
 
 
 def packed(options: Options) -> dict[str, bytes]:
@@ -160,5 +149,5 @@ def _on_cpu(value: Any) -> Any:
 
 
 def _environment(threads: int) -> dict[str, str]:
-    """What a worker has besides the parent's: its share of the threads, and algorithms that no measurement chose."""
+    """A worker's own variables: its share of the threads, and algorithms that are not chosen by measurement."""
     return {"OMP_NUM_THREADS": str(threads), "SHADE_FAST_PLAN": os.environ.get("SHADE_FAST_PLAN", "fixed")}

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from dataclasses import asdict
 
 import pytest
 import torch
 from torch import nn
 
-from benchmarks import gpu_model, networks
-from benchmarks.gpu_count import BANDWIDTH, DEVICES, HOST, PRODUCTS, REPLAY, Count, Op
-from benchmarks.gpu_fused import fused
-from benchmarks.gpu_published import published
-from benchmarks.gpu_record import recorded
+from benchmarks import networks
+from benchmarks.gpu import model
+from benchmarks.gpu.count import BANDWIDTH, DEVICES, HOST, PRODUCTS, REPLAY, Count, Op
+from benchmarks.gpu.fused import fused
+from benchmarks.gpu.published import published
+from benchmarks.gpu.record import recorded
 from benchmarks.rows import read_rows
 from shade_fast.ops.residual_group_norm import residual_group_norm
 
@@ -45,8 +45,8 @@ def test_group_norms_by_hand() -> None:
     gamma = torch.empty(32, device="meta")
 
     def images() -> torch.Tensor:
-        made = torch.empty(1, 32, 8, 8, device="meta", dtype=torch.bfloat16, memory_format=torch.channels_last)
-        return made.requires_grad_()
+        maps = torch.empty(1, 32, 8, 8, device="meta", dtype=torch.bfloat16, memory_format=torch.channels_last)
+        return maps.requires_grad_()
 
     def maps(addend: torch.Tensor | None, keep: bool) -> list[float]:
         def step() -> None:
@@ -55,7 +55,7 @@ def test_group_norms_by_hand() -> None:
                 x, gamma, gamma, groups=8, epsilon=1e-6, activation="silu", addend=addend, keep=keep
             )
             outputs = [y] if total is None else [y, total]
-            torch.autograd.grad(outputs, x, [torch.empty_like(one) for one in outputs])
+            torch.autograd.grad(outputs, x, [torch.empty_like(output) for output in outputs])
 
         count = recorded(step, [gamma])
         of = {op.name: op.bytes for op in count.ops if op.bytes}
@@ -97,7 +97,7 @@ def test_kept_is_the_most_at_one_time_and_held_what_was_there() -> None:
 
 def test_what_is_fused_has_no_pass_of_its_own(counts: dict[str, Count]) -> None:
     names = {path: Counter(op.name for op in count.ops) for path, count in counts.items()}
-    norms = sum(isinstance(one, nn.GroupNorm) for one in networks.encoder("kl").modules())
+    norms = sum(isinstance(module, nn.GroupNorm) for module in networks.encoder("kl").modules())
     assert names["fused"]["shade_fast::residual_group_norm"] == 3 * norms
     assert names["fused"]["silu"] == names["fused"]["native_group_norm"] == 0
     assert names["published"]["native_group_norm"] == names["published"]["silu"] + 1 == norms
@@ -134,16 +134,16 @@ def test_time_is_the_longer_of_rate_and_memory() -> None:
 
 
 def test_the_committed_table_is_what_is_counted() -> None:
-    table = read_rows(gpu_model.TABLE)
-    alone, compared = (fused(1, lpips, gpu_model.SIZE) for lpips in (False, True))
-    made = list(gpu_model._rows("fused", alone, 1, f"kl.{gpu_model.SIZE}"))
-    made += gpu_model._rows("fused", compared, 1, f"kl.{gpu_model.SIZE}.lpips")
-    for row in made:
-        assert {name: gpu_model._written(value) for name, value in asdict(row).items()} in table
-    assert {row["path"] for row in table} == set(gpu_model.PATHS)
-    shown, _ = gpu_model.table(table).split("\n\nFused over published")
-    assert shown in (gpu_model.TABLE.parents[2] / "docs" / "gpu.md").read_text()
+    table = read_rows(model.TABLE)
+    alone, compared = (fused(1, lpips, model.SIZE) for lpips in (False, True))
+    rows = list(model.rows_of("fused", alone, 1, f"kl.{model.SIZE}"))
+    rows += model.rows_of("fused", compared, 1, f"kl.{model.SIZE}.lpips")
+    for row in rows:
+        assert model.as_text(row) in table
+    assert {row["path"] for row in table} == set(model.PATHS)
+    shown, _ = model.table(table).split("\n\nFused over published")
+    assert shown in (model.TABLE.parents[2] / "docs" / "lab" / "gpu.md").read_text()
     # Of the linear layers' products half are the gradient's.
     shares = {"convolution": 1, "attention": 1, "addmm": 0.5, "mm": 0.5}
-    forward = sum(shares.get(op.name, 0) * op.operations for op in published(1, False, gpu_model.SIZE).ops)
+    forward = sum(shares.get(op.name, 0) * op.operations for op in published(1, False, model.SIZE).ops)
     assert forward / 2e9 == pytest.approx(558, abs=1)

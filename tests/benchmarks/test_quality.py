@@ -1,4 +1,4 @@
-"""The rows of `benchmarks.quality`: how runs are named, and what is told of their perturbations."""
+"""The rows of `benchmarks quality`: how runs are named, and the figures of their perturbations."""
 
 from __future__ import annotations
 

@@ -60,32 +60,36 @@ def rows(*backends: str, lpips: bool = False) -> dict[str, Row]:
 
 
 def test_the_plain_sides_agree_with_float64() -> None:
-    found = rows("eager", "channels-last", lpips=True)
-    assert [row.status for row in found.values()] == ["ok", "ok"], found
-    assert [row.ran for row in found.values()] == ["torch", "torch channels-last"]
-    assert all(row.p50_ms and row.error is not None for row in found.values())
+    results = rows("eager", "channels-last", lpips=True)
+    assert [row.status for row in results.values()] == ["ok", "ok"], results
+    assert [row.ran for row in results.values()] == ["torch", "torch channels-last"]
+    assert all(row.p50_ms and row.error is not None for row in results.values())
     latent = 2 * BATCH * SIZE * SIZE * 3 * 16 * 9 + 2 * BATCH * (SIZE // 2) ** 2 * 16 * 4 * 9
-    assert found["eager"].gigaflops == pytest.approx(
-        step.operations("kl", SIZE, BATCH, True) / found["eager"].p50_ms / 1e6
+    assert results["eager"].gigaflops == pytest.approx(
+        step.operations("kl", SIZE, BATCH, True) / results["eager"].p50_ms / 1e6
     )
     assert step.operations("kl", SIZE, BATCH, False) == 2 * latent
 
 
 @pytest.mark.skipif(not native.cpu_available(), reason="shade_fast._cpu is not built")
 def test_the_native_sides_agree_with_float64() -> None:
-    found = rows("native", "exact", lpips=True)
-    assert [row.status for row in found.values()] == ["ok", "ok"], found
-    assert found["exact"].ran.startswith("native") and found["exact"].ran.endswith("exact")
+    results = rows("native", "exact", lpips=True)
+    assert [row.status for row in results.values()] == ["ok", "ok"], results
+    assert results["exact"].ran.startswith("native") and results["exact"].ran.endswith("exact")
 
 
 @pytest.mark.skipif(not native.cpu_available(), reason="shade_fast._cpu is not built")
 def test_an_error_planted_in_a_kernel_leaves_it_without_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     honest = convolution.pack
     monkeypatch.setattr(convolution, "pack", lambda *arguments, **named: honest(*arguments, **named) * 1.001)
-    found = rows("eager", "native")
-    assert found["eager"].status == "ok"
-    assert (found["native"].status, found["native"].p50_ms, found["native"].peak_megabytes) == ("wrong", None, None)
-    assert "latent" in found["native"].detail
+    results = rows("eager", "native")
+    assert results["eager"].status == "ok"
+    assert (results["native"].status, results["native"].p50_ms, results["native"].peak_megabytes) == (
+        "wrong",
+        None,
+        None,
+    )
+    assert "latent" in results["native"].detail
 
 
 @pytest.mark.parametrize("number", range(4))
@@ -119,9 +123,9 @@ def test_what_cannot_be_compiled_is_missing(monkeypatch: pytest.MonkeyPatch) -> 
 def test_onnx_runtime_agrees_with_float64() -> None:
     pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
-    found = rows("onnxruntime", lpips=True)["onnxruntime"]
-    assert found.status == "ok" and found.p50_ms, found
-    assert found.ran.startswith("onnxruntime ")
+    results = rows("onnxruntime", lpips=True)["onnxruntime"]
+    assert results.status == "ok" and results.p50_ms, results
+    assert results.ran.startswith("onnxruntime ")
 
 
 def test_what_onnx_cannot_express_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -45,23 +45,23 @@ def files(tmp_path: Path) -> list[Path]:
 
 
 def test_tables(files: list[Path]) -> None:
-    made = tables(files)
-    assert made["step"].splitlines() == [
+    texts = tables(files)
+    assert texts["step"].splitlines() == [
         "| case | eager, ms | native, ms | eager / native |",
         "| --- | --- | --- | --- |",
         "| step.kl.256 | 2000 | 800 | 2.50 |",
         "| step.kl.512 | 9000 | wrong |  |",
     ]
-    assert made["error"].splitlines()[2] == "| step.kl.256 | 1.0e-06 | 2.5e-05 |"
-    assert made["memory"].splitlines()[0] == "| case | eager | eager, tuned allocator | native |"
-    assert made["allocations"].splitlines()[2] == "| step.kl.256 | 120, 2000.0 MB | 7, 0.8 MB |"
-    assert made["ops"].splitlines()[2] == "| ops.quantize.512 | 0.5 |"
-    assert made["machine"].splitlines()[2] == "| a machine | 2 | 2.13 | 0.1 | abc |"
-    assert made["scaling"].splitlines()[2:] == [
+    assert texts["error"].splitlines()[2] == "| step.kl.256 | 1.0e-06 | 2.5e-05 |"
+    assert texts["memory"].splitlines()[0] == "| case | eager | eager, tuned allocator | native |"
+    assert texts["allocations"].splitlines()[2] == "| step.kl.256 | 120, 2000.0 MB | 7, 0.8 MB |"
+    assert texts["ops"].splitlines()[2] == "| ops.quantize.512 | 0.5 |"
+    assert texts["machine"].splitlines()[2] == "| a machine | 2 | 2.13 | 0.1 | abc |"
+    assert texts["scaling"].splitlines()[2:] == [
         "| scaling.threads.1 | 1x3x512x512 | 1 | 5 |",
         "| scaling.threads.2 | 1x3x512x512 | 2 | 10 |",
     ]
-    assert made["time to quality"].splitlines()[2:] == [
+    assert texts["time to quality"].splitlines()[2:] == [
         "| release | L∞ 0.05 | 100 | 62.0% | 0.2000 | 18 | 20 | 61.0% | 0.2000 | 3 | 6.0 |",
         "| release | L∞ 0.05 | 500 | 60.0% | 0.2000 | 90 | 40 | 59.0% | 0.2500 | 6 | 15.0 |",
         "| paper | LPIPS 0.07 | 500 | 50.0% | 0.0690 | 300 | none reaches it |  |  |  |  |",

@@ -30,9 +30,9 @@ def test_the_fewest_steps_beside_a_loop_that_reach_its_goal_count() -> None:
         row("momentum", "release", 20, 4.0, 4),
         row("momentum", "mist", 30, 3.9, 6),
     ]
-    found = compare(rows)
-    assert [one.momentum and one.momentum["steps"] for one in found] == ["20", "20", None, "30"]
-    assert [one.faster for one in found] == [25.0, 5.0, None, 5.0]
+    comparisons = compare(rows)
+    assert [each.momentum and each.momentum["steps"] for each in comparisons] == ["20", "20", None, "30"]
+    assert [each.faster for each in comparisons] == [25.0, 5.0, None, 5.0]
 
 
 def test_an_unknown_loop_is_named() -> None:
@@ -43,19 +43,20 @@ def test_an_unknown_loop_is_named() -> None:
 @pytest.mark.skipif(not native.cpu_available(), reason="shade_fast._cpu is not built")
 def test_every_published_loop_runs_with_momentum_beside_it(tmp_path: Path) -> None:
     rows = Trial("embedded", size=64).measure([FOLDER], 2, dict.fromkeys(PUBLISHED, (6,)), (1, 12))
-    assert [(one.optimizer, one.beside, one.steps, one.backend) for one in rows] == [
+    assert [(row.optimizer, row.beside, row.steps, row.backend) for row in rows] == [
         run
         for name in PUBLISHED
         for run in ((name, name, 6, "reference"), ("momentum", name, 1, "native"), ("momentum", name, 12, "native"))
     ]
-    for one in rows:
-        bounds = PUBLISHED[one.beside].budget if one.optimizer == one.beside else PUBLISHED[one.beside].beside
-        assert (one.linf, one.lpips_bound) == (bounds.linf, bounds.lpips)
-        assert 0 < one.levels <= bounds.levels
-        assert 0 < one.lpips <= (bounds.lpips or 1)
-        assert one.photographs == 2 and one.seconds > 0
-        assert one.distance < one.start
+    for measured in rows:
+        published = PUBLISHED[measured.beside]
+        bounds = published.budget if measured.optimizer == measured.beside else published.beside
+        assert (measured.linf, measured.lpips_bound) == (bounds.linf, bounds.lpips)
+        assert 0 < measured.levels <= bounds.levels
+        assert 0 < measured.lpips <= (bounds.lpips or 1)
+        assert measured.photographs == 2 and measured.seconds > 0
+        assert measured.distance < measured.start
     assert "times faster" in time_to_quality.describe(rows)
     with (tmp_path / "rows.csv").open("w", newline="") as file:
         write_rows(file, rows, header=True)
-    assert any(found.momentum for found in compare(csv.DictReader((tmp_path / "rows.csv").open(newline=""))))
+    assert any(each.momentum for each in compare(csv.DictReader((tmp_path / "rows.csv").open(newline=""))))

@@ -38,8 +38,8 @@ ENDLESS = hostile.jpeg(3000, 20000)
 
 @pytest.fixture(scope="module")
 def codecs() -> Iterator[Codecs]:
-    with Codecs(Limits(), 2) as found:
-        yield found
+    with Codecs(Limits(), 2) as pool:
+        yield pool
 
 
 @pytest.fixture
@@ -106,9 +106,9 @@ def test_what_is_refused_is_refused_in_the_same_words(codecs: Codecs, draw: Any)
     for name, data in bad.items():
         with pytest.raises(ShadeFastError) as expected:
             decode(data, name)
-        with pytest.raises(ShadeFastError) as found:
+        with pytest.raises(ShadeFastError) as refused:
             codecs.decode(data, name)
-        assert (type(found.value), str(found.value)) == (ShadeFastError, str(expected.value))
+        assert (type(refused.value), str(refused.value)) == (ShadeFastError, str(expected.value))
     image = dataclasses.replace(decode(frames[0]), alpha=np.zeros((8, 8), np.uint8), name="clear.png")
     with pytest.raises(ShadeFastError, match=r"clear\.png: has alpha, which JPEG cannot hold"):
         codecs.encode(Output("jpeg"), image, image.pixels)
@@ -132,14 +132,14 @@ def test_a_small_file_that_costs_much_is_ended_in_time(file: bytes, files: dict[
     assert len(file) < 1_000_000
     with Codecs(Limits(decode_seconds=1), 1) as codecs:
         began = time.monotonic()
-        with pytest.raises(DeadlineError) as found:
+        with pytest.raises(DeadlineError) as late:
             codecs.decode(file, "slow")
         assert time.monotonic() - began < 10
         # By the clock where the machine has too much to do.
         words = (
             r"slow: decoding took over (1 s of processor time|3 s by the clock); give --max decode-seconds=2 or leave"
         )
-        assert re.match(words, str(found.value))
+        assert re.match(words, str(late.value))
         for name in files:
             assert_same(codecs.decode(files[name], name), decode(files[name], name))
 
@@ -201,9 +201,9 @@ def test_more_memory_than_there_may_be(files: dict[str, bytes]) -> None:
     large = saved(Image.new("RGB", (6000, 6000)), "PNG")
     with Codecs(Limits(decode_memory=64 << 20), 1) as codecs:
         words = r"large\.png: decoding needs more than 64 MiB of memory; give --max decode-memory="
-        with pytest.raises(ShadeFastError, match=words) as found:
+        with pytest.raises(ShadeFastError, match=words) as refused:
             codecs.decode(large, "large.png")
-        assert type(found.value) is ShadeFastError
+        assert type(refused.value) is ShadeFastError
         with pytest.raises(ShadeFastError, match=r"file: decoding needs more than 64 MiB"):
             codecs.decode(bytes(100 << 20), "file")
         image = decode(np.zeros((4000, 4000, 3), np.uint8), "array")

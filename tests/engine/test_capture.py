@@ -42,9 +42,9 @@ def make_step(encoder: Encoder, perceptual: Perceptual, plant: Callable[[Tensor,
         gradient = problem.gradient
 
         def planted(*arguments: Any) -> tuple[Tensor, Tensor]:
-            made = gradient(*arguments)
-            plant(*made)
-            return made
+            result = gradient(*arguments)
+            plant(*result)
+            return result
 
         problem.gradient = planted  # type: ignore[method-assign]
     return Step(problem, Recipe(Budget(), 10, Stopping(ratio=0.5, patience=3)))
@@ -92,9 +92,9 @@ PLANTS: dict[str, tuple[Callable[[Tensor, Tensor], Any], str]] = {
 def test_what_cannot_be_recorded_is_seen(name: str, encoder: Encoder, perceptual: Perceptual) -> None:
     plant, message = PLANTS[name]
     kept.clear()
-    found = complaints(make_step(encoder, perceptual, plant), META)
-    assert found
-    assert re.search(message, "; ".join(found)), found
+    problems = complaints(make_step(encoder, perceptual, plant), META)
+    assert problems
+    assert re.search(message, "; ".join(problems)), problems
 
 
 class Graph:
@@ -132,9 +132,9 @@ def cuda(monkeypatch: pytest.MonkeyPatch) -> torch.device:
             current.pop()
 
     @contextlib.contextmanager
-    def graph(made: Graph, pool: object, stream: Stream, capture_error_mode: str) -> Iterator[None]:
+    def graph(graph: Graph, pool: object, stream: Stream, capture_error_mode: str) -> Iterator[None]:
         assert (pool, capture_error_mode) == ("pool", "thread_local")
-        made.streams.append(stream)
+        graph.streams.append(stream)
         events.append(("record", stream))
         yield
 
@@ -189,7 +189,7 @@ def test_a_recording_keeps_what_it_reads(cuda: torch.device) -> None:
 
 
 @pytest.mark.parametrize("ended", [True, False])
-def test_what_goes_wrong_while_recording_is_told_and_cleared_away(
+def test_what_goes_wrong_while_recording_is_reported_and_cleared_away(
     ended: bool, cuda: torch.device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """ended: whether torch could end the graph, which then has its memory to release."""

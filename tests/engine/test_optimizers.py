@@ -27,10 +27,10 @@ def flat(encoder: Encoder, perceptual: Perceptual) -> Problem:
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
-def test_every_optimizer_moves_the_latent_and_tells_its_history(optimizer: str, make_problem: MakeProblem) -> None:
+def test_every_optimizer_moves_the_latent_and_reports_its_history(optimizer: str, make_problem: MakeProblem) -> None:
     problem = make_problem(2, 64, 48)
-    made = optimize(problem, optimizer, Budget(), 20)
-    delta, history = made.delta, made.history
+    result = optimize(problem, optimizer, Budget(), 20)
+    delta, history = result.delta, result.history
     assert delta.shape == problem.clean.shape
     assert history.shape == (20, 2)
     torch.testing.assert_close(history[0], problem.start)
@@ -62,8 +62,8 @@ def test_momentum_keeps_lpips_near_its_bound_where_the_box_alone_would_break_it(
 
 def test_momentum_holds_lpips_on_an_image_that_is_flat_but_for_a_patch(flat: Problem) -> None:
     """On flat areas steps of full length are noise that breaks the bound by itself; they have to get shorter."""
-    made = optimize(flat, "momentum", Budget(linf=16 / 255, lpips=0.02), 40)
-    delta, history = made.delta, made.history
+    result = optimize(flat, "momentum", Budget(linf=16 / 255, lpips=0.02), 40)
+    delta, history = result.delta, result.history
     lpips = flat.lpips(flat.plan.apply(flat.clean / 255 + delta))
     assert lpips is not None
     assert 0.25 * 0.02 < float(lpips) < 1.2 * 0.02
@@ -108,11 +108,11 @@ def test_an_image_that_may_stop_early_is_held_to_its_bound_at_every_step(
     asked: list[object] = []
     call = LpipsControl.__call__
 
-    def told(self: LpipsControl, lpips: torch.Tensor, left: torch.Tensor | float = 0.0) -> torch.Tensor:
+    def recorded(self: LpipsControl, lpips: torch.Tensor, left: torch.Tensor | float = 0.0) -> torch.Tensor:
         asked.append(left)
         return call(self, lpips, left)
 
-    monkeypatch.setattr(LpipsControl, "__call__", told)
+    monkeypatch.setattr(LpipsControl, "__call__", recorded)
     optimize(flat, "momentum", Budget(linf=16 / 255, lpips=0.02), 4, stopping=Stopping(ratio=0.1))
     assert asked == [0.0] * 4
     optimize(flat, "momentum", Budget(linf=16 / 255, lpips=0.02), 4)
@@ -162,14 +162,14 @@ def test_an_image_stops_at_its_target_whatever_its_neighbours_do(make_problem: M
     problem, budget = make_problem(3, 64, 48, lpips=False), Budget(linf=0.05, lpips=None)
     whole = optimize(problem, "momentum", budget, 30)
     ratio = 1.01 * float((whole.history[4] / problem.start).median())
-    made = optimize(problem, "momentum", budget, 30, stopping=Stopping(ratio=ratio))
-    assert int(made.steps.min()) < int(made.steps.max()) <= 30
+    together = optimize(problem, "momentum", budget, 30, stopping=Stopping(ratio=ratio))
+    assert int(together.steps.min()) < int(together.steps.max()) <= 30
     for index in range(3):
         parts = (problem.clean[index : index + 1], problem.plan, problem.encoders)
         alone = Problem(*parts, [latents[index : index + 1] for latents in problem.anchor_latents], None, "native")
         single = optimize(alone, "momentum", budget, 30, stopping=Stopping(ratio=ratio))
-        assert int(single.steps) == int(made.steps[index])
-        torch.testing.assert_close(single.delta[0], made.delta[index], rtol=0, atol=1e-3)
+        assert int(single.steps) == int(together.steps[index])
+        torch.testing.assert_close(single.delta[0], together.delta[index], rtol=0, atol=1e-3)
         if int(single.steps) < 30:
             reached = alone.distance(alone.plan.apply(alone.clean / 255 + single.delta))
             assert float(reached) <= ratio * float(alone.start) * 1.001
@@ -177,11 +177,11 @@ def test_an_image_stops_at_its_target_whatever_its_neighbours_do(make_problem: M
 
 def test_an_image_without_progress_stops_and_keeps_its_best(make_problem: MakeProblem) -> None:
     problem, budget = make_problem(2, 48, 48, lpips=False), Budget(linf=2 / 255, lpips=None)
-    made = optimize(problem, "momentum", budget, 200, stopping=Stopping(patience=4))
-    assert int(made.steps.max()) < 100
-    assert len(made.history) <= int(made.steps.max()) + 1
-    reached = problem.distance(problem.plan.apply(problem.clean / 255 + made.delta))
-    assert bool((reached <= made.history.nan_to_num(nan=torch.inf).min(dim=0).values * 1.002).all())
+    result = optimize(problem, "momentum", budget, 200, stopping=Stopping(patience=4))
+    assert int(result.steps.max()) < 100
+    assert len(result.history) <= int(result.steps.max()) + 1
+    reached = problem.distance(problem.plan.apply(problem.clean / 255 + result.delta))
+    assert bool((reached <= result.history.nan_to_num(nan=torch.inf).min(dim=0).values * 1.002).all())
 
 
 @pytest.mark.parametrize(("name", "stopping"), [("stop_ratio=0", {"ratio": 0}), ("patience=0", {"patience": 0})])
@@ -193,8 +193,8 @@ def test_a_wrong_stop_is_named(name: str, stopping: dict[str, int]) -> None:
 def test_lpips_is_held_on_flat_images_without_giving_the_shift_away(make_problem: MakeProblem) -> None:
     """Noise of the first steps on a flat image breaks the bound for good, unless the perturbation shrinks again."""
     problem, bound = make_problem(2, 64, 64), 0.003
-    made = optimize(problem, "momentum", Budget(linf=32 / 255, lpips=bound), 60)
-    lpips = problem.lpips(problem.plan.apply(problem.clean / 255 + made.delta))
+    result = optimize(problem, "momentum", Budget(linf=32 / 255, lpips=bound), 60)
+    lpips = problem.lpips(problem.plan.apply(problem.clean / 255 + result.delta))
     assert lpips is not None
     assert bool((lpips < 1.05 * bound).all())
-    assert bool((made.history[-1] < 0.95 * made.history[0]).all())
+    assert bool((result.history[-1] < 0.95 * result.history[0]).all())

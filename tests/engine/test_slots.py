@@ -32,7 +32,7 @@ def frozen(problem: Problem, backend: str) -> Problem:
     return Problem(problem.clean, problem.plan, encoders, problem.anchor_latents, perceptual, backend)
 
 
-def one(problem: Problem, index: int) -> Problem:
+def single(problem: Problem, index: int) -> Problem:
     chosen = slice(index, index + 1)
     latents = [latents[chosen] for latents in problem.anchor_latents]
     return Problem(problem.clean[chosen], problem.plan, problem.encoders, latents, problem.perceptual, problem.backend)
@@ -48,17 +48,17 @@ def test_each_images_result_is_what_it_has_alone(problem: Problem, monkeypatch: 
     stopping = leaving_at_different_steps(problem)
     slots = Slots(2)
     plays = count_plays(monkeypatch)
-    made = slots.run(problem, Recipe(BUDGET, STEPS, stopping))
+    result = slots.run(problem, Recipe(BUDGET, STEPS, stopping))
     together = len(plays)
-    assert len(set(made.steps.tolist())) > 1
+    assert len(set(result.steps.tolist())) > 1
     for index in range(4):
-        alone = slots.run(one(problem, index), Recipe(BUDGET, STEPS, stopping))
-        assert int(alone.steps) == int(made.steps[index])
-        assert torch.equal(alone.delta[0], made.delta[index])
+        alone = slots.run(single(problem, index), Recipe(BUDGET, STEPS, stopping))
+        assert int(alone.steps) == int(result.steps[index])
+        assert torch.equal(alone.delta[0], result.delta[index])
         taken = int(alone.steps)
-        assert torch.equal(alone.history[:taken, 0], made.history[:taken, index])
+        assert torch.equal(alone.history[:taken, 0], result.history[:taken, index])
     # A slot is never empty while an image waits: in turns, four images share two slots.
-    assert together == shared_plays([min(int(steps) + 1, STEPS) for steps in made.steps], 2)
+    assert together == shared_plays([min(int(steps) + 1, STEPS) for steps in result.steps], 2)
     assert together < len(plays) - together
 
 
@@ -137,7 +137,7 @@ def test_a_step_that_cannot_be_recorded_runs_as_it_is(
 
 def test_a_start_goes_with_its_image(problem: Problem) -> None:
     start = torch.rand(problem.clean.shape, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    made = Slots(2).run(problem, Recipe(BUDGET, 2), start)
+    result = Slots(2).run(problem, Recipe(BUDGET, 2), start)
     for index in range(4):
-        alone = Slots(2).run(one(problem, index), Recipe(BUDGET, 2), start[index : index + 1])
-        assert torch.equal(alone.delta[0], made.delta[index])
+        alone = Slots(2).run(single(problem, index), Recipe(BUDGET, 2), start[index : index + 1])
+        assert torch.equal(alone.delta[0], result.delta[index])

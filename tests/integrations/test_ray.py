@@ -72,10 +72,10 @@ def test_the_same_bytes_as_without_and_an_actor_that_is_killed(
 
     killer = threading.Thread(target=kill, daemon=True)
     killer.start()
-    told: list[Row] = []
+    reported: list[Row] = []
     events = tmp_path / "events.jsonl"
     report = poison_archive(
-        *(photos, tmp_path / "ray", "castle"), actors=2, shard_size=2, events=events, on_row=told.append, **OPTIONS
+        *(photos, tmp_path / "ray", "castle"), actors=2, shard_size=2, events=events, on_row=reported.append, **OPTIONS
     )
     killer.join(timeout=5)
     assert killed
@@ -83,10 +83,10 @@ def test_the_same_bytes_as_without_and_an_actor_that_is_killed(
     assert written(tmp_path / "ray") == written(tmp_path / "plain")
     rows = list(Manifest(Storage(tmp_path / "ray")).all_rows())
     assert len({row.key for row in rows}) == 17
-    # What an actor had done when it was killed was recorded, and nobody was told of it.
+    # What an actor had done when it was killed was recorded, and nobody heard of it.
     lines = [json.loads(line) for line in events.read_text().splitlines()]
     images = [line["key"] for line in lines if line["event"] == "image"]
-    assert images == [row.key for row in told] and 17 - 2 <= len(set(images)) == len(images) == report.new
+    assert images == [row.key for row in reported] and 17 - 2 <= len(set(images)) == len(images) == report.new
     assert [line["event"] for line in lines][-2:] == ["shard", "end"]
     assert shade_fast.verify_archive(tmp_path / "ray") == []
     with pytest.raises(ShadeFastError, match="limit: no option under Ray"):

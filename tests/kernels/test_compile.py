@@ -10,8 +10,8 @@ import pytest
 pytest.importorskip("triton", reason="triton is not installed")
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from benchmarks.gpu_kernels import DTYPES, configurations
-from benchmarks.gpu_resources import ARCHITECTURES, usages
+from benchmarks.gpu.kernels import DTYPES, configurations
+from benchmarks.gpu.resources import ARCHITECTURES, usages
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES, ids=lambda number: f"sm_{number}")
@@ -20,10 +20,10 @@ def test_every_kernel_compiles(dtype: str, architecture: int, tmp_path: Path, mo
     """As the encoders and VGG take them; `make gpu-aot` compiles the rest, and compares what they take."""
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "cache"))
     cubin = tmp_path / "kernel.cubin"
-    for one in (found for found in configurations(dtype, complete=False) if found.dtype == dtype):
-        compiled = one.compile(architecture)
+    for kernel in (kernel for kernel in configurations(dtype, complete=False) if kernel.dtype == dtype):
+        compiled = kernel.compile(architecture)
         cubin.write_bytes(compiled.asm["cubin"])
         (usage,) = usages(cubin)
         assert usage.architecture == architecture
-        assert usage.count("spill") == usage.stack_bytes == 0, one.name
-        assert usage.count("load") > 0, one.name
+        assert usage.count("spill") == usage.stack_bytes == 0, kernel.name
+        assert usage.count("load") > 0, kernel.name

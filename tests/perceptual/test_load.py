@@ -52,7 +52,7 @@ def put_squeeze(folder: Path, hub_folder: Path) -> dict[str, Tensor]:
     return state
 
 
-def test_missing_files_are_named_with_every_place_and_the_mend(bare: Path) -> None:
+def test_missing_files_are_named_with_every_place_and_the_fix(bare: Path) -> None:
     with pytest.raises(ShadeFastError) as caught:
         load_perceptual("vgg")
     message = str(caught.value)

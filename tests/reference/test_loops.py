@@ -63,7 +63,7 @@ def test_release_reports_the_distance_before_each_step_and_treats_images_alone()
     anchor_latent = torch.randn(4, 6, 5, dtype=torch.float64)
     history: list[torch.Tensor] = []
     together = release_loop(encode, x, anchor_latent, 0.05, steps=8, on_step=lambda _, d: history.append(d))
-    alone = torch.cat([release_loop(encode, one[None], anchor_latent, 0.05, steps=8) for one in x])
+    alone = torch.cat([release_loop(encode, image[None], anchor_latent, 0.05, steps=8) for image in x])
     torch.testing.assert_close(together, alone, rtol=0, atol=1e-12)
     assert len(history) == 8
     torch.testing.assert_close(history[0], (encode(x) - anchor_latent).flatten(1).norm(dim=1))
@@ -133,7 +133,7 @@ def test_projected_loops_treat_images_alone_and_leave_the_clean_ones(loop: Calla
     clean, anchor = x.clone(), torch.randn(4, 6, 5, dtype=torch.float64)
     history: list[torch.Tensor] = []
     together = loop(encode, x, anchor, steps=8, on_step=lambda _, distance: history.append(distance))
-    alone = torch.cat([loop(encode, one[None], anchor, steps=8) for one in x])
+    alone = torch.cat([loop(encode, image[None], anchor, steps=8) for image in x])
     torch.testing.assert_close(together, alone, rtol=0, atol=1e-12)
     assert torch.equal(x, clean) and not x.requires_grad
     assert len(history) == 8 and bool((history[-1] < history[0]).all())

@@ -1,4 +1,4 @@
-"""The study's commands from the shell: each leaves what it says, and goes on from what another left."""
+"""The study's commands from the shell: each leaves what it says, and resumes from what another left."""
 
 from __future__ import annotations
 

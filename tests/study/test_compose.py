@@ -13,7 +13,7 @@ from shade_fast.terms.errors import ShadeFastError
 
 
 def test_no_image_is_used_twice(pool: Path, tmp_path: Path) -> None:
-    made = compose(
+    written = compose(
         pool,
         [
             Ingredient("cherry", "lake", "optimised", 10),
@@ -23,9 +23,9 @@ def test_no_image_is_used_twice(pool: Path, tmp_path: Path) -> None:
         tmp_path,
         anchors=5,
     )
-    recipe, dirty = pq.read_table(made.recipe).to_pylist(), pq.read_table(made.dirty_label).to_pylist()
+    recipe, dirty = pq.read_table(written.recipe).to_pylist(), pq.read_table(written.dirty_label).to_pylist()
     pool_images = {pair.read(): pair for pair in read_pool(pool)}
-    anchors = {name: [path.read_bytes() for path in (made.anchors / name).iterdir()] for name in ("lake", "meadow")}
+    anchors = {name: [path.read_bytes() for path in (written.anchors / name).iterdir()] for name in ("lake", "meadow")}
     used = [row["image"] for row in recipe + dirty] + anchors["lake"] + anchors["meadow"]
     assert len(used) == len(set(used)) == 10 + 8 + 6 + 2 * 5
     assert {(row["concept"], row["target"], row["kind"]) for row in recipe} == {
@@ -36,16 +36,16 @@ def test_no_image_is_used_twice(pool: Path, tmp_path: Path) -> None:
     # A dirty label is an image of the target that is spoken of as the source.
     assert all(pool_images[row["image"]].concept == "lake" and "cherry" in row["caption"] for row in dirty)
     assert all(pool_images[image].concept == name for name, images in anchors.items() for image in images)
-    assert made.counts == {("cherry", "optimised"): 10, ("meadow", "placebo"): 8, ("cherry", "dirty-label"): 6}
+    assert written.counts == {("cherry", "optimised"): 10, ("meadow", "placebo"): 8, ("cherry", "dirty-label"): 6}
 
 
 def test_an_archive_takes_a_recipe_with_its_targets(pool: Path, tmp_path: Path) -> None:
     pairs = [Ingredient("cherry", "lake", count=2), Ingredient("meadow", "cherry", count=2)]
-    made = compose(pool, pairs, tmp_path / "set", anchors=2)
+    written = compose(pool, pairs, tmp_path / "set", anchors=2)
     report = poison_archive(
-        str(made.recipe),
+        str(written.recipe),
         tmp_path / "protected",
-        anchors=AnchorLibrary.from_folder(made.anchors),
+        anchors=AnchorLibrary.from_folder(written.anchors),
         budget=Budget(linf=16 / 255, lpips=None),
         perceptual=None,
         view=View(None),
@@ -54,28 +54,28 @@ def test_an_archive_takes_a_recipe_with_its_targets(pool: Path, tmp_path: Path) 
     assert report.failed == 0
     assert [row.target for row in report.rows()] == ["lake", "lake", "cherry", "cherry"]
     protected = list(read_pool(tmp_path / "protected/recipe.parquet"))
-    clean = list(read_pool(made.recipe or ""))
+    clean = list(read_pool(written.recipe or ""))
     assert [pair.caption for pair in protected] == [pair.caption for pair in clean]
-    assert all(one.read() != other.read() for one, other in zip(protected, clean, strict=True))
+    assert all(image.read() != other.read() for image, other in zip(protected, clean, strict=True))
 
 
 def test_a_selection_says_which(pool: Path, sentences: SentenceEncoder, tmp_path: Path) -> None:
     chosen = select(read_pool(pool), "lake", count=5, top=20, sentences=sentences)
-    made = compose(pool, [Ingredient("lake", "cherry", count=5, chosen=chosen)], tmp_path, anchors=2)
-    assert {row["key"] for row in pq.read_table(made.recipe).to_pylist()} == {one.key for one in chosen}
+    written = compose(pool, [Ingredient("lake", "cherry", count=5, chosen=chosen)], tmp_path, anchors=2)
+    assert {row["key"] for row in pq.read_table(written.recipe).to_pylist()} == {selected.key for selected in chosen}
 
 
 def test_of_a_selection_images_are_drawn_from_the_seed(pool: Path, sentences: SentenceEncoder, tmp_path: Path) -> None:
     chosen = select(read_pool(pool), "lake", count=20, top=40, sentences=sentences)
 
     def keys(seed: int) -> list[str]:
-        one = [Ingredient("lake", "cherry", count=5, chosen=chosen)]
-        made = compose(pool, one, tmp_path / f"{seed}-{len(list(tmp_path.iterdir()))}", anchors=2, seed=seed)
-        return [row["key"] for row in pq.read_table(made.recipe).to_pylist()]
+        ingredients = [Ingredient("lake", "cherry", count=5, chosen=chosen)]
+        written = compose(pool, ingredients, tmp_path / f"{seed}-{len(list(tmp_path.iterdir()))}", anchors=2, seed=seed)
+        return [row["key"] for row in pq.read_table(written.recipe).to_pylist()]
 
     assert keys(1) == keys(1)
     assert set(keys(1)) != set(keys(2))
-    assert set(keys(1)) <= {one.key for one in chosen}
+    assert set(keys(1)) <= {selected.key for selected in chosen}
 
 
 def test_a_folder_with_files_is_refused_and_left(pool: Path, tmp_path: Path) -> None:
@@ -86,8 +86,8 @@ def test_a_folder_with_files_is_refused_and_left(pool: Path, tmp_path: Path) -> 
 
 
 def test_a_dirty_label_that_the_pool_has_no_caption_for_is_spoken_of_properly(pool: Path, tmp_path: Path) -> None:
-    made = compose(pool, [Ingredient("island", "lake", "dirty-label", 1)], tmp_path)
-    assert [row["caption"] for row in pq.read_table(made.dirty_label).to_pylist()] == ["a photo of an island"]
+    written = compose(pool, [Ingredient("island", "lake", "dirty-label", 1)], tmp_path)
+    assert [row["caption"] for row in pq.read_table(written.dirty_label).to_pylist()] == ["a photo of an island"]
 
 
 def test_images_that_are_files_stay_files(tmp_path: Path, pool: Path) -> None:
@@ -95,8 +95,8 @@ def test_images_that_are_files_stay_files(tmp_path: Path, pool: Path) -> None:
         path = tmp_path / "pool" / (pair.concept or "") / f"{pair.key}"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(pair.read())
-    made = compose(tmp_path / "pool", [Ingredient("lake", "cherry", count=3)], tmp_path / "set", anchors=1)
-    assert all(pair.path is not None and pair.read() for pair in read_pool(made.recipe or ""))
+    written = compose(tmp_path / "pool", [Ingredient("lake", "cherry", count=3)], tmp_path / "set", anchors=1)
+    assert all(pair.path is not None and pair.read() for pair in read_pool(written.recipe or ""))
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The experiments: one command makes all, a second goes on where the first ended; their figures are what they say."""
+"""The experiments: one command makes all, a second resumes where the first ended; their figures are what they say."""
 
 from __future__ import annotations
 
@@ -109,10 +109,10 @@ def test_several_processes_make_what_one_makes(folder: Path, pool: Path, again: 
     assert len(arms) == len([line for line in said if ", seed " in line]) == 8
     assert len([line for line in said if "-by-own-" in line]) == 2
     for name in arms:
-        one, other = (json.loads((place / "arms" / name).read_text()) for place in (folder, again))
-        assert other["quality"] == pytest.approx(one["quality"], rel=1e-3)
+        arm, other = (json.loads((place / "arms" / name).read_text()) for place in (folder, again))
+        assert other["quality"] == pytest.approx(arm["quality"], rel=1e-3)
         assert {name: other[name] for name in other.keys() - {"quality", "seconds"}} == {
-            name: one[name] for name in one.keys() - {"quality", "seconds"}
+            name: arm[name] for name in arm.keys() - {"quality", "seconds"}
         }
     assert (again / "placebo" / "reading.md").read_text() == (folder / "placebo" / "reading.md").read_text()
 
@@ -125,11 +125,11 @@ def test_a_process_that_is_killed_ends_the_run_and_loses_nothing(pool: Path, aga
 
     with pytest.raises(ShadeFastError, match=r"its process ended \(killed by SIGKILL\); run again"):
         run_experiments(SCALE, pool, again, only=["placebo"], processes=2, say=kill)
-    made = {path: path.stat().st_mtime_ns for path in (again / "perturbed").iterdir()}
-    assert made
+    times = {path: path.stat().st_mtime_ns for path in (again / "perturbed").iterdir()}
+    assert times
     run_experiments(SCALE, pool, again, only=["placebo"], say=lambda _: None)
     assert (again / "placebo" / "figures.csv").exists()
-    assert {path: path.stat().st_mtime_ns for path in made} == made
+    assert {path: path.stat().st_mtime_ns for path in times} == times
 
 
 def test_what_fails_in_a_process_is_named_at_once(pool: Path, again: Path) -> None:
@@ -171,15 +171,15 @@ def test_transfer_is_left_out_and_said_so_without_another_encoder(folder: Path, 
 
 
 def test_anchors_are_the_most_typical_of_what_is_drawn(bench: Bench) -> None:
-    found = bench.anchors("lake")
+    anchors = bench.anchors("lake")
     drawn = sample(
         bench.generator, "a photo of a lake", SCALE.anchor_draws, bench.encoder, bench.sentences, seed=ANCHORS
     )
     latents = encode(bench.encoder, drawn).flatten(1)
     far = (latents - latents.mean(0)).norm(dim=1)
-    places = [next(place for place, one in enumerate(drawn) if np.array_equal(one, anchor)) for anchor in found]
+    places = [next(place for place, image in enumerate(drawn) if np.array_equal(image, anchor)) for anchor in anchors]
     assert places == far.argsort()[: SCALE.anchors].tolist()
-    assert np.array_equal(bench.anchors("lake"), found)
+    assert np.array_equal(bench.anchors("lake"), anchors)
 
 
 @pytest.mark.parametrize("kind", ["placebo", "optimised", "dirty-label"])
@@ -261,8 +261,8 @@ def test_readings_say_what_the_figures_do() -> None:
     assert "the aim of 60% is missed" in read["success"](figures_of(weak), SCALE)
     assert "At no share is it above" in read["success"](figures_of(weak), SCALE)
     placebo = base(SCALE, "placebo")
-    told = read["placebo"](figures_of({**strong, placebo: (0.0, 0.0)}), SCALE)
-    assert "above it in every seed, and these do not touch" in told
+    text = read["placebo"](figures_of({**strong, placebo: (0.0, 0.0)}), SCALE)
+    assert "above it in every seed, and these do not touch" in text
     assert "not clearly above it" in read["placebo"](figures_of({**weak, placebo: (0.0, 0.2)}), SCALE)
     dirty = base(SCALE, "dirty-label")
     assert "ahead of the dirty labels at 100%" in read["dirty-label"](figures_of({**strong, dirty: (0.5, 0.5)}), SCALE)

@@ -1,4 +1,4 @@
-"""The small generator: it learns what captions mean, goes on exactly where it was cut off, and can be begun with."""
+"""The small generator: it learns what captions mean, resumes exactly where it was cut off, and can be begun with."""
 
 from __future__ import annotations
 
@@ -65,8 +65,10 @@ def test_a_run_that_was_cut_off_ends_as_one_that_was_not(examples: Examples, tmp
 
 
 def test_another_seed_gives_other_weights(examples: Examples) -> None:
-    one, other = (train(Checkpoint.fresh(SHAPE, examples, 0), examples, Schedule(3, 8, seed=seed)) for seed in (0, 1))
-    assert not torch.equal(weights(one), weights(other))
+    checkpoint, other = (
+        train(Checkpoint.fresh(SHAPE, examples, 0), examples, Schedule(3, 8, seed=seed)) for seed in (0, 1)
+    )
+    assert not torch.equal(weights(checkpoint), weights(other))
 
 
 def test_fine_tuning_begins_with_the_average_and_leaves_it(examples: Examples) -> None:
@@ -107,7 +109,7 @@ def judge(pool: Path, tmp_path_factory: pytest.TempPathFactory) -> Classifier:
     return Classifier.load(path)
 
 
-def test_the_judge_tells_the_concepts_apart_and_says_how_well(judge: Classifier, pool: Path) -> None:
+def test_the_judge_distinguishes_the_concepts_and_says_how_well(judge: Classifier, pool: Path) -> None:
     assert judge.accuracies["photographs"] == 1.0
     table = judge_pool(pool, judge, size=32)
     assert all(counts[concept] >= 38 for concept, counts in table.items())
@@ -170,7 +172,7 @@ def test_another_sentence_model_is_refused(pool: Path, sentences: SentenceEncode
     trained = train_on_pools([pool], out, sentences=sentences, **options)
     other = copy.copy(sentences)
     other.name = "another-model"
-    with pytest.raises(ShadeFastError, match=f"told captions by '{sentences.name}'"):
+    with pytest.raises(ShadeFastError, match=f"trained with '{sentences.name}'"):
         sample(trained, "a lake", 1, encoder, other)
     with pytest.raises(ShadeFastError, match="trained with another sentences"):
         train_on_pools([pool], out, sentences=other, **{**options, "steps": 2})
@@ -222,10 +224,10 @@ def test_the_frechet_distance_of_normal_features_is_the_formula() -> None:
 def test_a_diffusers_pipeline_draws_from_the_seed(pipeline_folder: Path, tmp_path: Path) -> None:
     both = {prompt: list(images) for prompt, images in sample_pipeline(pipeline_folder, ["a dog", "a cat"], 2, steps=1)}
     ((_, later),) = sample_pipeline(pipeline_folder, ["a cat"], 1, steps=1, seed=1)
-    (one,) = later
+    (image,) = later
     assert [image.shape for image in both["a dog"]] == [(64, 64, 3)] * 2
-    assert np.array_equal(both["a cat"][1], one)
-    assert not np.array_equal(both["a cat"][0], one)
+    assert np.array_equal(both["a cat"][1], image)
+    assert not np.array_equal(both["a cat"][0], image)
     with pytest.raises(ShadeFastError, match="nowhere': no checkpoint of `study train`"):
         sample_pipeline(tmp_path / "nowhere", ["a dog"], 1)
     with pytest.raises(ShadeFastError, match="count=0, steps=1: give whole numbers"):

@@ -90,8 +90,8 @@ def test_captions_alone_need_no_images(kind: str, tmp_path: Path) -> None:
 def test_a_row_without_a_caption_is_left_out_and_counted(
     kind: str, folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    told = {"meadow/0.png": None, **CAPTIONS, "lake/0.png": ""}
-    rows = [{"path": path, "caption": caption} for path, caption in told.items()]
+    captions = {"meadow/0.png": None, **CAPTIONS, "lake/0.png": ""}
+    rows = [{"path": path, "caption": caption} for path, caption in captions.items()]
     table = folder / f"pairs.{kind}"
     if kind == "parquet":
         pq.write_table(pa.Table.from_pylist(rows), table)
@@ -99,7 +99,7 @@ def test_a_row_without_a_caption_is_left_out_and_counted(
         table.write_text("path,caption\n" + "".join(f"{row['path']},{row['caption'] or ''}\n" for row in rows))
     else:
         table.write_text("\n".join(map(json.dumps, [{"path": "lake/1.png"}, *rows])))
-    kept = {path: caption for path, caption in told.items() if caption}
+    kept = {path: caption for path, caption in captions.items() if caption}
     assert {pair.key: pair.caption for pair in read_pool(table)} == kept
     assert f"{len(rows) - len(kept) + (kind == 'jsonl')} rows without a caption" in caplog.text
     assert list(read_captions(table)) == list(kept.values())
@@ -108,7 +108,7 @@ def test_a_row_without_a_caption_is_left_out_and_counted(
 def test_a_tar_takes_the_text_of_a_sample_before_its_json(folder: Path, tmp_path: Path) -> None:
     path = tmp_path / "pool.tar"
     members = [
-        ("0.png", (folder / "lake/0.png").read_bytes()), ("0.json", b'{"caption": "told by json"}'), ("0.txt", b"told"),
+        ("0.png", (folder / "lake/0.png").read_bytes()), ("0.json", b'{"caption": "from json"}'), ("0.txt", b"text"),
         ("1.png", (folder / "lake/1.png").read_bytes()), ("2.txt", b"no image"), ("1.txt", b"apart"),
         ("3.png", (folder / "lake/1.png").read_bytes()), ("3.txt", b"alone"), ("3.json", b"{damaged"),
     ]  # fmt: skip
@@ -117,7 +117,7 @@ def test_a_tar_takes_the_text_of_a_sample_before_its_json(folder: Path, tmp_path
             info = tarfile.TarInfo(name)
             info.size = len(data)
             tar.addfile(info, io.BytesIO(data))
-    assert [pair.caption for pair in read_pool(path)] == ["told", "apart", "alone"]
+    assert [pair.caption for pair in read_pool(path)] == ["text", "apart", "alone"]
 
 
 def test_tars_in_braces_have_concepts_and_what_has_no_caption_is_counted(
@@ -173,12 +173,12 @@ def write_tar(path: Path, members: Sequence[tuple[str, bytes]], mode: str = "w")
 
 
 @pytest.mark.parametrize("mode", ["w", "w:gz"])
-@pytest.mark.parametrize("told", ["never", "at the end"])
+@pytest.mark.parametrize("captioned", ["never", "at the end"])
 def test_images_that_wait_for_captions_are_not_held(
-    mode: str, told: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    mode: str, captioned: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     images = [(f"{number:03d}.png", bytes(1 << 20)) for number in range(40)]
-    last = [] if told == "never" else [(f"{number:03d}.txt", b"a lake") for number in range(40)]
+    last = [] if captioned == "never" else [(f"{number:03d}.txt", b"a lake") for number in range(40)]
     path = write_tar(tmp_path / "pool.tar", [*images, ("beside.png", b"image"), ("beside.txt", b"beside"), *last], mode)
     tracemalloc.start()
     captions = [pair.caption for pair in read_pool(path)]
@@ -186,7 +186,7 @@ def test_images_that_wait_for_captions_are_not_held(
     tracemalloc.stop()
     assert peak < 8 << 20
     # The way back in a compressed tar is from its start, so what is apart there is left out.
-    if mode == "w" and told == "at the end":
+    if mode == "w" and captioned == "at the end":
         assert captions == ["beside"] + ["a lake"] * 40
         assert read_all(path)["007"] == bytes(1 << 20)
     else:
@@ -201,7 +201,7 @@ def test_no_more_wait_in_a_tar_than_there_is_room_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(pools, "WAITING", 3)
-    members = [(f"{number}.png", b"image") for number in range(5)] + [(f"{number}.txt", b"told") for number in range(5)]
+    members = [(f"{number}.png", b"image") for number in range(5)] + [(f"{number}.txt", b"text") for number in range(5)]
     assert sorted(read_all(write_tar(tmp_path / "pool.tar", members))) == ["0", "1", "2"]
     assert "2 images without a caption are left out" in caplog.text
 
@@ -217,7 +217,7 @@ def test_members_that_are_too_large_are_left_out_and_counted(tmp_path: Path, cap
         tar.fileobj.seek(-(-large.size // 512) * 512 - 512, os.SEEK_CUR)  # type: ignore[union-attr]
         tar.fileobj.write(bytes(512))  # type: ignore[union-attr]
         tar.offset += -(-large.size // 512) * 512
-        for name, data in (("2.txt", b"too large"), ("3.txt", b"told"), ("3.png", b"image")):
+        for name, data in (("2.txt", b"too large"), ("3.txt", b"text"), ("3.png", b"image")):
             info = tarfile.TarInfo(name)
             info.size = len(data)
             tar.addfile(info, io.BytesIO(data))
@@ -241,7 +241,7 @@ def test_json_as_deep_as_it_likes_is_an_error_or_ignored(ending: str, tmp_path: 
     deep = b"[" * 200_000
     path = tmp_path / f"pool.{ending}"
     if ending == "json":
-        path = write_tar(tmp_path / "pool.tar", [("0.png", b"image"), ("0.txt", b"told"), ("0.json", deep)])
+        path = write_tar(tmp_path / "pool.tar", [("0.png", b"image"), ("0.txt", b"text"), ("0.json", deep)])
         assert list(read_all(path)) == ["0"]
         write_tar(path, [("0.png", b"image"), ("0.json", deep)])
     else:

@@ -60,14 +60,14 @@ def test_an_embedding_does_not_depend_on_its_batch(sentences: SentenceEncoder) -
 
 def test_captions_alone_choose_those_that_speak_of_the_concept(sentences: SentenceEncoder) -> None:
     chosen = select(pairs(CORPUS), "dog", count=4, top=4, sentences=sentences)
-    assert [one.place for one in chosen] == [0, 1, 2, 3]
-    assert all(one.image_similarity is None for one in chosen)
+    assert [selected.place for selected in chosen] == [0, 1, 2, 3]
+    assert all(selected.image_similarity is None for selected in chosen)
 
 
 def test_the_sample_follows_from_the_seed(sentences: SentenceEncoder, pool: Path) -> None:
     def places(seed: int) -> list[int]:
         chosen = select(read_pool(pool), "lake", count=10, top=30, seed=seed, sentences=sentences)
-        return [one.place for one in chosen]
+        return [selected.place for selected in chosen]
 
     assert places(1) == places(1) == sorted(places(1))
     assert places(1) != places(2)
@@ -85,11 +85,13 @@ def test_a_choice_is_read_as_it_was_written(sentences: SentenceEncoder, tmp_path
 
 def test_clip_holds_images_against_the_threshold(clip: Clip, pool: Path) -> None:
     everything = select(read_pool(pool), "lake", count=120, top=120, clip=clip, image_threshold=-1.0)
-    similarities = sorted(one.image_similarity or 0.0 for one in everything)
+    similarities = sorted(selected.image_similarity or 0.0 for selected in everything)
     middle = similarities[60]
     some = select(read_pool(pool), "lake", count=120, top=120, clip=clip, image_threshold=middle)
     assert len(everything) == 120
-    assert {one.place for one in some} == {one.place for one in everything if (one.image_similarity or 0) >= middle}
+    assert {selected.place for selected in some} == {
+        selected.place for selected in everything if (selected.image_similarity or 0) >= middle
+    }
     with pytest.raises(ShadeFastError, match="none of 120 images is as near"):
         select(read_pool(pool), "lake", clip=clip, image_threshold=1.0)
 
@@ -105,7 +107,7 @@ def test_an_image_that_clip_cannot_be_shown_is_left_out(clip: Clip, caplog: pyte
     images = [png(picture("lake", 0)), b"no image", png(picture("lake", 1))]
     some = [Pair(str(number), "a lake", lambda data=data: data) for number, data in enumerate(images)]
     chosen = select(some, "lake", count=3, top=3, clip=clip, image_threshold=-1.0)
-    assert [(one.place, one.key) for one in chosen] == [(0, "0"), (2, "2")]
+    assert [(selected.place, selected.key) for selected in chosen] == [(0, "0"), (2, "2")]
     assert "1 of 3 images cannot be read" in caplog.text
 
 

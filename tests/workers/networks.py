@@ -70,7 +70,7 @@ class Homebound(Tiny):
 
 
 class Hungry(Tiny):
-    """Once it is told what memory it has, it raises torch's own error for more; it counts what it is given.
+    """Once it knows what memory it has, it raises torch's own error for more; it counts what it is given.
 
     most: width of images -> how many of them it has memory for.
     """

@@ -8,17 +8,17 @@ from pathlib import Path
 
 def workers_of(parent: int, module: bytes = b"shade_fast.workers") -> list[int]:
     """Processes of a room that this one started and that have not ended."""
-    found = []
+    processes = []
     for entry in Path("/proc").iterdir():
         if not entry.name.isdigit():
             continue
         try:
             state, parent_of_it = (entry / "stat").read_text().rpartition(")")[2].split()[:2]
             if state != "Z" and int(parent_of_it) == parent and module in (entry / "cmdline").read_bytes():
-                found.append(int(entry.name))
+                processes.append(int(entry.name))
         except OSError:  # it has ended
             continue
-    return sorted(found)
+    return sorted(processes)
 
 
 def wait_until_gone(processes: list[int], seconds: float = 20) -> None:

@@ -29,11 +29,11 @@ def batch(names: str) -> list[Work]:
 
 
 def names(protected: Sequence[Protected]) -> list[str]:
-    return [f"{one.outcome.name}:{one.outcome.status}" for one in protected]
+    return [f"{image.outcome.name}:{image.outcome.status}" for image in protected]
 
 
 class StandIn:
-    """A worker without a process. behave: told the names of each batch, on the device; raises EOFError to die."""
+    """A worker without a process. behave: called with the names of each batch; raises EOFError to die."""
 
     def __init__(self, device: str, behave: Behaviour, started: Counter[str]) -> None:
         self.device, self.behave, self.started = device, behave, started
@@ -47,8 +47,8 @@ class StandIn:
         pass
 
     def receive(self, works: Sequence[Work]) -> list[Protected]:
-        self.behave(self, [one.image.name for one in works])
-        return [Protected(one.image, PoisonedImage(None, "ok", name=one.image.name)) for one in works]
+        self.behave(self, [work.image.name for work in works])
+        return [Protected(work.image, PoisonedImage(None, "ok", name=work.image.name)) for work in works]
 
     def kill(self) -> None:
         self.dead.set()
@@ -64,14 +64,14 @@ def pool() -> Iterator[Any]:
 
     def make(devices: Sequence[str], behave: Behaviour) -> Pool:
         started: Counter[str] = Counter()
-        made = Pool(devices, lambda device: StandIn(device, behave, started))  # type: ignore[arg-type,return-value]
-        made.started = started  # type: ignore[attr-defined]
-        pools.append(made)
-        return made
+        opened = Pool(devices, lambda device: StandIn(device, behave, started))  # type: ignore[arg-type,return-value]
+        opened.started = started  # type: ignore[attr-defined]
+        pools.append(opened)
+        return opened
 
     yield make
-    for one in pools:
-        one.close()
+    for opened in pools:
+        opened.close()
 
 
 def test_all_devices_work_at_once_and_each_batch_gets_its_own_results(pool: Any) -> None:
@@ -81,17 +81,17 @@ def test_all_devices_work_at_once_and_each_batch_gets_its_own_results(pool: Any)
         if images:
             together.wait()
 
-    made = pool(["a", "b", "c"], behave)
-    futures = [made.submit(batch(f"{index}.0 {index}.1"), None) for index in range(6)]
+    workers = pool(["a", "b", "c"], behave)
+    futures = [workers.submit(batch(f"{index}.0 {index}.1"), None) for index in range(6)]
     for index, future in enumerate(futures):
         assert names(future.result(20)) == [f"{index}.0:ok", f"{index}.1:ok"]
-    assert made.started == {"a": 1, "b": 1, "c": 1}
+    assert workers.started == {"a": 1, "b": 1, "c": 1}
 
 
 def test_no_worker_is_started_without_work(pool: Any) -> None:
-    made = pool(["a", "b", "c"], lambda worker, images: None)
-    assert names(made.submit(batch("x"), None).result(20)) == ["x:ok"]
-    assert sum(made.started.values()) == 1
+    workers = pool(["a", "b", "c"], lambda worker, images: None)
+    assert names(workers.submit(batch("x"), None).result(20)) == ["x:ok"]
+    assert sum(workers.started.values()) == 1
 
 
 def test_what_a_dead_worker_had_is_done_by_the_next(pool: Any) -> None:
@@ -101,10 +101,10 @@ def test_what_a_dead_worker_had_is_done_by_the_next(pool: Any) -> None:
         if "3" in images and next(deaths, False):
             raise EOFError
 
-    made = pool(["a", "b"], behave)
-    futures = [made.submit(batch(str(index)), None) for index in range(6)]
+    workers = pool(["a", "b"], behave)
+    futures = [workers.submit(batch(str(index)), None) for index in range(6)]
     assert [names(future.result(20)) for future in futures] == [[f"{index}:ok"] for index in range(6)]
-    assert sum(made.started.values()) in (2, 3)  # the last batch may be done before there is a new one
+    assert sum(workers.started.values()) in (2, 3)  # the last batch may be done before there is a new one
 
 
 def test_an_image_that_workers_die_of_fails_alone(pool: Any, caplog: pytest.LogCaptureFixture) -> None:
@@ -115,8 +115,8 @@ def test_an_image_that_workers_die_of_fails_alone(pool: Any, caplog: pytest.LogC
         if "bad" in images:
             raise ConnectionResetError
 
-    made = pool(["a"], behave)
-    first, second = made.submit(batch("1 bad 2 3"), None), made.submit(batch("4 5"), None)
+    workers = pool(["a"], behave)
+    first, second = workers.submit(batch("1 bad 2 3"), None), workers.submit(batch("4 5"), None)
     protected = first.result(20)
     assert names(protected) == ["1:ok", "bad:failed", "2:ok", "3:ok"]
     assert protected[1].outcome.error == (
@@ -139,8 +139,8 @@ def test_a_worker_that_hangs_is_ended_and_its_images_are_done_by_the_next(
             hung.append(worker)
             raise StalledError("no step for 7 s; it counts as hung")
 
-    made = pool(["a"], behave)
-    assert names(made.submit(batch("1 2 3"), None).result(20)) == ["1:ok", "2:ok", "3:ok"]
+    workers = pool(["a"], behave)
+    assert names(workers.submit(batch("1 2 3"), None).result(20)) == ["1:ok", "2:ok", "3:ok"]
     assert hung[0].dead.is_set()
     assert "a: no step for 7 s; it counts as hung; its images go to the next that is free" in caplog.text
 
@@ -152,12 +152,12 @@ def test_without_a_device_left_every_batch_says_why(pool: Any, count: int) -> No
             raise EOFError
 
     devices = [f"cuda:{index}" for index in range(count)]
-    made = pool(devices, behave)
-    futures = [made.submit(batch(str(index)), None) for index in range(5)]
-    for future in [*futures, made.submit(batch("late"), None)]:
+    workers = pool(devices, behave)
+    futures = [workers.submit(batch(str(index)), None) for index in range(5)]
+    for future in [*futures, workers.submit(batch("late"), None)]:
         with pytest.raises(DevicesLostError, match=r"none is left \(.*cuda:0: its process died: it was ended by SIGK"):
             future.result(20)
-    assert made.started == dict.fromkeys(devices, 3)
+    assert workers.started == dict.fromkeys(devices, 3)
 
 
 def test_a_device_that_cannot_start_leaves_its_work_to_the_others(pool: Any, caplog: pytest.LogCaptureFixture) -> None:
@@ -169,12 +169,12 @@ def test_a_device_that_cannot_start_leaves_its_work_to_the_others(pool: Any, cap
             raise CannotStartError("no memory for the networks")
         assert tried.wait(20)
 
-    made = pool(["broken", "sound"], behave)
-    futures = [made.submit(batch(str(index)), None) for index in range(6)]
+    workers = pool(["broken", "sound"], behave)
+    futures = [workers.submit(batch(str(index)), None) for index in range(6)]
     assert [names(future.result(20)) for future in futures] == [[f"{index}:ok"] for index in range(6)]
     assert "broken: no memory for the networks" in caplog.text
     assert "broken: given up, 1 devices are left" in caplog.text
-    assert made.started["broken"] == 1
+    assert workers.started["broken"] == 1
 
 
 def test_what_no_worker_has_begun_can_be_taken_back(pool: Any) -> None:
@@ -187,12 +187,12 @@ def test_what_no_worker_has_begun_can_be_taken_back(pool: Any) -> None:
             begun.set()
             assert go_on.wait(20)
 
-    made = pool(["a"], behave)
-    first = made.submit(batch("first"), None)
+    workers = pool(["a"], behave)
+    first = workers.submit(batch("first"), None)
     assert begun.wait(20)
-    waiting = [made.submit(batch(name), None) for name in ("second", "third")]
+    waiting = [workers.submit(batch(name), None) for name in ("second", "third")]
     assert [future.cancel() for future in (first, *waiting)] == [False, True, True]
-    last = threading.Thread(target=lambda: made.submit(batch("fourth"), None).result(20))
+    last = threading.Thread(target=lambda: workers.submit(batch("fourth"), None).result(20))
     last.start()  # there are three already, two of them taken back: it waits for room
     go_on.set()
     last.join(20)
@@ -212,11 +212,11 @@ def test_a_closed_pool_ends_its_workers_and_what_waits(pool: Any) -> None:
             assert worker.dead.wait(20)
             raise EOFError
 
-    made = pool(["a"], behave)
-    futures = [made.submit(batch(name), None) for name in ("1", "2")]
+    opened = pool(["a"], behave)
+    futures = [opened.submit(batch(name), None) for name in ("1", "2")]
     assert begun.wait(20)
-    made.close()
-    for future in (*futures, made.submit(batch("3"), None)):
+    opened.close()
+    for future in (*futures, opened.submit(batch("3"), None)):
         with pytest.raises(DevicesLostError, match="is closed"):
             future.result(20)
     assert len(workers) == 1
@@ -233,11 +233,11 @@ def test_a_broken_device_fails_no_image(pool: Any, caplog: pytest.LogCaptureFixt
             raise EOFError
         assert died.wait(20)
 
-    made = pool(["broken", "sound"], behave)
-    futures = [made.submit(batch(f"{index}.0 {index}.1 {index}.2"), None) for index in range(12)]
+    workers = pool(["broken", "sound"], behave)
+    futures = [workers.submit(batch(f"{index}.0 {index}.1 {index}.2"), None) for index in range(12)]
     for index, future in enumerate(futures):
         assert names(future.result(20)) == [f"{index}.{place}:ok" for place in range(3)]
-    assert made.started["broken"] <= 3
+    assert workers.started["broken"] <= 3
 
 
 def test_images_that_workers_die_of_cost_no_device(pool: Any, caplog: pytest.LogCaptureFixture) -> None:
@@ -245,20 +245,20 @@ def test_images_that_workers_die_of_cost_no_device(pool: Any, caplog: pytest.Log
         if any(name.startswith("bad") for name in images):
             raise EOFError
 
-    made = pool(["a", "b"], behave)
+    workers = pool(["a", "b"], behave)
     for index in range(8):
-        assert names(made.submit(batch(f"bad{index}"), None).result(20)) == [f"bad{index}:failed"]
-        assert names(made.submit(batch(f"good{index}"), None).result(20)) == [f"good{index}:ok"]
+        assert names(workers.submit(batch(f"bad{index}"), None).result(20)) == [f"bad{index}:failed"]
+        assert names(workers.submit(batch(f"good{index}"), None).result(20)) == [f"good{index}:ok"]
     assert "given up" not in caplog.text
 
 
 def test_a_closed_pool_leaves_no_thread(pool: Any) -> None:
     before = set(threading.enumerate())
-    made = pool(["a", "b"], lambda worker, images: None)
-    assert names(made.submit(batch("1"), None).result(20)) == ["1:ok"]
+    workers = pool(["a", "b"], lambda worker, images: None)
+    assert names(workers.submit(batch("1"), None).result(20)) == ["1:ok"]
     threads = set(threading.enumerate()) - before
     assert len(threads) == 2
-    made.close()
+    workers.close()
     for thread in threads:
         thread.join(20)
         assert not thread.is_alive()

@@ -46,17 +46,17 @@ def options(draw: Any) -> dict[str, Any]:
 
 def assert_same(result: PoisonResult, expected: PoisonResult) -> None:
     assert len(result) == len(expected)
-    for one, other in zip(result, expected, strict=True):
-        assert (one.status, one.name, one.error) == (other.status, other.name, other.error)
-        assert np.array_equal(one.image, other.image)  # type: ignore[arg-type]
+    for image, other in zip(result, expected, strict=True):
+        assert (image.status, image.name, image.error) == (other.status, other.name, other.error)
+        assert np.array_equal(image.image, other.image)  # type: ignore[arg-type]
         for figure in ("linf", "distance_before", "distance_after", "history", "steps"):
-            assert getattr(one, figure) == getattr(other, figure)
+            assert getattr(image, figure) == getattr(other, figure)
 
 
 def test_forty_images_over_three_workers_one_of_which_is_killed(options: dict[str, Any], draw: Any) -> None:
     images = [draw(64 + 8 * (index % 3), 72, index) for index in range(40)]
     expected = poison_batch(images, **options, devices="cpu")
-    assert [one.status for one in expected] == ["ok"] * 40
+    assert [image.status for image in expected] == ["ok"] * 40
     killed: list[int] = []
 
     def progress(done: int, total: int) -> None:
@@ -79,7 +79,7 @@ def test_an_image_that_kills_its_process_fails_and_the_others_go_on(options: dic
     images.insert(2, np.full((64, 64, 3), DEADLY, np.uint8))
     options |= {"encoder": Deadly(), "backend": "reference", "steps": 5}
     result = poison_batch(images, **options, devices="cpu,cpu")
-    assert [one.status for one in result] == ["ok", "ok", "failed", "ok", "ok", "ok"]
+    assert [image.status for image in result] == ["ok", "ok", "failed", "ok", "ok", "ok"]
     assert "2 worker processes died over this image, the last on cpu" in str(result[2].error)
     assert "SIGKILL" in str(result[2].error)
 
@@ -91,7 +91,7 @@ def test_an_image_that_its_process_hangs_over_fails_and_the_others_go_on(
     images.insert(2, np.full((64, 64, 3), DEADLY, np.uint8))
     options |= {"encoder": Hanging(), "backend": "reference", "steps": 5, "limits": Limits(stall_seconds=2)}
     result = poison_batch(images, **options, devices="cpu,cpu")
-    assert [one.status for one in result] == ["ok", "ok", "failed", "ok", "ok", "ok"]
+    assert [image.status for image in result] == ["ok", "ok", "failed", "ok", "ok", "ok"]
     assert "2 worker processes died over this image" in str(result[2].error)
     assert "no step for 2 s; it counts as hung" in str(result[2].error)
     assert "no step for 2 s; it counts as hung" in caplog.text
@@ -102,9 +102,9 @@ def test_a_worker_that_is_slow_but_takes_its_steps_is_left_alone(
     options: dict[str, Any], draw: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     options |= {"encoder": Slow(), "backend": "reference", "steps": 5, "limits": Limits(stall_seconds=2)}
-    (one,) = poison_batch([draw(64, 64, 1)], **options, devices="cpu,cpu")
-    assert (one.status, one.steps) == ("ok", 5)
-    assert one.seconds > 2
+    (image,) = poison_batch([draw(64, 64, 1)], **options, devices="cpu,cpu")
+    assert (image.status, image.steps) == ("ok", 5)
+    assert image.seconds > 2
     assert caplog.text == ""
 
 

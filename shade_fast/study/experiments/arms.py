@@ -1,4 +1,4 @@
-"""An arm: the generator gone on with on one mixture of images, and what it draws then. A finished arm is a file."""
+"""An arm: the generator trained further on one mixture of images, and what it draws then. A finished arm is a file."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ SHOWN = 16
 @dataclass(frozen=True)
 class Arm:
     """kind: clean, placebo, dirty-label or optimised. share: of the poisoned concepts' images that are replaced. pairs:
-    (source, target) of each poisoned concept. rarity: share of the pool's images of these that are there at all.
+    (source, target) of each poisoned concept. rarity: share of the pool's images of these that are used.
     defence: of the trainer (`DEFENCES`). encoder: what the poison was made on: `own`, or `transfer`. levels: its linf,
     in values of 255."""
 
@@ -52,7 +52,7 @@ class Arm:
 
     @property
     def perturbed(self) -> dict[str, Perturbed]:
-        """By poisoned concept, the set that its images are replaced from; none where no pixel is changed."""
+        """The set that each poisoned concept's images are replaced from; empty where no pixel is changed."""
         if self.kind in ("clean", "dirty-label"):
             return {}
         return {
@@ -73,7 +73,8 @@ class Arm:
 
 @dataclass(frozen=True, eq=False)
 class Mixture:
-    """What a trainer has: images uint8 [N, size, size, 3], captions, what each is captioned as, which are poisoned."""
+    """A trainer's data: images uint8 [N, size, size, 3], captions, the concept each is captioned as, which are
+    poisoned."""
 
     images: UInt8Array
     captions: list[str]
@@ -105,7 +106,7 @@ class Result:
 
 
 def run_arm(bench: Bench, arm: Arm, seed: int) -> Result:
-    """Run an arm, or read what an earlier run left of it."""
+    """Run an arm, or read its file from an earlier run."""
     path = arm_file(bench.folder, arm, seed)
     if path.exists():
         return Result(**json.loads(path.read_text()))
@@ -129,7 +130,7 @@ def run_arm(bench: Bench, arm: Arm, seed: int) -> Result:
     result = _judged(bench, arm, seed, mixture, defended, drawn, time.perf_counter() - started)
     shown = {word: torch.from_numpy(np.ascontiguousarray(images[:SHOWN])) for word, images in drawn.items()}
     write_whole(path.with_suffix(".safetensors"), save(shown))
-    # The record goes last: where it is, the arm is whole.
+    # The record is written last, so an arm that has one is complete.
     write_whole(path, json.dumps(dataclasses.asdict(result), indent=1).encode() + b"\n")
     return result
 

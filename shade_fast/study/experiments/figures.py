@@ -15,8 +15,8 @@ from shade_fast.study.experiments.arms import Arm, Result
 
 @dataclass(frozen=True)
 class Summary:
-    """Of one share over an arm's seeds: its mean, the least and the most of a seed, and Wilson's 95% interval of all
-    draws taken together (which knows nothing of how seeds differ)."""
+    """One share over an arm's seeds: its mean, the least and the most of a seed, and Wilson's 95% interval of all draws
+    together (which ignores how seeds differ)."""
 
     mean: float
     least: float
@@ -68,7 +68,7 @@ def run_row(result: Result, concepts: Sequence[str]) -> dict[str, Any]:
         "drawn_as_target": fmean(result.share(source, target) for source, target in pairs),
         "drawn_as_target_low_pass": fmean(result.share(source, target, low_pass=True) for source, target in pairs),
         "drawn_as_source": fmean(result.share(source, source) for source, _ in pairs),
-        "others_drawn_right": fmean(result.share(one, one) for one in others) if others else None,
+        "others_drawn_right": fmean(result.share(concept, concept) for concept in others) if others else None,
         "frechet": round(result.quality, 4),
         "filter_auc": result.auc,
         "dropped_poisoned": result.dropped_poisoned,

@@ -1,4 +1,4 @@
-"""Arms made one after the other, or several at a time by processes of their own: no arm needs another's outcome."""
+"""Arms made one after the other, or several at a time in separate processes: no arm needs another's outcome."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Run = tuple[Arm, int]
 
 
 def make_here(bench: Bench, runs: Iterable[Run], say: Callable[[str], None]) -> Generator[Run]:
-    """Make what is missing of arms and seeds, and give each when it is there."""
+    """Run the arms and seeds that are missing, and yield each when it is done."""
     for run in _missing(bench, runs):
         say(f"{_name(run)}: {run_arm(bench, *run).seconds:.0f} s")
         yield run
@@ -32,8 +32,8 @@ def make_here(bench: Bench, runs: Iterable[Run], say: Callable[[str], None]) -> 
 def make_by_processes(
     bench: Bench, open_bench: Callable[[], Bench], runs: Iterable[Run], processes: int, say: Callable[[str], None]
 ) -> Generator[Run]:
-    """The same by so many processes, each with its share of the threads; the perturbed images first that several arms
-    need. open_bench: the same bench again, in another process.
+    """The same by several processes, each with its share of the threads. Perturbed images that arms share come first.
+    open_bench: opens the same bench in another process.
 
     Raises ShadeFastError, and ends the processes, where one fails or is killed; what was finished is kept.
     """
@@ -58,10 +58,10 @@ def make_by_processes(
             for maker in busy:
                 if maker.connection not in ready:
                     continue
-                made, seconds = maker.end()
-                say(f"{_name(made)}: {seconds:.0f} s")
-                if not isinstance(made, Perturbed):
-                    yield made
+                done, seconds = maker.end()
+                say(f"{_name(done)}: {seconds:.0f} s")
+                if not isinstance(done, Perturbed):
+                    yield done
     finally:
         for maker in makers:
             maker.process.kill()
@@ -81,7 +81,7 @@ def _name(task: Perturbed | Run) -> str:
 
 
 class _Maker:
-    """A process that makes one thing at a time. task: what it is at."""
+    """A process that does one task at a time. task: the present one."""
 
     def __init__(self, open_bench: Callable[[], Bench], threads: int) -> None:
         context = multiprocessing.get_context("spawn")
@@ -98,20 +98,20 @@ class _Maker:
             self.connection.send(task)
 
     def end(self) -> tuple[Perturbed | Run, float]:
-        """What was made, and the seconds that it took."""
+        """The finished task, and the seconds that it took."""
         task, self.task = self.task, None
         assert task is not None
         try:
-            made = self.connection.recv()
+            answer = self.connection.recv()
         except (EOFError, OSError) as error:
             self.process.join()
             raise ShadeFastError(
                 f"{_name(task)}: its process ended ({_end(self.process.exitcode)}); run again, with fewer processes if "
                 "memory was short: what was finished is kept"
             ) from error
-        if isinstance(made, str):
-            raise ShadeFastError(f"{_name(task)}: {made}")
-        return task, made
+        if isinstance(answer, str):
+            raise ShadeFastError(f"{_name(task)}: {answer}")
+        return task, answer
 
 
 def _end(code: int | None) -> str:
@@ -129,7 +129,7 @@ def _serve(connection: Connection, open_bench: Callable[[], Bench], threads: int
         os._exit(1)
 
     threading.Thread(target=end_with_parent, daemon=True).start()
-    # All processes of a run are interrupted at once; it is the parent that ends these.
+    # An interrupt reaches all processes of a run; the parent ends these.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(threads)
     bench = None

@@ -33,9 +33,9 @@ from shade_fast.views import View
 
 #: linf of a protection, in the file's own values.
 LEVELS = 16
-#: Seed of the anchors' noise, which no arm draws from.
+#: Seed of the anchors' noise, which no arm uses.
 ANCHORS = 1_000_000
-#: What a folder was begun with.
+#: The file that records a folder's settings.
 BEGUN = "begun.json"
 Say = Callable[[str], None]
 
@@ -59,8 +59,8 @@ class Perturbed:
 class Bench:
     """All that an arm needs: the world, the frozen encoder that is trained on, the generator before any attack, the
     judge, and where things are kept. own: that encoder as it was loaded, which poison is made on. transfer: another,
-    that the poison of the transfer arms is made on; None: none. known: latents that were made for any of it, since arms
-    share most of their images."""
+    that the poison of the transfer arms is made on; None: none. known: latents computed so far, since arms share most
+    of their images."""
 
     scale: Scale
     world: World
@@ -80,9 +80,9 @@ class Bench:
         return self.judge.features(decode_latents(self.encoder, encode(self.encoder, held, self.known)))
 
     def anchors(self, concept: str) -> UInt8Array:
-        """Of what the generator draws of a concept before any attack the most typical, uint8 [anchors, size, size, 3]:
-        as in the paper anchors are drawn, and those are taken whose latents are nearest to the mean of all; from the
-        folder where they are kept."""
+        """The most typical images that the generator draws of a concept before any attack, uint8 [anchors, size, size,
+        3]. As in the paper anchors are drawn, and those with latents nearest to the mean are taken. They are kept in
+        the folder."""
         return _kept(self.folder / "anchors" / f"{concept}.safetensors", lambda: self._most_typical(concept))
 
     def _most_typical(self, concept: str) -> UInt8Array:
@@ -93,7 +93,7 @@ class Bench:
 
     def perturbed(self, which: Perturbed) -> UInt8Array:
         """The pool's fresh images of a concept, uint8 [pool, size, size, 3], each moved to the nearest of another's
-        anchors; from the folder where they are kept."""
+        anchors. They are kept in the folder."""
         return _kept(self._place(which), lambda: self._moved(which))
 
     def has_perturbed(self, which: Perturbed) -> bool:
@@ -116,12 +116,12 @@ class Bench:
             steps=self.scale.poison_steps,
             devices="cpu",
         )
-        made = [protected.outcome.image for protected in poisoner.protect((image, anchor) for image in images)]
-        if any(image is None for image in made):
+        moved = [protected.outcome.image for protected in poisoner.protect((image, anchor) for image in images)]
+        if any(image is None for image in moved):
             raise ShadeFastError(
-                f"{which.name}: {sum(image is None for image in made)} of its images cannot be perturbed"
+                f"{which.name}: {sum(image is None for image in moved)} of its images cannot be perturbed"
             )
-        return np.stack([image for image in made if image is not None])
+        return np.stack([image for image in moved if image is not None])
 
 
 def prepare(
@@ -153,7 +153,7 @@ def prepare(
     settings |= {"pool": world.sha256, "encoder": chosen.sha256, "components": components}
     if other is not None:
         settings["transfer"] = other.sha256
-    # Not before all else is known to fit: a folder belongs to what was begun in it.
+    # Last, after all other checks: from here on the folder belongs to these settings.
     write_whole(folder / BEGUN, json.dumps(check_same(folder, settings), indent=1).encode() + b"\n")
     if components is not None:
         images = np.concatenate([world.of("training", concept)[:300] for concept in world.concepts])
@@ -167,8 +167,8 @@ def prepare(
 
 
 def check_same(folder: Path, settings: Mapping[str, str | int | None]) -> dict[str, str | int | None]:
-    """Refuse a folder that was begun with other settings, whose files would be taken for these ones'; what it was begun
-    with, and these."""
+    """Refuse a folder that was begun with other settings, whose files would be mistaken for these ones'. Returns all
+    settings of the folder."""
     path = folder / BEGUN
     if not path.exists() and (folder / "generator.safetensors").exists():
         raise ShadeFastError(f"{folder}: has no record of its pool and encoders ({path}); give another folder")
@@ -191,7 +191,7 @@ def trained_generator(
     say: Say = print,
     known: Known | None = None,
 ) -> Checkpoint:
-    """The generator trained on the world's first part; from `path` where that is there, gone on with where cut off."""
+    """The generator trained on the world's first part; resumed from `path` where that is there."""
     schedule = Schedule(scale.training_steps, scale.training_batch, warmup=min(200, scale.training_steps // 4))
     checkpoint = Checkpoint.load(path) if path.exists() else None
     if checkpoint is not None and checkpoint.step >= schedule.steps:
@@ -205,7 +205,7 @@ def trained_generator(
     examples = examples_of(images, captions, encoder, sentences, mirrored=True, known=known)
     if checkpoint is None:
         side = scale.size // encoder.factor
-        # Tokens of 2x2 latent elements, unless these would be very few.
+        # Tokens of 2x2 latent elements, unless there would be very few.
         patch = 2 if side % 2 == 0 and side >= 8 else 1
         shape = replace(scale.shape, channels=encoder.channels, side=side, patch=patch)
         checkpoint = Checkpoint.fresh(shape, examples, seed=0)
@@ -254,7 +254,7 @@ def _part(world: World, part: str) -> tuple[UInt8Array, list[int]]:
 
 
 def _kept(path: Path, make: Callable[[], UInt8Array]) -> UInt8Array:
-    """Images from a file, or made and kept in it where it is not there."""
+    """Images from a file, or else made and kept in it."""
     if path.exists():
         images: UInt8Array = load_file(path)["images"].numpy()
         return images

@@ -11,7 +11,7 @@ from shade_fast.study.experiments.figures import Figures
 from shade_fast.study.experiments.scale import Scale
 
 RARITIES = (1.0, 0.3, 0.1)
-#: Bounds of the perturbation, in values of 255; what is beyond 16 is no protection, but shows what would be needed.
+#: Bounds of the perturbation, in values of 255; those beyond 16 are no protection, but show what would be needed.
 STRENGTHS = (16, 32, 64)
 
 
@@ -41,7 +41,7 @@ def base(scale: Scale, kind: str, share: float = 1.0) -> Arm:
 
 
 def chain(scale: Scale, count: int) -> tuple[tuple[str, str], ...]:
-    """The first so many concepts, each poisoned to be drawn as the next one but one; the source keeps its target."""
+    """The first `count` concepts, each poisoned to be drawn as the next but one; the source keeps its target."""
     others = [concept for concept in scale.concepts if concept != scale.source]
     ring = [scale.source, *others]
     pairs = {scale.source: scale.target}
@@ -62,7 +62,7 @@ def _placebo(scale: Scale) -> list[Arm]:
 def _dirty(scale: Scale) -> list[Arm]:
     return [
         base(scale, "clean"),
-        *(base(scale, kind, one) for kind in ("dirty-label", "optimised") for one in scale.shares),
+        *(base(scale, kind, share) for kind in ("dirty-label", "optimised") for share in scale.shares),
     ]
 
 
@@ -146,12 +146,14 @@ def _read_placebo(figures: Figures, scale: Scale) -> str:
     for share in (0.5, 1.0):
         placebo, poison = base(scale, "placebo", share), base(scale, "optimised", share)
         if placebo in figures.results and poison in figures.results:
-            one, other = figures.drawn(poison, figures.target), figures.drawn(placebo, figures.target)
+            attack, other = figures.drawn(poison, figures.target), figures.drawn(placebo, figures.target)
             text += (
-                f" At {share:.0%}: {one.low:.0%} to {one.high:.0%} against the placebo's {other.low:.0%} to "
+                f" At {share:.0%}: {attack.low:.0%} to {attack.high:.0%} against the placebo's {other.low:.0%} to "
                 f"{other.high:.0%} (intervals of all draws together); "
             )
-            text += "above it in every seed, and these do not touch." if one.above(other) else "not clearly above it."
+            text += (
+                "above it in every seed, and these do not touch." if attack.above(other) else "not clearly above it."
+            )
     return text + " What the placebo does is what perturbed pixels do by themselves."
 
 

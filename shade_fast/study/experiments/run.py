@@ -1,4 +1,5 @@
-"""Running experiments: each arm once, whichever experiments ask for it; then table, plot, sheet and reading of each."""
+"""Running experiments: each arm once, even where several need it; then each experiment's table, plot, sheet and
+reading."""
 
 from __future__ import annotations
 
@@ -36,17 +37,18 @@ def run_experiments(
     processes: int = 1,
     say: Say = print,
 ) -> list[Path]:
-    """Run the paper's questions on a pool of photographs with concepts; run again, it goes on where it was cut off.
+    """Run the paper's questions on a pool of photographs with concepts; run again, it resumes where it was cut off.
 
     folder: gets a subfolder with figures.csv, plot.svg, sheet.png and reading.md for each experiment; what they are
         made from is kept beside: the generator, the judge, perturbed images, and a file for each finished arm and seed.
     only: names of experiments, all by default. encoder: an autoencoder whose latents the generator is trained on.
     components: how many principal components of the latents' patches the generator is trained on instead of the latents
         as they are, for autoencoders of many channels.
-    transfer: another encoder to poison on; without one the experiment that needs it is left out, and said so.
+    transfer: another encoder to poison on; without one the experiment that needs it is left out, which is reported.
     processes: how many make perturbed images and arms at a time, each with its share of torch's threads; training
         before any attack, and the judge's, take all threads in this one. 1: all is done in this process. A script that
-        asks for more needs `if __name__ == "__main__"`. How many threads a process has moves figures in their digits.
+        asks for more needs `if __name__ == "__main__"`. Figures depend on the number of threads of a process in their
+        last digits.
 
     Returns the experiments' folders. Raises ShadeFastError for an unknown name, no processes, or one that failed,
     and as `prepare` does.
@@ -87,7 +89,7 @@ def run_experiments(
 
 
 def _nothing(line: str) -> None:
-    """Said by processes that make what another has made before."""
+    """The `say` of processes that repeat another's preparation."""
 
 
 def write_experiment(experiment: Experiment, results: dict[Arm, list[Result]], bench: Bench) -> Path:

@@ -16,7 +16,7 @@ class Scale:
     concepts: of the world; `source` is poisoned to be drawn as `target`. size: pixels of the square photographs.
     counts: photographs of a concept for training, fresh ones, and held out. shape: of the generator; its channels, side
     and patch follow from the encoder. training_steps, training_batch: before any attack. tuning_steps, tuning_batch,
-    tuning_rate: going on with fresh images, poisoned or not. pool: fresh images of a concept that are gone on with.
+    tuning_rate: further training on fresh images, poisoned or not. pool: fresh images of a concept for it.
     anchor_draws: images that are drawn of a concept before any attack, of which `anchors` are what others are moved to.
     judge_epochs: of the judge. draws: images drawn of a poisoned concept; of another, a third as many. poison_steps:
     of the optimiser, for each image. seeds: arms are repeated with each. shares: of the source's images that are

@@ -1,4 +1,4 @@
-"""The small world of the experiments: a few concepts, their photographs in three parts, and how they are spoken of."""
+"""The small world of the experiments: a few concepts, their photographs in three parts, and their captions."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from shade_fast.study.examples import square
 from shade_fast.study.pool import caption_of, named, read_pool
 from shade_fast.terms.errors import ShadeFastError
 
-#: How an image of a concept may be captioned; the first is what is asked for when drawing.
+#: How an image of a concept may be captioned; the first is the prompt for drawing.
 CAPTIONS = (
     "a photo of {}",
     "a picture of {}",
@@ -45,19 +45,19 @@ class World:
 
         Raises ShadeFastError where the pool has fewer.
         """
-        found: dict[str, list[UInt8Array]] = defaultdict(list)
+        squares: dict[str, list[UInt8Array]] = defaultdict(list)
         wanted = sum(counts)
         for pair in read_pool(pool):
             concept = pair.concept
-            if concept is not None and concept in concepts and len(found[concept]) < wanted:
-                found[concept].append(square(pair.read(), size, pair.key))
+            if concept is not None and concept in concepts and len(squares[concept]) < wanted:
+                squares[concept].append(square(pair.read(), size, pair.key))
         images = {}
         for concept in concepts:
-            if len(found[concept]) < wanted:
-                raise ShadeFastError(f"{pool}: {len(found[concept])} images of {concept!r}; {wanted} are needed")
+            if len(squares[concept]) < wanted:
+                raise ShadeFastError(f"{pool}: {len(squares[concept])} images of {concept!r}; {wanted} are needed")
             begin = 0
             for part, count in zip(PARTS, counts, strict=True):
-                images[part, concept] = np.stack(found[concept][begin : begin + count])
+                images[part, concept] = np.stack(squares[concept][begin : begin + count])
                 begin += count
         return cls(tuple(concepts), size, images)
 
@@ -81,5 +81,5 @@ def captions_for(concept: str, count: int, seed: int) -> list[str]:
 
 
 def prompt(concept: str) -> str:
-    """What is asked for when a concept is to be drawn."""
+    """The prompt for drawing a concept."""
     return caption_of(concept)
