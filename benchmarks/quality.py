@@ -30,8 +30,8 @@ from shade_fast.archive import find_images
 from shade_fast.engine import BACKENDS
 from shade_fast.images import UInt8Array
 from shade_fast.protect.options import bound
-from shade_fast.protect.survival import TREATMENTS
 from shade_fast.terms.errors import ShadeFastError
+from shade_fast.views.treatments import TREATMENTS
 
 COLUMNS = ["optimizer", "start", "robust", "steps", "images", "encoder", "linf", "lpips", "clean", "distance", "left"]
 COLUMNS += ["worst_linf_levels", "worst_lpips", "mean_lpips", "left_by_encoder", "correlation", "seconds", "step_ms"]

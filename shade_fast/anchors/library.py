@@ -15,7 +15,7 @@ from PIL import Image
 from shade_fast.anchors.anchor import Anchor, Target
 from shade_fast.encoders import load_encoder
 from shade_fast.encoders.hub import load_pipeline
-from shade_fast.images import INPUT_SUFFIXES, ImageLike, decode
+from shade_fast.images import INPUT_SUFFIXES, ImageLike, decode, is_image
 from shade_fast.terms.checks import at_least
 from shade_fast.terms.errors import ShadeFastError, reason
 
@@ -45,7 +45,7 @@ class AnchorLibrary(Mapping[str, Anchor]):
             raise ShadeFastError(f"{folder}: not a folder; give one with a subfolder of images for each concept")
         concepts: dict[str, list[ImageLike]] = {}
         for entry in sorted(folder.iterdir()):
-            images = _images_in(entry) if entry.is_dir() else [entry] if _is_image(entry) else []
+            images = _images_in(entry) if entry.is_dir() else [entry] if is_image(entry.name) else []
             if images:
                 concepts.setdefault(entry.name if entry.is_dir() else entry.stem, []).extend(images)
         if not concepts:
@@ -200,8 +200,4 @@ def _embedded() -> AnchorLibrary:
 
 
 def _images_in(folder: Path) -> list[ImageLike]:
-    return [path for path in sorted(folder.iterdir()) if _is_image(path)]
-
-
-def _is_image(path: Path) -> bool:
-    return path.suffix.lower() in INPUT_SUFFIXES
+    return [path for path in sorted(folder.iterdir()) if is_image(path.name)]

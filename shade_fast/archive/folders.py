@@ -14,11 +14,11 @@ from urllib.parse import unquote
 
 from shade_fast.archive.index import Index
 from shade_fast.archive.layout import Read, Sample, Shard
-from shade_fast.archive.manifest import Row
 from shade_fast.archive.names import from_text, to_text
 from shade_fast.archive.reading import Reader
+from shade_fast.archive.row import Row
 from shade_fast.archive.storage import RECORD_FOLDER, Facts, Storage, hidden
-from shade_fast.images import INPUT_SUFFIXES, Output
+from shade_fast.images import INPUT_SUFFIXES, Output, is_image
 from shade_fast.terms.errors import ShadeFastError, reason
 from shade_fast.terms.limits import Access, Limits
 from shade_fast.terms.text import printable
@@ -90,7 +90,7 @@ class Folder:
         self.roots = [Storage(source) for source in sources]
         self.out, self.output, self.shard_size = out, output, shard_size
         self.reader = reader
-        self._told = False
+        self._warned = False
         for source, root in zip(sources, self.roots, strict=True):
             try:
                 missing = not (os.path.exists(root.root) if root.local else root.exists())
@@ -197,8 +197,8 @@ class Folder:
                 yield from self._tree(number, root, _Below("", (tops[root.root],)), local)
             else:
                 yield SourceFile(number, os.path.basename(root.root), Path(root.root))
-        if links.left and not self._told:
-            self._told = True
+        if links.left and not self._warned:
+            self._warned = True
             log.warning(
                 "%d links to folders are not followed: they are in what another link leads to, and lead to what is "
                 "listed already; the first is %s",
@@ -230,26 +230,26 @@ class Folder:
         open_folders: list[tuple[str, Iterator[SourceFile | _Below]]] = [("", iter([top]))]
         while open_folders:
             at, content = open_folders[-1]
-            found = next(content, None)
-            if found is None:
+            entry = next(content, None)
+            if entry is None:
                 open_folders.pop()
-            elif isinstance(found, SourceFile):
-                images += found.error is None
+            elif isinstance(entry, SourceFile):
+                images += entry.error is None
                 if images > limits.files:
                     why = f"the source has more than {limits.files} images, and what follows is left out"
                     yield self._refused(number, root, at, f"{why}; give --max files={2 * limits.files}")
                     return
-                yield found
+                yield entry
             elif len(open_folders) - 1 > limits.depth:
                 why = f"more than {limits.depth} folders below one another; leave it out"
-                yield self._refused(number, root, found.relative, f"{why}, or give --max depth={2 * limits.depth}")
+                yield self._refused(number, root, entry.relative, f"{why}, or give --max depth={2 * limits.depth}")
             elif folders == limits.folders:
                 why = f"the source has more than {limits.folders} folders, and what follows is left out"
-                yield self._refused(number, root, found.relative, f"{why}; give --max folders={2 * limits.folders}")
+                yield self._refused(number, root, entry.relative, f"{why}; give --max folders={2 * limits.folders}")
                 return
             else:
                 folders += 1
-                open_folders.append((found.relative, look(number, root, found)))
+                open_folders.append((entry.relative, look(number, root, entry)))
 
     def _refused(self, number: int, root: Storage, folder: str, why: str) -> SourceFile:
         path = root.path(folder) if root.local else folder
@@ -263,11 +263,11 @@ class Folder:
         #: whether each folder is a link
         folders: dict[str, bool] = {}
         try:
-            with os.scandir(path) as found:
-                for entry in found:
+            with os.scandir(path) as entries:
+                for entry in entries:
                     if _is_folder(entry):
                         folders[entry.name] = entry.is_symlink()
-                    elif not _is_image(entry.name):
+                    elif not is_image(entry.name):
                         continue
                     names.append(entry.name)
         except OSError as error:
@@ -293,15 +293,15 @@ class Folder:
             why = error if isinstance(error, OSError) else reason(error)
             yield self._refused(number, root, folder.relative, f"cannot be read: {why}")
             return
-        found = {
+        inside = {
             (name, entry["type"] == "directory")
             for entry in entries
             if (name := _name_in(path, str(entry["name"]), alone=not folder.relative and entry["type"] == "file"))
         }
-        for name, is_folder in sorted(found):
+        for name, is_folder in sorted(inside):
             relative = f"{folder.relative}/{name}" if folder.relative else name
             if not is_folder:
-                if _is_image(name):
+                if is_image(name):
                     yield SourceFile(number, relative, Path(relative))
             elif self.out is None or root.location(relative) != self.out.url:
                 yield _Below(relative)
@@ -368,11 +368,6 @@ def _name_in(folder: str, path: str, alone: bool) -> str | None:
 def _plain(path: str) -> str:
     """A store's path without what several of them may differ in that mean the same place."""
     return posixpath.normpath("/" + unquote(path.partition("://")[2] or path).strip("/"))
-
-
-def _is_image(name: str) -> bool:
-    # macOS writes ._photo.jpg beside photo.jpg on disks of other systems: no image, for all its name.
-    return os.path.splitext(name)[1].lower() in INPUT_SUFFIXES and not name.startswith("._")
 
 
 def _is_file(root: Storage) -> bool:

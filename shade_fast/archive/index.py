@@ -10,7 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from shade_fast.archive.manifest import Manifest, Row
+from shade_fast.archive.manifest import Manifest
+from shade_fast.archive.row import Row
 from shade_fast.archive.storage import Storage
 from shade_fast.system.files import scratch_folder
 from shade_fast.terms.errors import ShadeFastError
@@ -47,11 +48,11 @@ class Index:
         self._folder.cleanup()
 
     def load(
-        self, manifest: Manifest, there: Callable[[Row], bool], own: Callable[[str], bool], *, mend: bool = True
+        self, manifest: Manifest, there: Callable[[Row], bool], own: Callable[[str], bool], *, drop: bool = True
     ) -> None:
         """Take in what is recorded. there: whether a row's image is; rows of `own` open shards without are dropped.
 
-        mend: from the shards' manifests too.
+        drop: from the shards' manifests too.
         """
         self.finished = set(manifest.finished())
         for shard in sorted(self.finished):
@@ -60,8 +61,8 @@ class Index:
         for shard in filter(own, manifest.open_shards()):
             rows = list(manifest.rows(shard))
             kept = [row for row in rows if there(row)]
-            if mend and len(kept) < len(rows):
-                # Now: once its image is made again, in another place of the shard, such a row would count twice.
+            if drop and len(kept) < len(rows):
+                # Now: once its image is protected again, in another place of the shard, such a row would count twice.
                 manifest.write(shard, kept, whole=False)
             for row in kept:
                 self.add(row)
@@ -86,7 +87,7 @@ class Index:
 
     def may_replace(self, name: str) -> bool:
         """Whether what stands under a name in the output is an earlier run's, and this one is to replace it."""
-        return self.overwrites and self._one("select name from replaced where name = ?", name) is not None
+        return self.overwrites and self._first("select name from replaced where name = ?", name) is not None
 
     def check_free(self, out: Storage, shard: str) -> None:
         """Raise ShadeFastError where something stands in the place of a shard that is not to be replaced."""
@@ -99,18 +100,18 @@ class Index:
 
     def is_nobodys(self, name: str) -> bool:
         """Whether no row names this as its output, and no shard is named so."""
-        claimed = self._one("select owner from names where name = ?", name) is not None
+        claimed = self._first("select owner from names where name = ?", name) is not None
         return not claimed and name not in self.finished and name not in self.open_shards
 
     def is_done(self, source: str) -> bool:
         """Whether the image in a file of its own is recorded."""
-        return self._one("select source from done where source = ?", source) is not None
+        return self._first("select source from done where source = ?", source) is not None
 
     def claim(self, name: str, source: str) -> str:
         """Whose a name in the output is: this source's from now on, where it was nobody's."""
         with self._lock:
             self._claim(name, source)
-        return str(self._one("select owner from names where name = ?", name))
+        return str(self._first("select owner from names where name = ?", name))
 
     def claim_target(self, name: str, target: str) -> str:
         """Which target, by its hash, a name in the output is for: this one from now on, where it was for none."""
@@ -118,12 +119,12 @@ class Index:
 
     def is_claimed(self, name: str) -> bool:
         """Whether a name in the output is for some target already: that of a row that came before."""
-        return self._one("select owner from names where name = ?", _target_of(name)) is not None
+        return self._first("select owner from names where name = ?", _target_of(name)) is not None
 
     def result(self, key: str) -> Row | None:
         """The row of an image with the same content (see `content`) that has a result."""
-        found = self._one("select row from contents where content = ?", key)
-        return None if found is None else Row.from_json(bytes(found))
+        row = self._first("select row from contents where content = ?", key)
+        return None if row is None else Row.from_json(bytes(row))
 
     def forget_result(self, row: Row) -> None:
         """Give no more images the result of this one: it is not there any more."""
@@ -133,10 +134,10 @@ class Index:
     def _claim(self, name: str, value: str) -> None:
         self._database.execute("insert or ignore into names values (?, ?)", (name, value))
 
-    def _one(self, query: str, value: str) -> Any:
+    def _first(self, query: str, value: str) -> Any:
         with self._lock:
-            found = self._database.execute(query, (value,)).fetchone()
-        return None if found is None else found[0]
+            answer = self._database.execute(query, (value,)).fetchone()
+        return None if answer is None else answer[0]
 
 
 def _target_of(name: str) -> str:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from shade_fast.archive.index import Index
-from shade_fast.archive.manifest import Row
+from shade_fast.archive.row import Row
 from shade_fast.archive.storage import Facts, Storage
 
 Read = Callable[[], bytes]
@@ -71,7 +71,7 @@ class Layout(Protocol):
         file gets of its source's."""
 
     def count(self) -> int | None:
-        """How many images there are, where that can be told without reading them."""
+        """How many images there are, where that is known without reading them."""
 
     def vanished(self) -> str | None:
         """What of the source is not there any more; None where all is."""

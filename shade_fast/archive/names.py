@@ -18,9 +18,9 @@ def to_text(name: str) -> str:
 
 
 def from_text(text: str) -> str:
-    """The name that `to_text` made `text` of."""
+    """The name whose text `to_text` gives."""
     raw = text.encode("utf-8", "surrogateescape")
-    return os.fsdecode(re.sub(rb"\\x([0-9a-f]{2})", lambda found: bytes([int(found[1], 16)]), raw))
+    return os.fsdecode(re.sub(rb"\\x([0-9a-f]{2})", lambda escape: bytes([int(escape[1], 16)]), raw))
 
 
 def legible(text: str) -> str:
@@ -28,9 +28,9 @@ def legible(text: str) -> str:
     return text if text.isascii() else re.sub("[\ud800-\udfff]", _escaped, text)
 
 
-def _escaped(found: re.Match[str]) -> str:
-    stands_for_a_byte = "\udc80" <= found[0] <= "\udcff"
-    raw = found[0].encode("utf-8", "surrogateescape" if stands_for_a_byte else "surrogatepass")
+def _escaped(half: re.Match[str]) -> str:
+    stands_for_a_byte = "\udc80" <= half[0] <= "\udcff"
+    raw = half[0].encode("utf-8", "surrogateescape" if stands_for_a_byte else "surrogatepass")
     return "".join(f"\\x{byte:02x}" for byte in raw)
 
 
@@ -59,7 +59,7 @@ def unwritable(name: str, taken: Collection[str] = ()) -> str | None:
     parts = re.split(r"[\\/]", name)
     if "." in parts:
         return "a name with a part that is a dot"
-    used = {one.casefold() for one in taken}
+    used = {top.casefold() for top in taken}
     if name.casefold() in used or parts[0].casefold() in used:
         return f"a name that starts with {parts[0]}, which has another use"
     return None

@@ -120,8 +120,8 @@ class Parquet:
                 copied = sum(chunk.dictionary for chunk in chosen if self._is_dictionary(chunk.path))
                 if copied * (source.metadata.row_group(group).num_rows // rows) > self.limits.stream_bytes:
                     raise self._refused(chosen[0].path, f"dictionaries of {copied} bytes", copied)
-                found = source.iter_batches(rows, [group], list(columns))
-                while (batch := next(found, None)) is not None:
+                batches = source.iter_batches(rows, [group], list(columns))
+                while (batch := next(batches, None)) is not None:
                     yield group, batch
                     del batch
 
@@ -167,10 +167,10 @@ class Parquet:
             )
         file.seek(size - 8 - length)
         try:
-            found = _Thrift(file.read(length)).struct(_DESCRIPTION)
+            description = _Thrift(file.read(length)).struct(_DESCRIPTION)
         except EOFError as error:
             raise ValueError(str(error)) from error
-        schema = found.get(2, [])
+        schema = description.get(2, [])
         inside: list[int] = []
         for element in schema:
             while inside and inside[-1] <= 0:
@@ -233,7 +233,7 @@ class Parquet:
             if chunk.text and encoding == _REPEATING:
                 raise ShadeFastError(
                     f"{self.storage.url}: column {chunk.path}: the encoding DELTA_BYTE_ARRAY, whose size cannot be "
-                    "told; write it with another"
+                    "known; write it with another"
                 )
             chunk.largest = max(chunk.largest, unpacked)
             chunk.values += values
@@ -244,7 +244,7 @@ class Parquet:
         return chunk
 
     def _measured(self, file: Any, group: int, path: str) -> int:
-        """Bytes of a column's lists of texts, whose pages tell only what each may be at most."""
+        """Bytes of a column's lists of texts, whose pages say only what each may be at most."""
         batches = pq.ParquetFile(file, read_dictionary=[path]).iter_batches(1000, [group], [path])
         return sum(_bytes_of(column) for batch in batches for column in batch.columns)
 
@@ -261,7 +261,7 @@ class _Thrift:
         self.parts += 1
         if depth > 32 or self.parts > _PARTS:
             raise ValueError("a description that nests too deep or has too many parts; write it with larger row groups")
-        found: dict[int, Any] = {}
+        fields: dict[int, Any] = {}
         number = 0
         while head := self._byte():
             following = number + (head >> 4) if head >> 4 else self._whole()
@@ -270,8 +270,8 @@ class _Thrift:
             number = following
             value = self._value(head & 15, wanted.get(number), depth)
             if value is not None:
-                found[number] = value
-        return found
+                fields[number] = value
+        return fields
 
     def _value(self, kind: int, wanted: Any, depth: int) -> Any:
         if kind in (4, _I32, _I64):
@@ -345,7 +345,7 @@ def _page_header(file: Any, place: int) -> tuple[int, int, int, int, int, int]:
     inner = header.get(8 if kind == _DATA_2 else 7 if kind == _DICTIONARY else 5, {})
     inner = inner if isinstance(inner, dict) else {}
     facts = (kind, header.get(2), header.get(3), inner.get(1, 0), inner.get(4 if kind == _DATA_2 else 2, 0))
-    if not all(isinstance(one, int) and 0 <= one < 1 << 31 for one in facts):
+    if not all(isinstance(fact, int) and 0 <= fact < 1 << 31 for fact in facts):
         raise ValueError("a page whose header is damaged")
     return *facts, reader.place  # type: ignore[return-value]
 

@@ -1,4 +1,4 @@
-"""What a run tells while it goes on: a bar for people, and lines of JSON for schedulers."""
+"""What a run reports while it goes on: a bar for people, and lines of JSON for schedulers."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typing import IO, Any
 from tqdm import tqdm
 
 from shade_fast.archive.layout import Layout
-from shade_fast.archive.manifest import Row
+from shade_fast.archive.row import Row
 from shade_fast.archive.storage import ArchiveStoppedError
 from shade_fast.terms.errors import ShadeFastError
 
@@ -38,7 +38,7 @@ class Reporter:
                 self._file = Path(self._path).open("a", encoding="utf-8")
             except OSError as error:
                 raise ShadeFastError(f"{self._path}: events cannot be written: {error.strerror}") from error
-        self._tell("start", done=self._recorded, task=self._task)
+        self._write_event("start", done=self._recorded, task=self._task)
         if self._layout is not None:
             self._bar = tqdm(unit="image", file=sys.stderr, dynamic_ncols=True)
             threading.Thread(target=self._count, name="shade_fast-count", daemon=True).start()
@@ -59,22 +59,22 @@ class Reporter:
             )
             self._bar.update()
         facts = ("key", "shard", "status", "error", "linf", "lpips", "distance_before", "distance_after", "optimize_ms")
-        self._tell("image", **{name: getattr(row, name) for name in facts})
+        self._write_event("image", **{name: getattr(row, name) for name in facts})
 
     def shard(self, name: str, finished: bool) -> None:
-        self._tell("shard", shard=name, finished=finished)
+        self._write_event("shard", shard=name, finished=finished)
 
     def end(self, stats: dict[str, Any], *, interrupted: bool) -> None:
         counts = {name: stats[name] for name in ("images", "ok", "below_target", "failed")}
-        self._tell("end", interrupted=interrupted, **counts)
+        self._write_event("end", interrupted=interrupted, **counts)
 
-    def _tell(self, event: str, **facts: Any) -> None:
+    def _write_event(self, event: str, **facts: Any) -> None:
         if self._file is not None:
             try:
                 self._file.write(json.dumps({"event": event, "time": round(time.time(), 3), **facts}) + "\n")
                 self._file.flush()
             except OSError as error:
-                with contextlib.suppress(OSError):  # what found no room is tried once more
+                with contextlib.suppress(OSError):  # what had no room is tried once more
                     self._file.close()
                 self._file = None
                 raise ArchiveStoppedError(
@@ -82,7 +82,7 @@ class Reporter:
                 ) from error
 
     def _count(self) -> None:
-        """How many images there are is found out beside the run; a source that cannot be counted has no time left."""
+        """How many images there are is counted beside the run; a source that cannot be counted has no time left."""
         with contextlib.suppress(Exception):
             count = None if self._layout is None else self._layout.count()
             if count is not None and self._bar is not None:

@@ -1,4 +1,4 @@
-"""What an output says of the run that makes it: its options, which a later run must share, and who writes just now."""
+"""What an output says of its run: its options, which a later run must share, and who writes just now."""
 
 from __future__ import annotations
 
@@ -181,7 +181,7 @@ def adopt(out: Storage, record: Mapping[str, Any], access: Access) -> None:
 def is_own(out: Storage, record: Mapping[str, Any]) -> bool:
     """Whether a record was written by this user, for this place: what it names outside the place can be followed.
 
-    Told by a code under a key of the user's own, which is in the cache folder; without one nothing is.
+    Known by a code under a key of the user's own, which is in the cache folder; without one nothing is.
     """
     try:
         key = _user_key()
@@ -210,7 +210,7 @@ def named_roots(out: Storage, record: Mapping[str, Any]) -> list[str]:
 
 def _write(out: Storage, record: dict[str, Any]) -> dict[str, Any]:
     key = None
-    with contextlib.suppress(OSError):  # a cache that cannot be written makes no run impossible
+    with contextlib.suppress(OSError):  # a cache that cannot be written ends no run
         key = _user_key(make=True)
     record.pop("written_by", None)
     record["written_by"] = None if key is None else _code(key, out, record)
@@ -340,11 +340,11 @@ def _plain(value: Any) -> Any:
         fields = {field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
         return {"transform": type(value).__name__, **fields} if hasattr(value, "draw") else fields
     if isinstance(value, list | tuple):
-        return [_plain(one) for one in value]
+        return [_plain(item) for item in value]
     for kind in (whole, number):
-        found = kind(value)
-        if found is not None:
-            return found
+        plain = kind(value)
+        if plain is not None:
+            return plain
     return os.fspath(value) if isinstance(value, os.PathLike) else type(value).__name__
 
 

@@ -8,11 +8,12 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from shade_fast.archive.archive import Archive, ArchiveReport
-from shade_fast.archive.manifest import Row
+from shade_fast.archive.archive import Archive
 from shade_fast.archive.names import to_text
 from shade_fast.archive.options import RunOptions, Source
 from shade_fast.archive.progress import Reporter
+from shade_fast.archive.report import ArchiveReport
+from shade_fast.archive.row import Row
 from shade_fast.archive.storage import ArchiveStoppedError
 from shade_fast.protect.options import Options
 from shade_fast.terms.options import divided, takes

@@ -37,6 +37,10 @@ TABLE_SUFFIXES = (".parquet", ".csv", ".tsv", ".jsonl", ".ndjson")
 class ArchiveStoppedError(ShadeFastError):
     """A run cannot go on; what it did so far is recorded, and the same command continues."""
 
+    @classmethod
+    def unwritable(cls, out: str, error: OSError) -> ArchiveStoppedError:
+        return cls(f"{out}: cannot be written: {error.strerror}; make room or fix the disk, and run this again")
+
 
 def is_local(url: str | os.PathLike[str]) -> bool:
     """Whether `url` is a path: it has no protocol, or names something that exists."""
@@ -116,20 +120,20 @@ class Storage:
     @classmethod
     def beside(cls, other: Storage, path: str) -> Storage:
         """Another file of the same store, by its path there; no part of the path is taken for a URL."""
-        made = cls.named(path, local=True)
-        made.local, made.fs, made.url = other.local, other.fs, path
+        storage = cls.named(path, local=True)
+        storage.local, storage.fs, storage.url = other.local, other.fs, path
         if not other.local:
             _, chain, rest = other.url.partition("::")
-            made.url = str(other.fs.unstrip_protocol(path)) + chain + rest
-        return made
+            storage.url = str(other.fs.unstrip_protocol(path)) + chain + rest
+        return storage
 
     @classmethod
     def named(cls, url: str, *, local: bool = False) -> Storage:
         """A place that is only named, not reached (a URL), or a local path that is no URL whatever it looks like."""
-        made = cls.__new__(cls)
-        made.local, made.fs, made.root, made.url = local, LocalFileSystem() if local else None, url, url
-        made._temporary, made.key = None, b""
-        return made
+        storage = cls.__new__(cls)
+        storage.local, storage.fs, storage.root, storage.url = local, LocalFileSystem() if local else None, url, url
+        storage._temporary, storage.key = None, b""
+        return storage
 
     def __reduce__(self) -> tuple[type[Storage], tuple[str]]:
         return Storage, (self.url,)

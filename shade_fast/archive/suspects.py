@@ -8,7 +8,7 @@ import json
 import os
 from collections.abc import Iterable
 
-from shade_fast.archive.manifest import Row
+from shade_fast.archive.row import Row
 from shade_fast.archive.storage import RECORD_FOLDER, ArchiveStoppedError, Storage
 
 BEGUN = f"{RECORD_FOLDER}/begun"
@@ -67,9 +67,7 @@ class Suspects:
                 file.write(data)
             os.replace(f"{path}.new", path)
         except OSError as error:
-            raise ArchiveStoppedError(
-                f"{self._out.url}: cannot be written: {error.strerror}; make room or mend the disk, and run this again"
-            ) from error
+            raise ArchiveStoppedError.unwritable(self._out.url, error) from error
 
 
 def _identity(row: Row) -> str:

@@ -16,7 +16,7 @@ from shade_fast.archive.access import check_below
 from shade_fast.archive.reading import Reader, is_passing
 from shade_fast.archive.storage import Storage
 from shade_fast.codecs import Codecs
-from shade_fast.images import INPUT_SUFFIXES, UInt8Array
+from shade_fast.images import INPUT_SUFFIXES, UInt8Array, is_image
 from shade_fast.terms.errors import ShadeFastError, TransientError
 
 #: Bytes of pixels of rows' targets that are kept, and how many targets.
@@ -67,7 +67,7 @@ class Targets:
         self._inside(own)
         if os.path.isdir(own):
             with os.scandir(own) as entries:
-                names = sorted(entry.name for entry in entries if _is_image(entry.name))
+                names = sorted(entry.name for entry in entries if is_image(entry.name))
             if not names:
                 raise ShadeFastError(f"target {own!r}: the folder holds no images ({', '.join(INPUT_SUFFIXES)})")
             if len(names) > most:
@@ -96,7 +96,3 @@ class Targets:
         real = os.path.realpath(path)
         check_below(real, self._roots, f"target {path!r}")
         return real
-
-
-def _is_image(name: str) -> bool:
-    return name.lower().endswith(INPUT_SUFFIXES)

@@ -11,15 +11,18 @@ from typing import Any
 import numpy as np
 
 from shade_fast.api.poisoner import Poisoner
-from shade_fast.archive.archive import fixed_plan, open_layout, target_roots
+from shade_fast.archive.archive import fixed_plan
+from shade_fast.archive.kinds import open_layout, target_roots
 from shade_fast.archive.layout import Layout
-from shade_fast.archive.manifest import Manifest, Row, totals
+from shade_fast.archive.manifest import Manifest
 from shade_fast.archive.names import from_text
 from shade_fast.archive.options import Source
 from shade_fast.archive.reading import Reader
 from shade_fast.archive.record import is_own, read_run, recorded_options, url_key
+from shade_fast.archive.row import Row
 from shade_fast.archive.storage import Storage, is_hidden
 from shade_fast.archive.targets import Targets
+from shade_fast.archive.totals import totals
 from shade_fast.codecs import Codecs
 from shade_fast.images import DecodedImage, Output
 from shade_fast.terms.errors import ShadeFastError
@@ -70,8 +73,8 @@ def verify_archive(
     Checked: the hashes of both, and of the target; that an output decodes, has the source's size and alpha, and an
     untouched place where that is fully transparent; that it holds the budget; linf, LPIPS and latent distances; that
     every image of the source has one row, and every shard is finished.
-    on_row: told each row with what is wrong with it. backend: what executes the networks, on the device that it takes;
-        None: the recorded one. poisoner: instead of one made by the recorded options, which name no encoder and no
+    on_row: given each row with what is wrong with it. backend: what executes the networks, on the device that it takes;
+        None: the recorded one. poisoner: instead of one of the recorded options, which name no encoder and no
         anchors that were given as objects.
     trust: whether the sources, targets and networks that the record names are opened, wherever they are; None: where
         this user's own run wrote it for this place. source: instead of the recorded one, as where that was a URL with
@@ -137,12 +140,12 @@ def read_pairs(
             for row, read, written in layout.pairs(manifest.rows(shard), storage):
                 if row.output is not None:
                     try:
-                        data, made = read(), written()
+                        data, output = read(), written()
                     except (OSError, KeyError, EOFError) as error:
                         raise ShadeFastError(
                             f"{row.key}: it, or its output {row.output}, cannot be read: {error}"
                         ) from error
-                    yield row, codecs.decode(data, row.key), codecs.decode(made, row.output)
+                    yield row, codecs.decode(data, row.key), codecs.decode(output, row.output)
 
 
 def trusted(out: Source, trust: bool | None) -> tuple[Storage, dict[str, Any]]:
@@ -170,14 +173,14 @@ class _Checker:
             return str(error) or type(error).__name__
 
     def _differences(self, row: Row, source: Callable[[], bytes], written: Callable[[], bytes]) -> Iterator[str]:
-        data, made = source(), written()
+        data, output = source(), written()
         for what, content, recorded in (
             ("source", data, row.source_sha256),
-            ("output", made, row.output_sha256),
+            ("output", output, row.output_sha256),
         ):
             if hashlib.sha256(content).hexdigest() != recorded:
                 yield f"its {what} has another sha256 than recorded"
-        clean, shown = self.codecs.decode(data, row.key), self.codecs.decode(made, row.output or row.key)
+        clean, shown = self.codecs.decode(data, row.key), self.codecs.decode(output, row.output or row.key)
         if clean.pixels.shape != shown.pixels.shape:
             yield f"its output has {shown.pixels.shape[1]}x{shown.pixels.shape[0]} pixels, its source others"
         if not shown.has_alpha_of(clean):
@@ -210,7 +213,7 @@ class _Checker:
 def _layout(
     storage: Storage, options: dict[str, Any], reader: Reader, source: Source | Sequence[Source] | None
 ) -> Layout:
-    """The source that an output was made from. source: instead of what the record names."""
+    """The source that an output comes from. source: instead of what the record names."""
     base = storage.root if storage.local else "."
     if source is None:
         for place in options["source"]:

@@ -13,8 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from shade_fast.archive import ArchiveReport, plan_archive, poison_archive
-from shade_fast.archive.options import RunOptions
+from shade_fast.archive import ArchiveReport, RunOptions, plan_archive, poison_archive
 from shade_fast.cli.arguments import add_options
 from shade_fast.cli.exits import EXIT_OK, exit_code
 from shade_fast.protect.options import Options

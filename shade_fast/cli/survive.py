@@ -5,8 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from shade_fast.archive import read_pairs
-from shade_fast.archive.manifest import finite
+from shade_fast.archive import finite, read_pairs
 from shade_fast.cli.arguments import add_source, add_trust, size
 from shade_fast.cli.exits import EXIT_OK
 from shade_fast.protect.survival import survival_of_pairs

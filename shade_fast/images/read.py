@@ -10,7 +10,7 @@ import os
 import stat
 import warnings
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -99,8 +99,9 @@ class DecodedImage:
 
 def is_image(name: str) -> bool:
     """Whether a file's name has an image's ending, and is not one of macOS's `._photo.jpg` files."""
-    path = PurePosixPath(name)
-    return path.suffix.lower() in INPUT_SUFFIXES and not path.name.startswith("._")
+    base = name.rpartition("/")[2]
+    stem, dot, ending = base.rpartition(".")
+    return f"{dot}{ending}".lower() in INPUT_SUFFIXES and stem.strip(".") != "" and not base.startswith("._")
 
 
 def name_of(image: object) -> str:

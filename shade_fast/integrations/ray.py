@@ -16,11 +16,16 @@ from typing import Any
 
 import torch
 
-from shade_fast.archive.archive import Archive, ArchiveReport
-from shade_fast.archive.manifest import Row
-from shade_fast.archive.options import RunOptions, Source
-from shade_fast.archive.progress import Reporter
-from shade_fast.archive.record import check_same, read_run
+from shade_fast.archive import (
+    Archive,
+    ArchiveReport,
+    Reporter,
+    Row,
+    RunOptions,
+    Source,
+    check_same,
+    read_run,
+)
 from shade_fast.protect.options import Options
 from shade_fast.terms.checks import at_least
 from shade_fast.terms.errors import ShadeFastError

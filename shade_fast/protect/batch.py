@@ -36,7 +36,7 @@ from shade_fast.perceptual import Perceptual, available, load_perceptual
 from shade_fast.protect.codec import codec, through_files, to_array, visible_pixels
 from shade_fast.protect.options import Options
 from shade_fast.protect.outcome import PoisonedImage, Protected, Status, Work, failed
-from shade_fast.protect.survival import TREATMENTS, shares
+from shade_fast.protect.survival import shares
 from shade_fast.protect.upload import Uploader
 from shade_fast.protect.warm_start import WarmStart
 from shade_fast.system.memory import free_bytes
@@ -44,6 +44,7 @@ from shade_fast.terms.budget import Budget
 from shade_fast.terms.errors import ShadeFastError, TransientError, reason
 from shade_fast.terms.limits import Limits
 from shade_fast.views import ViewPlan
+from shade_fast.views.treatments import TREATMENTS
 
 #: The memory of views of at most this many pixels is not checked: any machine that holds the networks has it.
 ORDINARY_PIXELS = 1 << 20

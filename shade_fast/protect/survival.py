@@ -1,18 +1,15 @@
-"""How much of the latent shift is left after what happens to files: real codecs and filters, by Pillow."""
+"""How much of the latent shift is left after what may happen to a file (`views.treatments`)."""
 
 from __future__ import annotations
 
-import io
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image, ImageFilter
 from torch import Tensor
 
 from shade_fast.encoders import Encoder, load_encoder
@@ -24,19 +21,7 @@ from shade_fast.runtime import exact_products
 from shade_fast.system.pulse import pulse
 from shade_fast.terms.errors import ShadeFastError
 from shade_fast.views import View
-from shade_fast.views.transforms import Map, crop_map
-
-#: What the clean image's and the perturbed image's noise is drawn from: the same for both.
-NOISE_SEED = 0
-CROP, NOISE, MEDIANS = 0.1, 0.03, 3
-
-
-@dataclass(frozen=True)
-class Treatment:
-    """What may happen to a file: uint8 [H, W, 3] to the same shape, and where it takes latents (None: nowhere)."""
-
-    apply: Callable[[UInt8Array], UInt8Array]
-    latent: Map | None = None
+from shade_fast.views.treatments import TREATMENTS, Treatment
 
 
 @dataclass(frozen=True)
@@ -62,8 +47,9 @@ class Survival:
         lines = [f"share of the latent shift left, encoder {self.encoder}, {len(self.names)} images"]
         lines.append(f"{'treatment':<{width}}    mean     least    most")
         for name, shares in self.shares.items():
-            found = [share for share in shares if math.isfinite(share)] or [math.nan]
-            lines.append(f"{name:<{width}}  {mean_share(shares):>6.1%}  {min(found):>8.1%}  {max(found):>6.1%}")
+            measured = [share for share in shares if math.isfinite(share)] or [math.nan]
+            least, most = min(measured), max(measured)
+            lines.append(f"{name:<{width}}  {mean_share(shares):>6.1%}  {least:>8.1%}  {most:>6.1%}")
         return "\n".join(lines)
 
     def plot(self, path: str | Path) -> Path:
@@ -135,14 +121,15 @@ def survival_of_pairs(
     loaded = run_by(backend, load_encoder(encoder))
     treatments = TREATMENTS if treatments is None else treatments
     names, rows = [], []
-    for one, other in pairs:
-        if one.pixels.shape != other.pixels.shape:
+    for clean, perturbed in pairs:
+        before, after = clean.pixels, perturbed.pixels
+        if before.shape != after.shape:
             raise ShadeFastError(
-                f"{other.name}: {other.pixels.shape[1]}x{other.pixels.shape[0]} pixels, but {one.name} has "
-                f"{one.pixels.shape[1]}x{one.pixels.shape[0]}; give the clean image that it was made from"
+                f"{perturbed.name}: {after.shape[1]}x{after.shape[0]} pixels, but {clean.name} has "
+                f"{before.shape[1]}x{before.shape[0]}; give the clean image that it was made from"
             )
-        names.append(other.name)
-        rows.append(shares([loaded], one.pixels, other.pixels, view=view, treatments=treatments, backend=backend))
+        names.append(perturbed.name)
+        rows.append(shares([loaded], before, after, view=view, treatments=treatments, backend=backend))
     if not rows:
         raise ShadeFastError("no images to measure; an archive has some once a shard is finished")
     return Survival(loaded.name, tuple(names), {name: tuple(row[name] for row in rows) for name in treatments})
@@ -178,60 +165,3 @@ def shares(
             each.append(float((shown * moved).sum() / (moved * moved).sum()))
         left[name] = fmean(each)
     return left
-
-
-def _encoded(**options: Any) -> Treatment:
-    def apply(pixels: UInt8Array) -> UInt8Array:
-        file = io.BytesIO()
-        Image.fromarray(pixels).save(file, **options)
-        return np.asarray(Image.open(file).convert("RGB"))
-
-    return Treatment(apply)
-
-
-def _resized(scale: float) -> Treatment:
-    def apply(pixels: UInt8Array) -> UInt8Array:
-        picture = Image.fromarray(pixels)
-        smaller = (max(1, round(scale * picture.width)), max(1, round(scale * picture.height)))
-        there = picture.resize(smaller, Image.Resampling.BICUBIC)
-        return np.asarray(there.resize(picture.size, Image.Resampling.BICUBIC))
-
-    return Treatment(apply)
-
-
-def _cropped(pixels: UInt8Array) -> UInt8Array:
-    picture = Image.fromarray(pixels)
-    across, down = (CROP / 2 * side for side in picture.size)
-    box = (across, down, picture.width - across, picture.height - down)
-    return np.asarray(picture.resize(picture.size, Image.Resampling.BICUBIC, box=box))
-
-
-def _noisy(pixels: UInt8Array) -> UInt8Array:
-    noise = np.random.default_rng(NOISE_SEED).normal(0, 255 * NOISE, pixels.shape)
-    return np.clip(np.rint(pixels + noise), 0, 255).astype(np.uint8)
-
-
-def _flipped(pixels: UInt8Array) -> UInt8Array:
-    return np.ascontiguousarray(pixels[:, ::-1])
-
-
-def _denoised(pixels: UInt8Array) -> UInt8Array:
-    picture = Image.fromarray(pixels)
-    for _ in range(MEDIANS):
-        picture = picture.filter(ImageFilter.MedianFilter(3))
-    return np.asarray(picture)
-
-
-#: What `survival` measures.
-TREATMENTS: dict[str, Treatment] = {
-    "JPEG 90": _encoded(format="JPEG", quality=90),
-    "JPEG 75": _encoded(format="JPEG", quality=75),
-    "JPEG 60": _encoded(format="JPEG", quality=60),
-    "WebP 80": _encoded(format="WEBP", quality=80),
-    "resize 75%": _resized(0.75),
-    "resize 50%": _resized(0.5),
-    "crop 10%": Treatment(_cropped, crop_map(CROP / 2, CROP / 2, 1 - CROP)),
-    "noise 0.03": Treatment(_noisy),
-    "flip": Treatment(_flipped, lambda latents: latents.flip(3)),
-    "denoise": Treatment(_denoised),
-}

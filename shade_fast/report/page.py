@@ -15,7 +15,8 @@ from string import Template
 
 import numpy
 
-from shade_fast.report.run import ImageRecord, Run, Totals, totals, within_linf, within_lpips
+from shade_fast.archive import STATUSES, Row
+from shade_fast.report.run import Run, label_of, seconds_of, within_linf, within_lpips
 from shade_fast.terms.text import printable
 
 PLOTTED_LINES = 150
@@ -45,7 +46,7 @@ class Card:
     """One image shown in pictures: `files` as written, `seen` as the model sees them (decoded latents)."""
 
     index: int
-    record: ImageRecord
+    row: Row
     files: tuple[Panel, ...]
     seen: tuple[Panel, ...]
 
@@ -53,25 +54,25 @@ class Card:
 def render_page(run: Run, cards: Sequence[Card], remark: str | None, *, trusted: bool = True) -> str:
     """The whole page. remark: a line for the reader about what the model sees, plain text. trusted: whether all that
     the record names was opened; the page says so where it was not."""
-    summary = totals(run)
     template = files("shade_fast.report").joinpath("report.html").read_text(encoding="utf-8")
     script = template.split("<script>")[1].split("</script>")[0]
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii")
-    body = [_totals(run, summary), _overview(run), _cards(run, summary, cards, remark), _table(run, summary, cards)]
+    body = [_totals(run), _overview(run), _cards(run, cards, remark), _table(run, cards)]
     return Template(template).substitute(
         script_hash=f"sha256-{digest}",
-        title=_escape(f"shade_fast report: {_short(run.target)}"),
-        head=_head(run, summary) + ("" if trusted else _UNTRUSTED),
+        title=_escape(f"shade_fast report: {_short(run.options.target)}"),
+        head=_head(run) + ("" if trusted else _UNTRUSTED),
         body="\n".join(body),
     )
 
 
-def _head(run: Run, summary: Totals) -> str:
-    done, count = summary.ok, summary.images
+def _head(run: Run) -> str:
+    budget = run.options.budget
+    done, count = run.totals.statuses["ok"], run.totals.images
     subject = f"{done} of {count} image{'' if count == 1 else 's'}" if count else "No images"
-    target = _escape(_short(run.target)) or "its target"
-    bounds = [f"pixel changes up to {_levels(run)}/255"] if run.budget_linf is not None else []
-    bounds += [f"LPIPS up to {run.budget_lpips:g}"] if run.budget_lpips is not None else []
+    target = _escape(_short(run.options.target)) or "its target"
+    bounds = [f"pixel changes up to {_levels(run)}/255"] if budget.linf is not None else []
+    bounds += [f"LPIPS up to {budget.lpips:g}"] if budget.lpips is not None else []
     within = f", inside {' and '.join(bounds)}" if bounds else ""
     return (
         f'<p class="kicker">shade_fast report</p>\n<h1>{subject} moved towards “{target}”</h1>\n'
@@ -80,27 +81,28 @@ def _head(run: Run, summary: Totals) -> str:
     )
 
 
-def _totals(run: Run, summary: Totals) -> str:
-    counts = {"ok": summary.ok, "below_target": summary.below_target, "failed": summary.failed}
+def _totals(run: Run) -> str:
+    totals, budget = run.totals, run.options.budget
+    counts = {status: totals.statuses[status] for status in STATUSES}
     words = ", ".join(
         f'<span class="{status} status">{count} {STATUS_WORDS[status]}</span>'
         for status, count in counts.items()
         if count
     )
     split = "".join(f'<i class="{status}" style="flex:{count}"></i>' for status, count in counts.items() if count)
-    linf = "–" if summary.largest_linf is None else f"{255 * summary.largest_linf:.4g}<small>/255</small>"
-    lpips = "–" if summary.largest_lpips is None else f"{summary.largest_lpips:.4f}"
-    linf_budget = None if run.budget_linf is None else f"{_levels(run)}/255"
-    lpips_budget = None if run.budget_lpips is None else f"{run.budget_lpips:g}"
+    linf = "–" if totals.largest_linf is None else f"{255 * totals.largest_linf:.4g}<small>/255</small>"
+    lpips = "–" if totals.largest_lpips is None else f"{totals.largest_lpips:.4f}"
+    linf_budget = None if budget.linf is None else f"{_levels(run)}/255"
+    lpips_budget = None if budget.lpips is None else f"{budget.lpips:g}"
     cells = [
-        ("Images", f"{summary.images}", f'<div class="split" aria-hidden="true">{split}</div>{words}'),
+        ("Images", f"{totals.images}", f'<div class="split" aria-hidden="true">{split}</div>{words}'),
         (
             "Distance to the anchor left, median",
-            _percent(summary.median_ratio),
-            f"mean {_percent(summary.mean_ratio)} of the start, in the latent space",
+            _percent(run.figures.median_ratio),
+            f"mean {_percent(totals.mean_ratio)} of the start, in the latent space",
         ),
-        ("Largest pixel change", linf, _against(linf_budget, summary.largest_linf, summary.holds_linf)),
-        ("Largest LPIPS", lpips, _against(lpips_budget, summary.largest_lpips, summary.holds_lpips)),
+        ("Largest pixel change", linf, _against(linf_budget, totals.largest_linf, run.holds_linf)),
+        ("Largest LPIPS", lpips, _against(lpips_budget, totals.largest_lpips, run.holds_lpips)),
     ]
     inside = "".join(
         f'<div><dt>{name}</dt><dd class="figure">{figure}</dd><dd class="note">{note}</dd></div>'
@@ -126,31 +128,34 @@ def _overview(run: Run) -> str:
 
 
 def _facts(run: Run) -> str:
+    options, last = run.options, run.last
     encoders = "<br>".join(
-        _escape(encoder.name)
+        _escape(encoder.title)
         + (f' <span class="soft">{_escape(encoder.sha256[:12])}</span>' if encoder.sha256 else "")
         + (
             f'<br><span class="soft">{encoder.channels} channels, 1/{encoder.factor} size</span>'
             if encoder.factor
             else ""
         )
-        for encoder in run.encoders
+        for encoder in options.encoder
     )
-    budget = [f"linf {_levels(run)}/255" if run.budget_linf is not None else "linf free"]
-    budget += [f"lpips {run.budget_lpips:g}" if run.budget_lpips is not None else "lpips free"]
-    speed = "" if run.images_per_second is None else f" ({run.images_per_second:.3g} images/s)"
-    versions = ", ".join(f"{name} {version}" for name, version in [("shade_fast", run.version), *run.versions.items()])
+    budget = [f"linf {_levels(run)}/255" if options.budget.linf is not None else "linf free"]
+    budget += [f"lpips {options.budget.lpips:g}" if options.budget.lpips is not None else "lpips free"]
+    speed = "" if last.images_per_second is None else f" ({last.images_per_second:.3g} images/s)"
+    versions = ", ".join(
+        f"{name} {version}" for name, version in [("shade_fast", options.version), *run.recorded.versions.items()]
+    )
     facts = {
-        "Target": _escape(_short(run.target)),
+        "Target": _escape(_short(options.target)),
         "Encoder": encoders,
-        "Perceptual": _escape(run.perceptual or "none"),
-        "Optimizer": _escape(run.optimizer) + (f", {run.steps} steps" if run.steps is not None else ""),
+        "Perceptual": _escape(options.perceptual.name or "none"),
+        "Optimizer": _escape(options.optimizer) + (f", {options.steps} steps" if options.steps is not None else ""),
         "Budget": ", ".join(budget),
-        "View": f"shorter side {run.view_size} px" if run.view_size else "the file's own size",
-        "Seed": "" if run.seed is None else str(run.seed),
-        "Backend": _escape(f"{run.backend} on {run.device}"),
-        "Time": "" if run.seconds is None else _duration(run.seconds) + speed,
-        "Date": _escape(_date(run.created)),
+        "View": f"shorter side {options.view.size} px" if options.view.size else "the file's own size",
+        "Seed": "" if options.seed is None else str(options.seed),
+        "Backend": _escape(f"{options.backend} on {options.device}"),
+        "Time": "" if last.seconds is None else _duration(last.seconds) + speed,
+        "Date": _escape(_date(run.recorded.created)),
         "Versions": _escape(versions),
     }
     return (
@@ -162,16 +167,17 @@ def _facts(run: Run) -> str:
 
 def _plot(run: Run) -> str:
     """Distance over steps as a share of each image's start: one thin line an image, the median bold."""
-    images = [run.images[place] for place in run.plotted if run.images[place].has_curve]
+    images = [run.images[place] for place in run.curves]
+    histories = list(run.curves.values())
     if not images:
         return '<p class="soft">No image has a history of more than one step.</p>'
-    length = max(len(image.history) for image in images)
+    length = max(map(len, histories))
     padded = numpy.empty((len(images), length))
     with numpy.errstate(over="ignore"):
-        for curve, image in zip(padded, images, strict=True):
-            steps = len(image.history)
+        for curve, history in zip(padded, histories, strict=True):
+            steps = len(history)
             # A damaged record may hold any figures; none above 3 is drawn.
-            curve[:steps] = numpy.clip(numpy.array(image.history) / image.history[0], 0, 1e6)
+            curve[:steps] = numpy.clip(numpy.array(history) / history[0], 0, 1e6)
             curve[steps:] = curve[steps - 1]
     median = numpy.median(padded, axis=0).tolist()
     bottom = max(math.floor(10 * float(padded.min()) - 1e-9) / 10, 0.0)
@@ -188,9 +194,9 @@ def _plot(run: Run) -> str:
     stride = math.ceil(len(images) / PLOTTED_LINES)
     shown = images[::stride]
     lines = "".join(
-        f'<path class="each {image.status}" d="{path(curve[: len(image.history)].tolist())}">'
-        f"<title>{_escape(image.label)}: {_percent(curve[-1])} left</title></path>"
-        for image, curve in zip(shown, padded[::stride], strict=True)
+        f'<path class="each {image.status}" d="{path(curve[: len(history)].tolist())}">'
+        f"<title>{_escape(label_of(image))}: {_percent(curve[-1])} left</title></path>"
+        for image, history, curve in zip(shown, histories[::stride], padded[::stride], strict=True)
     )
     rows = _ticks(bottom, top, 5)
     grid = "".join(
@@ -228,10 +234,10 @@ def _ticks(low: float, high: float, most: int) -> list[float]:
     return [round(step * place, 10) for place in range(first, last + 1)]
 
 
-def _cards(run: Run, summary: Totals, cards: Sequence[Card], remark: str | None) -> str:
+def _cards(run: Run, cards: Sequence[Card], remark: str | None) -> str:
     if not cards:
         return ""
-    shown = {status: sum(card.record.status == status for card in cards) for status in STATUS_WORDS}
+    shown = {status: sum(card.row.status == status for card in cards) for status in STATUS_WORDS}
     choices = [("all", "all", len(cards)), *((status, word, shown[status]) for status, word in STATUS_WORDS.items())]
     choices = [choice for choice in choices if choice[2]]
     filters = ""
@@ -243,11 +249,11 @@ def _cards(run: Run, summary: Totals, cards: Sequence[Card], remark: str | None)
         labels = "".join(f'<label for="show-{key}">{word} {count}</label>' for key, word, count in choices)
         filters = f'{inputs}<div class="filters">{labels}</div>'
     lines = ["Press and hold a picture to see its counterpart in its place; with the keyboard, hold space."]
-    if len(cards) < summary.images:
-        listed = "all" if len(run.listed) == summary.images else f"{len(run.listed):,} of them"
+    if len(cards) < run.totals.images:
+        listed = "all" if len(run.listed) == run.totals.images else f"{len(run.listed):,} of them"
         lines.insert(
             0,
-            f"{len(cards)} of {summary.images} images are shown: those that fell short first, the others evenly "
+            f"{len(cards)} of {run.totals.images} images are shown: those that fell short first, the others evenly "
             f"from the weakest to the strongest. The table below lists {listed}.",
         )
     hint = f'<p class="lead hint">{" ".join(lines)}</p>'
@@ -257,46 +263,46 @@ def _cards(run: Run, summary: Totals, cards: Sequence[Card], remark: str | None)
 
 
 def _card(run: Run, card: Card) -> str:
-    record, number = card.record, card.index + 1
+    row, number = card.row, card.index + 1
     opening = (
-        f'<article class="card {record.status}" id="image-{number}"><div class="side">'
-        f'<h3><a href="#row-{number}" aria-label="Row {number} of the table">{number}</a>{_label(record)}</h3>'
-        f'<p class="status">{STATUS_WORDS[record.status]}</p>'
+        f'<article class="card {row.status}" id="image-{number}"><div class="side">'
+        f'<h3><a href="#row-{number}" aria-label="Row {number} of the table">{number}</a>{_label(row)}</h3>'
+        f'<p class="status">{STATUS_WORDS[row.status]}</p>'
     )
-    if record.status == "failed":
-        reason = f'<p class="reason">{_escape(record.error or "No reason was recorded.")}</p>'
+    if row.status == "failed":
+        reason = f'<p class="reason">{_escape(row.error or "No reason was recorded.")}</p>'
         return f'{opening}</div><div class="row">{"".join(map(_panel, card.files))}{reason}</div></article>'
-    reason = f'<p class="reason">{_escape(record.error)}</p>' if record.error else ""
+    reason = f'<p class="reason">{_escape(row.error)}</p>' if row.error else ""
     rows = f'<div class="row">{"".join(map(_panel, card.files))}</div>'
     if card.seen:
         rows += "<h4>What the model sees</h4>" + f'<div class="row">{"".join(map(_panel, card.seen))}</div>'
-    return f"{opening}{_left(record)}{_measures(run, record)}{reason}</div><div>{rows}</div></article>"
+    return f"{opening}{_left(row)}{_measures(run, row)}{reason}</div><div>{rows}</div></article>"
 
 
-def _left(record: ImageRecord) -> str:
-    if record.ratio is None:
+def _left(row: Row) -> str:
+    if row.ratio is None:
         return '<p class="left">–<small>distance not measured</small></p>'
     return (
-        f'<p class="left">{_percent(record.ratio)}<small>of the distance left: {_distances(record)}'
-        f"{_bar(record.ratio)}</small></p>"
+        f'<p class="left">{_percent(row.ratio)}<small>of the distance left: {_distances(row)}'
+        f"{_bar(row.ratio)}</small></p>"
     )
 
 
-def _measures(run: Run, record: ImageRecord) -> str:
+def _measures(run: Run, row: Row) -> str:
     linf, lpips = "–", "–"
-    if record.linf is not None:
-        linf = f"{255 * record.linf:.4g}/255" + ("" if within_linf(record.linf, run.budget_linf) else _exceeded())
-    if record.lpips is not None:
-        lpips = f"{record.lpips:.4f}" + ("" if within_lpips(record.lpips, run.budget_lpips) else _exceeded())
+    if row.linf is not None:
+        linf = f"{255 * row.linf:.4g}/255" + ("" if within_linf(row.linf, run.options.budget.linf) else _exceeded())
+    if row.lpips is not None:
+        lpips = f"{row.lpips:.4f}" + ("" if within_lpips(row.lpips, run.options.budget.lpips) else _exceeded())
     measures = {
         "linf": linf,
         "lpips": lpips,
-        "steps": str(record.steps),
-        "time": "–" if record.seconds is None else _duration(record.seconds),
-        "size": _size(record),
+        "steps": str(row.steps),
+        "time": _time(row),
+        "size": _size(row),
     }
-    if record.target and record.target != run.target:
-        measures["target"] = _escape(_short(record.target))
+    if row.target and row.target != run.options.target:
+        measures["target"] = _escape(_short(row.target))
     inside = "".join(f"<dt>{name}</dt><dd>{value}</dd>" for name, value in measures.items())
     return f'<dl class="measures">{inside}</dl>'
 
@@ -318,7 +324,7 @@ def _panel(panel: Panel) -> str:
     return f'<figure class="panel">{picture}{caption}</figure>'
 
 
-def _table(run: Run, summary: Totals, cards: Sequence[Card]) -> str:
+def _table(run: Run, cards: Sequence[Card]) -> str:
     if not run.listed:
         return ""
     shown = {card.index for card in cards}
@@ -327,15 +333,15 @@ def _table(run: Run, summary: Totals, cards: Sequence[Card]) -> str:
     words |= {"distance": "", "left": "", "": "", "steps": "", "time": ""}
     heads = "".join(f'<th scope="col" class="{kind}">{word}</th>' for word, kind in words.items())
     title, note = "All images", ""
-    if len(run.listed) < summary.images:
-        title, short = "Images", summary.below_target + summary.failed
+    if len(run.listed) < run.totals.images:
+        title, short = "Images", run.totals.statuses["below_target"] + run.totals.statuses["failed"]
         fell = sum(run.images[index].status != "ok" for index in run.listed)
         which = f"and {fell:,} of the {short:,} that failed or fell short"
         if fell == short:
             which = f"all {short:,} that failed or fell short, and others taken evenly over the archive"
         note = (
-            f'<p class="lead">{len(run.listed):,} of {summary.images:,} images are listed: those in pictures, {which}; '
-            "the manifest has all.</p>"
+            f'<p class="lead">{len(run.listed):,} of {run.totals.images:,} images are listed: those in pictures, '
+            f"{which}; the manifest has all.</p>"
         )
     return (
         f'<section><h2>{title}</h2>{note}<div class="scroll" tabindex="0" role="region" '
@@ -344,39 +350,39 @@ def _table(run: Run, summary: Totals, cards: Sequence[Card]) -> str:
     )
 
 
-def _row(index: int, record: ImageRecord, shown: bool) -> str:
+def _row(index: int, row: Row, shown: bool) -> str:
     number = str(index + 1)
     link = f'<a href="#image-{number}">{number}</a>' if shown else number
-    error = f"<small>{_escape(record.error)}</small>" if record.error else ""
+    error = f"<small>{_escape(row.error)}</small>" if row.error else ""
     cells = [
-        _size(record),
-        "–" if record.linf is None else f"{255 * record.linf:.4g}",
-        "–" if record.lpips is None else f"{record.lpips:.4f}",
-        _distances(record),
-        _percent(record.ratio),
-        "" if record.ratio is None else _bar(record.ratio),
-        str(record.steps),
-        "–" if record.seconds is None else _duration(record.seconds),
+        _size(row),
+        "–" if row.linf is None else f"{255 * row.linf:.4g}",
+        "–" if row.lpips is None else f"{row.lpips:.4f}",
+        _distances(row),
+        _percent(row.ratio),
+        "" if row.ratio is None else _bar(row.ratio),
+        str(row.steps),
+        _time(row),
     ]
     return (
-        f'<tr class="{record.status}" id="row-{number}"><td>{link}</td>'
-        f'<td class="word">{_label(record)}{error}</td><td class="word status">{STATUS_WORDS[record.status]}</td>'
+        f'<tr class="{row.status}" id="row-{number}"><td>{link}</td>'
+        f'<td class="word">{_label(row)}{error}</td><td class="word status">{STATUS_WORDS[row.status]}</td>'
         + "".join(f"<td>{cell}</td>" for cell in cells)
         + "</tr>"
     )
 
 
-def _distances(record: ImageRecord) -> str:
+def _distances(row: Row) -> str:
     before, after = (
         "–" if distance is None else f"{distance:.1f}" if distance >= 10 else f"{distance:.3g}"
-        for distance in (record.distance_before, record.distance_after)
+        for distance in (row.distance_before, row.distance_after)
     )
     return "–" if before == after == "–" else f"{before} → {after}"
 
 
-def _label(record: ImageRecord) -> str:
+def _label(row: Row) -> str:
     """The image's name, escaped, with places where a line may break."""
-    return _escape(record.label).replace("_", "_<wbr>").replace("/", "/<wbr>")
+    return _escape(label_of(row)).replace("_", "_<wbr>").replace("/", "/<wbr>")
 
 
 def _bar(ratio: float) -> str:
@@ -388,11 +394,16 @@ def _percent(ratio: float | None) -> str:
 
 
 def _levels(run: Run) -> int:
-    return math.floor(255 * (run.budget_linf or 0) + 1e-6)
+    return math.floor(255 * (run.options.budget.linf or 0) + 1e-6)
 
 
-def _size(record: ImageRecord) -> str:
-    return f"{record.width}×{record.height}" if record.width and record.height else "–"
+def _size(row: Row) -> str:
+    return f"{row.width}×{row.height}" if row.width and row.height else "–"
+
+
+def _time(row: Row) -> str:
+    seconds = seconds_of(row)
+    return "–" if seconds is None else _duration(seconds)
 
 
 def _duration(seconds: float) -> str:

@@ -13,12 +13,11 @@ import numpy
 import torch
 from PIL import Image
 
-from shade_fast.archive import Storage
-from shade_fast.archive.record import is_own, named_roots
+from shade_fast.archive import RecordedEncoder, Row, Storage, from_text, is_own, named_roots
 from shade_fast.codecs import Codecs
 from shade_fast.images import UInt8Array, read_file
 from shade_fast.report.page import Card, Panel, render_page
-from shade_fast.report.run import EncoderRecord, ImageRecord, Run, read_run
+from shade_fast.report.run import Run, label_of, read_run
 from shade_fast.system.files import write_whole
 from shade_fast.terms.errors import ShadeFastError
 from shade_fast.terms.limits import Limits
@@ -86,27 +85,28 @@ class _Painter:
         self.anchors: dict[str, Panel] = {}
 
     def card(self, index: int) -> Card:
-        record = self.run.images[index]
-        clean, clean_problem = self._read(record.source, "clean")
-        perturbed, perturbed_problem = self._read(record.output, "perturbed")
-        name = record.label
+        row = self.run.images[index]
+        clean, clean_problem = self._read(from_text(row.source), "clean")
+        perturbed, perturbed_problem = self._read(None if row.output is None else from_text(row.output), "perturbed")
+        name = label_of(row)
         panels = [
             self._panel("clean", f"Clean picture {name}", clean, clean_problem),
             self._panel("perturbed", f"Perturbed picture {name}", perturbed, perturbed_problem),
         ]
-        if record.status == "failed":
-            return Card(index, record, tuple(panels[:1]) if clean is not None else (), ())
-        panels.append(self._difference(record, clean, perturbed))
+        if row.status == "failed":
+            return Card(index, row, tuple(panels[:1]) if clean is not None else (), ())
+        panels.append(self._difference(row, clean, perturbed))
         if self.decoder is None:
-            return Card(index, record, tuple(panels), ())
+            return Card(index, row, tuple(panels), ())
         seen = (
             self._decoded("clean, decoded", f"{name}, clean, as the model sees it", clean),
             self._decoded("perturbed, decoded", f"{name}, perturbed, as the model sees it", perturbed),
-            self._anchor(record),
+            self._anchor(row),
         )
-        return Card(index, record, tuple(panels), seen)
+        return Card(index, row, tuple(panels), seen)
 
     def _read(self, file: str | None, role: str) -> tuple[UInt8Array | None, str]:
+        """The pixels of a file, or None and why there are none."""
         if file is None:
             return None, f"No {role} file was written."
         path = self.run.directory / file
@@ -130,9 +130,9 @@ class _Painter:
         height, width = pixels.shape[:2]
         return Panel(title, alt, inline_picture(pixels, self.largest), "", width, height)
 
-    def _difference(self, record: ImageRecord, clean: UInt8Array | None, perturbed: UInt8Array | None) -> Panel:
-        factor = self._amplification(record)
-        title, alt = f"difference ×{factor}", f"Difference of {record.label}, amplified {factor} times around mid-grey"
+    def _difference(self, row: Row, clean: UInt8Array | None, perturbed: UInt8Array | None) -> Panel:
+        factor = self._amplification(row)
+        title, alt = f"difference ×{factor}", f"Difference of {label_of(row)}, amplified {factor} times around mid-grey"
         if clean is None or perturbed is None:
             return Panel(title, alt, None, "Needs both pictures.")
         if clean.shape != perturbed.shape:
@@ -142,27 +142,29 @@ class _Painter:
         amplified = numpy.clip(change * factor + 128, 0, 255).astype(numpy.uint8)
         return self._panel(title, alt, amplified, "")
 
-    def _amplification(self, record: ImageRecord) -> int:
-        linf = self.run.budget_linf or record.linf or 16 / 255
+    def _amplification(self, row: Row) -> int:
+        linf = self.run.options.budget.linf or row.linf or 16 / 255
         return min(max(round(127 / max(255 * linf, 1)), 1), 32)
 
     def _decoded(self, title: str, alt: str, pixels: UInt8Array | None) -> Panel:
         if self.decoder is None or pixels is None:
             return Panel(title, alt, None, "Needs the picture above.")
         try:
-            return self._panel(title, alt, decode_view(self.decoder, pixels, self.run.view_size), "")
+            return self._panel(title, alt, decode_view(self.decoder, pixels, self.run.options.view.size), "")
         except (ShadeFastError, RuntimeError) as problem:
             return Panel(title, alt, None, f"Could not be decoded: {problem}")
 
-    def _anchor(self, record: ImageRecord) -> Panel:
-        title, alt = "anchor, decoded", f"Anchor of {record.target}, as the model sees it"
-        if record.anchor is None:
+    def _anchor(self, row: Row) -> Panel:
+        title, alt = "anchor, decoded", f"Anchor of {row.target or ''}, as the model sees it"
+        if not row.anchor:
             return Panel(title, alt, None, "The anchor was no file, or none was recorded.")
-        if record.anchor not in self.anchors:
-            pixels, problem = self._read(record.anchor, "anchor")
+        if row.anchor not in self.anchors:
+            # A relative path is of the folder that the run was begun in, which this one may be.
+            file = os.path.relpath(from_text(row.anchor), self.run.directory)
+            pixels, problem = self._read(file, "anchor")
             panel = self._decoded(title, alt, pixels) if pixels is not None else Panel(title, alt, None, problem)
-            self.anchors[record.anchor] = panel
-        return self.anchors[record.anchor]
+            self.anchors[row.anchor] = panel
+        return self.anchors[row.anchor]
 
 
 def inline_picture(pixels: UInt8Array, largest: int) -> str:
@@ -201,34 +203,35 @@ def _decoder(run: Run, encoder: Encoder | None, trusted: bool) -> tuple[Encoder 
     if encoder is not None:
         if not encoder.has_decoder:
             return None, f"The encoder {encoder.name} has no decoder, so what the model sees is left out."
-        known = {record.sha256 for record in run.encoders}
+        known = {recorded.sha256 for recorded in run.options.encoder}
         if encoder.sha256 in known or None in known or encoder.sha256 is None:
             return encoder, None
         return encoder, f"Decoded with {encoder.name}, whose weights are not those that the run used."
     remark = "The run names no encoder, so what the model sees is left out."
-    encoders = run.encoders
+    encoders = run.options.encoder
     if not trusted and encoders:
-        name = encoders[0].name
+        name = encoders[0].title
         remark = f"The encoder {name} is loaded with --trust-record only, so what the model sees is left out."
-        encoders = tuple(record for record in encoders if record.spec == "embedded")[:1]
-    for record in encoders:
-        loaded, remark = _load(record)
+        encoders = tuple(recorded for recorded in encoders if recorded.spec == "embedded")[:1]
+    for recorded in encoders:
+        loaded, remark = _load(recorded)
         if loaded is not None:
-            return loaded, f"Decoded with {record.name}, one of the run's encoders." if len(run.encoders) > 1 else None
+            several = len(run.options.encoder) > 1
+            return loaded, f"Decoded with {recorded.title}, one of the run's encoders." if several else None
     return None, remark
 
 
-def _load(record: EncoderRecord) -> tuple[Encoder | None, str]:
+def _load(recorded: RecordedEncoder) -> tuple[Encoder | None, str]:
     left_out = "so what the model sees is left out."
     try:
         from shade_fast.encoders import load_encoder
         from shade_fast.encoders.hub import never_asked
 
-        encoder = load_encoder(never_asked(record.spec))
+        encoder = load_encoder(never_asked(recorded.spec))
     except (ShadeFastError, ImportError, OSError, RuntimeError) as problem:
-        return None, f"The run's encoder {record.name} could not be loaded ({problem}), {left_out}"
+        return None, f"The run's encoder {recorded.title} could not be loaded ({problem}), {left_out}"
     if not encoder.has_decoder:
-        return None, f"The run's encoder {record.name} has no decoder, {left_out}"
-    if record.sha256 and encoder.sha256 and record.sha256 != encoder.sha256:
-        return None, f"The weights of {record.name} on this machine are not those that the run used, {left_out}"
+        return None, f"The run's encoder {recorded.title} has no decoder, {left_out}"
+    if recorded.sha256 and encoder.sha256 and recorded.sha256 != encoder.sha256:
+        return None, f"The weights of {recorded.title} on this machine are not those that the run used, {left_out}"
     return encoder, ""

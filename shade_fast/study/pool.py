@@ -20,8 +20,7 @@ from typing import Any, TypeVar
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from shade_fast.archive.tables import BYTES_COLUMNS, PATH_COLUMNS
-from shade_fast.archive.tars import expand
+from shade_fast.archive import BYTES_COLUMNS, PATH_COLUMNS, expand
 from shade_fast.images import INPUT_SUFFIXES
 from shade_fast.terms.errors import ShadeFastError, reason
 from shade_fast.terms.limits import Limits

@@ -22,6 +22,8 @@ FILTERS: dict[str, tuple[Callable[[NDArray[Any]], NDArray[Any]], float]] = {
     "bicubic": (lambda x: _cubic(np.abs(x)), 2.0),
     "lanczos": (lambda x: np.where(np.abs(x) < 3, np.sinc(x) * np.sinc(x / 3), 0), 3.0),
 }
+#: The most that is cut off each side, and the largest deviation of noise, in [0, 1] units; `treatments` take these.
+CROP, NOISE = 0.1, 0.03
 #: Scales and widths are drawn from this many equal parts of their range, so that their matrices can be cached.
 PARTS = 8
 
@@ -83,7 +85,7 @@ class Blur:
 class Crop:
     """Cut off up to `largest` of each side, at a place drawn, and enlarge back; latents go the same way."""
 
-    largest: float = 0.1
+    largest: float = CROP
 
     def __post_init__(self) -> None:
         _in_range("Crop", "largest", self.largest, 0.01, 0.5)
@@ -109,7 +111,7 @@ class Flip:
 class Noise:
     """Gaussian noise with a standard deviation of up to `largest`, in [0, 1] units."""
 
-    largest: float = 0.03
+    largest: float = NOISE
 
     def __post_init__(self) -> None:
         _in_range("Noise", "largest", self.largest, 0.001, 1)

@@ -49,9 +49,9 @@ def finish(process: subprocess.Popen[str], seconds: float = 120) -> tuple[int, s
 
 
 def wait_for_images(process: subprocess.Popen[str], path: Path, count: int) -> None:
-    """Until a run's events tell of so many images. Raises AssertionError where it ends before."""
+    """Until a run's events hold so many images. Raises AssertionError where it ends before."""
     while process.poll() is None:
         if path.exists() and path.read_text().count('"event": "image"') >= count:
             return
         time.sleep(0.01)
-    raise AssertionError(f"ended before it told of {count} images: {process.communicate()}")
+    raise AssertionError(f"ended before {count} images: {process.communicate()}")

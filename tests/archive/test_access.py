@@ -69,11 +69,11 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
 @pytest.fixture
 def server() -> Iterator[Server]:
-    made = Server()
-    threading.Thread(target=made.serve_forever, daemon=True).start()
-    yield made
-    made.shutdown()
-    made.server_close()
+    server = Server()
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield server
+    server.shutdown()
+    server.server_close()
 
 
 @pytest.fixture
@@ -111,13 +111,13 @@ def test_no_protocol_but_those_allowed(rows: Rows, server: Server, many: Path, t
         "s3://bucket/a.png",
         "github://owner:repo@main/a.png",
     ]
-    made = rows(*named)
-    assert [row.status for row in made] == ["failed"] * len(named)
+    results = rows(*named)
+    assert [row.status for row in results] == ["failed"] * len(named)
     assert server.seen == []
     home = os.environ["HOME"]
     record = b"".join(path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file())
     assert f"/{home}".encode() not in record
-    errors = [str(row.error) for row in made]
+    errors = [str(row.error) for row in results]
     assert "a chain of URLs" in errors[0]
     assert "Protocol not known to rows" in errors[2]
     assert "--allow-paths DIR" in errors[6]
@@ -139,8 +139,8 @@ def test_paths_below_stated_roots(rows: Rows, many: Path, tmp_path: Path, engine
         "../others/a.png",
         f"{many}/../others/a.png",
     ]
-    made = rows(*named, access=Access(paths=(str(many),)))
-    assert [row.status for row in made] == ["ok", "ok", "ok", "ok", "failed", "failed"]
+    results = rows(*named, access=Access(paths=(str(many),)))
+    assert [row.status for row in results] == ["ok", "ok", "ok", "ok", "failed", "failed"]
     assert verify_archive(tmp_path / "out", poisoner=Poisoner(**engine)) == []
     alone = rows(*named, out=tmp_path / "alone")
     assert [row.status for row in alone] == ["ok", *["failed"] * 5]
@@ -158,12 +158,12 @@ def test_dots_behind_a_link_lead_where_they_really_do(rows: Rows, many: Path, tm
 
 def test_long_texts_take_no_time(rows: Rows, tmp_path: Path) -> None:
     started = time.monotonic()
-    made = rows(
+    results = rows(
         "a" * 900_000 + " ://", ("a" * 50 + ".") * 10_000 + "://x", "a/" * 400_000, "http://" + "x" * 64 + ".com/a.png"
     )
-    assert [row.status for row in made] == ["failed"] * 4
+    assert [row.status for row in results] == ["failed"] * 4
     assert time.monotonic() - started < 10
-    assert "a path of 900004 characters" in str(made[0].error)
+    assert "a path of 900004 characters" in str(results[0].error)
 
 
 def test_http_within_what_is_allowed(rows: Rows, server: Server, many: Path, tmp_path: Path) -> None:
@@ -181,14 +181,14 @@ def test_http_within_what_is_allowed(rows: Rows, server: Server, many: Path, tmp
     assert [row.status for row in refused] == ["failed"] * len(paths)
     assert all("--allow-private" in str(row.error) for row in refused)
     assert server.seen == []
-    made = rows(
+    results = rows(
         *named, out=tmp_path / "private", access=Access(protocols=("http",), private_hosts=True, timeout=2, retries=0)
     )
-    assert [row.status for row in made] == ["ok", "ok", "failed", "failed", "failed", "failed", "ok", "failed"]
-    assert "https is not allowed for rows" in str(made[5].error)
-    assert "404" in str(made[7].error)
-    assert not made[7].transient
-    assert made[0].output == f"127.0.0.1:{server.server_port}/a.png"
+    assert [row.status for row in results] == ["ok", "ok", "failed", "failed", "failed", "failed", "ok", "failed"]
+    assert "https is not allowed for rows" in str(results[5].error)
+    assert "404" in str(results[7].error)
+    assert not results[7].transient
+    assert results[0].output == f"127.0.0.1:{server.server_port}/a.png"
 
 
 def test_a_redirect_from_an_allowed_place_to_a_private_one(server: Server) -> None:
@@ -213,8 +213,8 @@ def test_a_table_and_its_rows_in_one_store(run: Run, server: Server, many: Path,
     )
     server.gives("/data/a.png", (many / "00.png").read_bytes())
     pytest.importorskip("aiohttp", reason="tables behind https need fsspec's http: pip install aiohttp")
-    made = list(run(server.url + "/tables/u.csv", tmp_path / "web").rows())
-    assert [row.status for row in made] == ["ok", "ok", "failed"]
+    results = list(run(server.url + "/tables/u.csv", tmp_path / "web").rows())
+    assert [row.status for row in results] == ["ok", "ok", "failed"]
 
 
 def test_bodies_that_are_too_large_or_too_slow(rows: Rows, server: Server) -> None:
@@ -232,13 +232,13 @@ def test_bodies_that_are_too_large_or_too_slow(rows: Rows, server: Server) -> No
     access = Access(protocols=("http",), private_hosts=True, retries=0)
     started = time.monotonic()
     limits = Limits(image_bytes=1 << 20, read_seconds=2)
-    made = rows(*(server.url + path for path in ("/large", "/unknown", "/drip")), access=access, limits=limits)
+    results = rows(*(server.url + path for path in ("/large", "/unknown", "/drip")), access=access, limits=limits)
     assert time.monotonic() - started < 20
-    assert [row.status for row in made] == ["failed"] * 3
-    assert "3145728 bytes; at most 1048576" in str(made[0].error)
-    assert "over 1048576 bytes" in str(made[1].error)
-    assert "took" in str(made[2].error)
-    assert [row.transient for row in made] == [False, False, True]
+    assert [row.status for row in results] == ["failed"] * 3
+    assert "3145728 bytes; at most 1048576" in str(results[0].error)
+    assert "over 1048576 bytes" in str(results[1].error)
+    assert "took" in str(results[2].error)
+    assert [row.transient for row in results] == [False, False, True]
 
 
 def test_a_passing_error_is_tried_again(rows: Rows, run: Run, server: Server, many: Path, tmp_path: Path) -> None:
@@ -255,10 +255,10 @@ def test_a_passing_error_is_tried_again(rows: Rows, run: Run, server: Server, ma
     server.answers["/busy"] = busy
     access = Access(protocols=("http",), private_hosts=True, retries=1)
     named = [server.url + "/busy", server.url + "/busy-for-ever", server.url + "/gone"]
-    made = rows(*named, access=access)
-    assert [(row.status, row.transient) for row in made] == [("ok", False), ("failed", True), ("failed", False)]
-    assert "503" in str(made[1].error)
-    assert "tried 2 times" in str(made[1].error)
+    results = rows(*named, access=access)
+    assert [(row.status, row.transient) for row in results] == [("ok", False), ("failed", True), ("failed", False)]
+    assert "503" in str(results[1].error)
+    assert "tried 2 times" in str(results[1].error)
     server.gives("/busy-for-ever", (many / "01.png").read_bytes())
     table = tmp_path / "tables/t.jsonl"
     assert run(table, access=access).new == 0
@@ -313,9 +313,9 @@ def test_urls_that_differ_in_their_secrets_are_known_again(
         server.gives(f"/{name}.png", (many / "00.png").read_bytes())
     access = Access(protocols=("http",), private_hosts=True)
     named = [f"{server.url}/a.png?sig=1", f"{server.url}/a.png?sig=2", f"{server.url}/b.png?sig=1"]
-    made = rows(*named, access=access)
-    assert [row.status for row in made] == ["ok", "failed", "ok"]
-    assert len({row.source for row in made}) == 3
+    results = rows(*named, access=access)
+    assert [row.status for row in results] == ["ok", "failed", "ok"]
+    assert len({row.source for row in results}) == 3
     assert run(tmp_path / "tables/t.jsonl", access=access).new == 0
 
 
@@ -346,8 +346,8 @@ def test_names_that_are_no_outputs(run: Run, many: Path, tmp_path: Path) -> None
     table = many / "t.jsonl"
     table.write_text("".join(json.dumps({"path": path}) + "\n" for path in [*named, "00.png"]))
     for mode in ("resume", "overwrite"):
-        made = list(run(table, mode=mode).rows())
-        assert [row.status for row in made] == ["failed"] * len(named) + ["ok"]
+        results = list(run(table, mode=mode).rows())
+        assert [row.status for row in results] == ["failed"] * len(named) + ["ok"]
         assert set(images(tmp_path / "out")) == {"00.png", "t.jsonl"}
 
 
@@ -368,9 +368,9 @@ def test_overwriting_removes_one_file_at_a_time(where: str, run: Run, many: Path
     store.pipe(f"{base}/01.png", b"mine")
     (many / "deep.png").mkdir()
     table.write_text("path\n.\n/\ndeep\n01.png\n00.png\n")
-    made = list(run(table, out, mode="overwrite").rows())
-    assert [row.status for row in made] == ["failed", "failed", "failed", "failed", "ok"]
-    assert "exists and no run's record names it; move it away" in str(made[3].error)
+    results = list(run(table, out, mode="overwrite").rows())
+    assert [row.status for row in results] == ["failed", "failed", "failed", "failed", "ok"]
+    assert "exists and no run's record names it; move it away" in str(results[3].error)
     for name in ("deep/mine.txt", "mine.txt", "01.png"):
         assert store.cat(f"{base}/{name}") == b"mine"
     assert store.exists(f"{base}/deep/a.png")
@@ -379,9 +379,9 @@ def test_overwriting_removes_one_file_at_a_time(where: str, run: Run, many: Path
 def test_a_folder_in_an_images_place_stays_behind_urls_too(run: Run, many: Path) -> None:
     store = fsspec.filesystem("memory")
     store.pipe("/walls/out/00.png/inside.txt", b"mine")
-    made = {row.key: row for row in run(many, "memory://walls/out", mode="overwrite", limit=2).rows()}
-    assert "is a folder; give another output" in str(made["00.png"].error)
-    assert made["01.png"].status == "ok"
+    results = {row.key: row for row in run(many, "memory://walls/out", mode="overwrite", limit=2).rows()}
+    assert "is a folder; give another output" in str(results["00.png"].error)
+    assert results["01.png"].status == "ok"
     assert store.cat("/walls/out/00.png/inside.txt") == b"mine"
 
 
@@ -405,9 +405,9 @@ def test_targets_of_rows_are_read_as_images_are(run: Run, many: Path, tmp_path: 
     lines = [json.dumps({"path": f"{place:02}.png", "target": str(target)}) for place, target in enumerate(targets)]
     (many / "t.jsonl").write_text("\n".join(lines))
     started = time.monotonic()
-    made = list(run(many / "t.jsonl", limits=Limits(target_images=4, image_bytes=1 << 20)).rows())
+    results = list(run(many / "t.jsonl", limits=Limits(target_images=4, image_bytes=1 << 20)).rows())
     assert time.monotonic() - started < 30
-    assert [row.status for row in made] == ["failed"] * 5 + ["ok"]
+    assert [row.status for row in results] == ["failed"] * 5 + ["ok"]
     words = [
         "outside the table's folder",
         "not a file",
@@ -415,7 +415,7 @@ def test_targets_of_rows_are_read_as_images_are(run: Run, many: Path, tmp_path: 
         "outside the table's",
         "at most 1048576",
     ]
-    for row, word in zip(made, words, strict=False):
+    for row, word in zip(results, words, strict=False):
         assert word in str(row.error)
 
 

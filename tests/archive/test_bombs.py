@@ -23,8 +23,8 @@ import pytest
 
 from shade_fast import ShadeFastError
 from shade_fast.archive.layout import Layout, Shard
-from shade_fast.archive.manifest import Row
 from shade_fast.archive.reading import Reader
+from shade_fast.archive.row import Row
 from shade_fast.archive.storage import Storage
 from shade_fast.archive.tables import Tables
 from shade_fast.archive.tars import Tars

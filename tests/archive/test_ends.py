@@ -25,7 +25,7 @@ from PIL import Image
 from shade_fast import Limits
 from shade_fast.api.poisoner import Poisoner
 from shade_fast.archive import Manifest, Storage
-from shade_fast.archive.flow import Room
+from shade_fast.archive.bound import MemoryBound
 from shade_fast.archive.storage import ArchiveStoppedError
 from tests.archive.outputs import Command, Run, finish, images, wait_for_images
 from tests.codecs.hostile import jpeg
@@ -280,18 +280,18 @@ def test_waiting_images_are_bounded(run: Run, tmp_path: Path, draw: Any) -> None
     assert (report.ok, report.duplicates) == (30, 27)
 
 
-def test_room_is_made_as_objects_go() -> None:
+def test_memory_is_free_again_as_objects_go() -> None:
     class Held:
         pass
 
-    room, stop, held = Room(10), threading.Event(), [Held(), Held()]
+    bound, stop, held = MemoryBound(10), threading.Event(), [Held(), Held()]
     for holder in held:
-        room.hold(holder, 8)
-    waiting = threading.Thread(target=room.wait, args=(stop,))
+        bound.hold(holder, 8)
+    waiting = threading.Thread(target=bound.wait, args=(stop,))
     waiting.start()
     waiting.join(0.3)
     assert waiting.is_alive()
-    assert room.is_full
+    assert bound.is_full
     held.pop()
     del holder
     waiting.join(2)

@@ -141,7 +141,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 def test_a_disk_that_fills_up(start: Start, whole: dict[str, bytes], small_disk: Path) -> None:
     code, _, errors = finish(start(out="disk/out"))
     assert code == 2
-    assert "No space left on device; make room or mend the disk, and run this again" in errors
+    assert "No space left on device; make room or fix the disk, and run this again" in errors
     part = images(small_disk / "out")
     assert part.items() <= whole.items()
     assert len(part) < 12
@@ -199,10 +199,10 @@ def test_out_of_memory_is_one_failed_image(tmp_path: Path, many: Path) -> None:
         print([row.error for row in report.rows() if row.status == "failed"])
     """)
     environment = os.environ | {"OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "2"}
-    made = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, env=environment)
-    assert made.returncode == 0, made.stderr
-    assert "13 images: 12 ok, 0 below target, 1 failed" in made.stdout
-    assert "05-large.jpg" in made.stdout
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, env=environment)
+    assert ended.returncode == 0, ended.stderr
+    assert "13 images: 12 ok, 0 below target, 1 failed" in ended.stdout
+    assert "05-large.jpg" in ended.stdout
     assert resource.RLIMIT_AS  # the limit was set in the other process alone
 
 

@@ -73,7 +73,9 @@ def test_settings_of_files_are_read_and_raised(save: Any) -> None:
     assert (image.jpeg.quality, image.jpeg.subsampling, image.jpeg.progressive) == (85, 2, False)
     attempts = Output("same").attempts(image)
     assert attempts[0] == image.jpeg
-    assert [one.quality for one in attempts if one is not None] == sorted({one.quality for one in attempts if one})
+    assert [attempt.quality for attempt in attempts if attempt is not None] == sorted(
+        {attempt.quality for attempt in attempts if attempt}
+    )
     assert attempts[-1] == JpegSettings.of_quality(100)
     assert Output("jpeg", 60).attempts(image)[0] == JpegSettings.of_quality(60)
     data = Output("same").encode(image, image.pixels)

@@ -64,19 +64,19 @@ def test_a_web_of_links_is_listed_in_as_many_steps_as_it_has_links(
 ) -> None:
     folder = Folder([web(tmp_path / "web", 7)], None, Output(), 1, Reader(Limits(), Access()))
     scans.clear()
-    found = names(list(folder.listing()))
+    listing = names(list(folder.listing()))
     assert len(scans) == 1 + 7 + 42
-    assert [name for name in found if name.count("/") == 1] == [f"{index}/{index}.png" for index in range(7)]
-    assert {name for name in found if name.count("/") == 2} == {
+    assert [name for name in listing if name.count("/") == 1] == [f"{index}/{index}.png" for index in range(7)]
+    assert {name for name in listing if name.count("/") == 2} == {
         f"{index}/to{other}/{other}.png" for index in range(7) for other in range(7) if other != index
     }
-    assert len(found) == 7 + 42
+    assert len(listing) == 7 + 42
     # Each of 42 links led to a folder with 6: one of those is to where it came from, which is above.
-    (told,) = [record.getMessage() for record in caplog.records if record.name == "shade_fast.archive.folders"]
-    assert told.startswith("210 links to folders are not followed")
-    assert told.endswith(str(tmp_path / "web/0/to1/to2"))
-    assert names(list(folder.listing())) == found
-    assert folder.count() == len(found)
+    (message,) = [record.getMessage() for record in caplog.records if record.name == "shade_fast.archive.folders"]
+    assert message.startswith("210 links to folders are not followed")
+    assert message.endswith(str(tmp_path / "web/0/to1/to2"))
+    assert names(list(folder.listing())) == listing
+    assert folder.count() == len(listing)
     assert len([record for record in caplog.records if record.name == "shade_fast.archive.folders"]) == 1
 
 
@@ -97,8 +97,8 @@ def test_a_link_that_leads_on_to_a_new_place_is_followed_once(tmp_path: Path, ca
     (tmp_path / "photos/first").symlink_to(tmp_path / "one")
     (tmp_path / "photos/second").symlink_to(tmp_path / "one")
     (tmp_path / "one/on\x1b[2J").symlink_to(tmp_path / "two")
-    found = names(listed(tmp_path / "photos"))
-    assert found == ["a.png", "first/b.png", "first/on\x1b[2J/c.png", "second/b.png"]
+    listing = names(listed(tmp_path / "photos"))
+    assert listing == ["a.png", "first/b.png", "first/on\x1b[2J/c.png", "second/b.png"]
     assert r"on\x1b[2J" in caplog.text
     assert "\x1b" not in caplog.text
 
@@ -152,10 +152,10 @@ def deep(tmp_path: Path) -> Iterator[Path]:
 
 
 def test_three_thousand_folders_below_one_another(deep: Path) -> None:
-    found = listed(deep)
-    assert names(found) == ["d/" * 65, "first.png", "last.png"]
-    assert "more than 64 folders below one another" in str(found[0].error)
-    assert "--max depth=128" in str(found[0].error)
+    listing = listed(deep)
+    assert names(listing) == ["d/" * 65, "first.png", "last.png"]
+    assert "more than 64 folders below one another" in str(listing[0].error)
+    assert "--max depth=128" in str(listing[0].error)
     further = listed(deep, depth=5000)
     assert [file.relative for file in further if file.error is None] == ["first.png", "last.png"]
     assert "cannot be read: File name too long" in str(further[0].error)
@@ -163,14 +163,14 @@ def test_three_thousand_folders_below_one_another(deep: Path) -> None:
 
 def test_more_folders_and_images_than_the_limits_end_the_source_with_a_row_that_says_so(tmp_path: Path) -> None:
     touch(tmp_path, "one/a/1.png", "one/b/2.png", "one/c/3.png", "two/4.png")
-    found = listed(tmp_path / "one", tmp_path / "two", folders=3)
-    assert names(found) == ["a/1.png", "b/2.png", "c/", "4.png"]
-    assert str(found[2].error).startswith(f"{tmp_path}/one/c: the source has more than 3 folders")
-    assert "--max folders=6" in str(found[2].error)
-    found = listed(tmp_path / "one", tmp_path / "two", files=2)
-    assert names(found) == ["a/1.png", "b/2.png", "c/", "4.png"]
-    assert "more than 2 images" in str(found[2].error)
-    assert "--max files=4" in str(found[2].error)
+    listing = listed(tmp_path / "one", tmp_path / "two", folders=3)
+    assert names(listing) == ["a/1.png", "b/2.png", "c/", "4.png"]
+    assert str(listing[2].error).startswith(f"{tmp_path}/one/c: the source has more than 3 folders")
+    assert "--max folders=6" in str(listing[2].error)
+    listing = listed(tmp_path / "one", tmp_path / "two", files=2)
+    assert names(listing) == ["a/1.png", "b/2.png", "c/", "4.png"]
+    assert "more than 2 images" in str(listing[2].error)
+    assert "--max files=4" in str(listing[2].error)
 
 
 class Lying(fsspec.AbstractFileSystem):
@@ -204,8 +204,8 @@ def test_a_store_that_lists_itself_and_what_is_above_it_ends(
 ) -> None:
     shown = ["a/", "/", "a/../", "/a/b/", "a/b/a/", "b/x.png", "a/./", "a/..", "a/x.png", "a/b/", "a/b/y.png"]
     monkeypatch.setattr(lying, "shows", staticmethod(lambda path: shown))
-    found = listed("lying://a")
-    assert names(found) == ["b/y.png", "x.png"]
+    listing = listed("lying://a")
+    assert names(listing) == ["b/y.png", "x.png"]
     assert set(lying.asked) == {"a", "a/b", "a/b/a"}
 
 
@@ -213,19 +213,19 @@ def test_a_store_whose_every_folder_holds_another_ends_at_the_depth(
     lying: type[Lying], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(lying, "shows", staticmethod(lambda path: [f"{path}/a/", f"{path}/x.png"]))
-    found = listed("lying://a")
+    listing = listed("lying://a")
     assert len(lying.asked) < 300
-    assert len([file for file in found if file.error is None]) == 65
-    assert found[0].relative == "a/" * 65
-    assert "--max depth=128" in str(found[0].error)
+    assert len([file for file in listing if file.error is None]) == 65
+    assert listing[0].relative == "a/" * 65
+    assert "--max depth=128" in str(listing[0].error)
 
 
 def test_a_store_that_branches_for_ever_ends_at_its_folders(
     lying: type[Lying], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(lying, "shows", staticmethod(lambda path: [f"{path}/{name}/" for name in "abc"]))
-    found = listed("lying://a", folders=1000, depth=8)
-    assert "more than 1000 folders" in str(found[-1].error)
+    listing = listed("lying://a", folders=1000, depth=8)
+    assert "more than 1000 folders" in str(listing[-1].error)
     assert len(lying.asked) <= 1000 + 10
 
 
@@ -238,9 +238,9 @@ def test_a_store_that_raises_what_is_no_error_of_a_system_is_a_failed_row(
         return ["a/b/", "a/c.png"]
 
     monkeypatch.setattr(lying, "shows", staticmethod(shows))
-    found = listed("lying://a")
-    assert names(found) == ["b/", "c.png"]
-    assert found[0].error == "lying://a/b: cannot be read: RuntimeError: bad gateway"
+    listing = listed("lying://a")
+    assert names(listing) == ["b/", "c.png"]
+    assert listing[0].error == "lying://a/b: cannot be read: RuntimeError: bad gateway"
 
 
 def test_a_store_that_says_the_truth_is_listed_whole() -> None:

@@ -21,6 +21,7 @@ from shade_fast.archive.options import RunOptions
 from shade_fast.archive.storage import ArchiveStoppedError
 from shade_fast.images import decode
 from shade_fast.perceptual import load_perceptual
+from shade_fast.protect.batch import Protector
 from shade_fast.protect.options import Options
 from tests.archive.outputs import Run, by_key, images
 
@@ -73,10 +74,10 @@ def test_verify_finds_what_is_not_as_recorded(run: Run, photos: Path, tmp_path: 
     Image.open(out / "a.png").convert("L").save(out / "a.png")
     (out / "more/c.webp").unlink()
     Image.open(photos / "b.jpg").save(photos / "b.jpg", quality=80)
-    found = {mismatch.key: mismatch.reason for mismatch in verify_archive(out, poisoner=poisoner)}
-    assert found["a.png"] == "its output has another sha256 than recorded"
-    assert found["b.jpg"] == "its source has another sha256 than recorded"
-    assert "c.webp" in found["more/c.webp"]
+    mismatches = {mismatch.key: mismatch.reason for mismatch in verify_archive(out, poisoner=poisoner)}
+    assert mismatches["a.png"] == "its output has another sha256 than recorded"
+    assert mismatches["b.jpg"] == "its source has another sha256 than recorded"
+    assert "c.webp" in mismatches["more/c.webp"]
     (photos / "later.png").write_bytes((photos / "a.png").read_bytes())
     with pytest.raises(ShadeFastError, match="no run has been here"):
         verify_archive(photos)
@@ -180,13 +181,13 @@ def test_duplicates_are_done_once_and_copied(
         (many / name).parent.mkdir(exist_ok=True)
         (many / name).write_bytes((many / f"{name.split('/')[-1][:2]}.png").read_bytes())
     optimized: list[str] = []
-    optimize = Poisoner._optimize
+    protect = Protector._protect
 
-    def watched(self: Poisoner, batch: Any, output: Any, clean: Any) -> Any:
-        optimized.extend(work.image.name for work in batch)
-        return optimize(self, batch, output, clean)
+    def watched(self: Protector, works: Any, output: Any, clean: Any) -> Any:
+        optimized.extend(work.image.name for work in works)
+        return protect(self, works, output, clean)
 
-    monkeypatch.setattr(Poisoner, "_optimize", watched)
+    monkeypatch.setattr(Protector, "_protect", watched)
     report = run(many, shard_size=6)
     assert sorted(optimized) == [f"{index:02}.png" for index in range(12)]
     rows = by_key(report)
@@ -208,12 +209,12 @@ def test_a_duplicate_of_a_result_that_is_gone_is_done_for_itself(
     folder.mkdir()
     (folder / "00.png").write_bytes((many / "00.png").read_bytes())
     run(folder)
-    made = tmp_path / "out/00.png"
-    data = made.read_bytes()
+    output = tmp_path / "out/00.png"
+    data = output.read_bytes()
     if change == "removed":
-        made.unlink()
+        output.unlink()
     else:
-        made.write_bytes(data[:-1] + b"?")
+        output.write_bytes(data[:-1] + b"?")
     for name in ("a.png", "b.png"):
         (folder / name).write_bytes((many / "00.png").read_bytes())
     report = run(folder)

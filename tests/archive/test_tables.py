@@ -13,7 +13,7 @@ from PIL import Image
 
 from shade_fast import Access, ShadeFastError, verify_archive
 from shade_fast.api.poisoner import Poisoner
-from shade_fast.archive import tables
+from shade_fast.archive import table as one_table
 from shade_fast.archive.storage import ArchiveStoppedError
 from shade_fast.images import decode
 from tests.archive.outputs import Run, by_key, images
@@ -51,12 +51,12 @@ def test_a_table_of_paths(
     assert rows[4].duplicate_of == rows[1].key
     assert list(images(out)) == [*(f"many/{index:02}.png" for index in range(4)), f"table.{kind}"]
     if kind == "csv":
-        made = list(csv.DictReader((out / "table.csv").open(newline="")))
+        written = list(csv.DictReader((out / "table.csv").open(newline="")))
     elif kind == "jsonl":
-        made = [json.loads(line) for line in (out / "table.jsonl").read_text().splitlines()]
+        written = [json.loads(line) for line in (out / "table.jsonl").read_text().splitlines()]
     else:
-        made = pq.read_table(out / "table.parquet").to_pylist()
-    assert made == listed
+        written = pq.read_table(out / "table.parquet").to_pylist()
+    assert written == listed
     assert verify_archive(out, poisoner=Poisoner(**engine)) == []
     assert run(table, target="cat").new == 0
 
@@ -151,8 +151,8 @@ def test_rows_that_cannot_be(run: Run, many: Path, tmp_path: Path) -> None:
         strict=True,
     ):
         assert words in error
-    made = [json.loads(line)["path"] for line in (tmp_path / "out/t.jsonl").read_text().splitlines()]
-    assert made == ["many/00.png", *[None] * 6]
+    written = [json.loads(line)["path"] for line in (tmp_path / "out/t.jsonl").read_text().splitlines()]
+    assert written == ["many/00.png", *[None] * 6]
     assert decode(tmp_path / "out/many/00.png").format == "PNG"
 
 
@@ -185,7 +185,7 @@ def test_row_groups_stay(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(tables, "GROUP_BYTES", limit)
+    monkeypatch.setattr(one_table, "GROUP_BYTES", limit)
     first: Any = (many / "00.png").read_bytes() if column == "image" else "many/00.png"
     table = pa.table({column: [first, *[None] * 35], "label": list(range(36))})
     pq.write_table(table, tmp_path / "t.parquet", row_group_size=18)
@@ -211,8 +211,8 @@ def test_a_bad_row_ends_no_run(run: Run, many: Path, tmp_path: Path) -> None:
     reasons.append("many/\\xed\\xa0\\xbd.png: cannot be read")
     for row, words in zip(rows[1:5], reasons, strict=True):
         assert str(row.error).startswith(words)
-    made = [json.loads(line) for line in (tmp_path / "out/t.jsonl").read_text("utf-8").splitlines()]
-    assert made == [line | {"path": line["path"] if index in (0, 5) else None} for index, line in enumerate(lines)]
+    written = [json.loads(line) for line in (tmp_path / "out/t.jsonl").read_text("utf-8").splitlines()]
+    assert written == [line | {"path": line["path"] if index in (0, 5) else None} for index, line in enumerate(lines)]
 
 
 def test_csv_rows_longer_and_shorter_than_the_header(run: Run, many: Path, tmp_path: Path) -> None:
@@ -238,7 +238,7 @@ def test_a_line_that_cannot_be_read_is_mended(
     place = len(lines) - 2
     table = tmp_path / f"t.{kind}"
     table.write_text("\n".join([*lines[:place], bad, *lines[place + 1 :]]))
-    with pytest.raises(ArchiveStoppedError, match=rf"t.{kind}: cannot be read: {reason}; mend it and run this again"):
+    with pytest.raises(ArchiveStoppedError, match=rf"t.{kind}: cannot be read: {reason}; fix it and run this again"):
         run(table)
     table.write_text("\n".join(lines))
     report = run(table)
@@ -251,7 +251,7 @@ def test_a_damaged_parquet_table_says_so(run: Run, many: Path, tmp_path: Path) -
     data = bytearray(table.read_bytes())
     data[40:80] = bytes(40)
     table.write_bytes(data)
-    with pytest.raises(ArchiveStoppedError, match=r"t.parquet: cannot be read: .*; mend it and run this again"):
+    with pytest.raises(ArchiveStoppedError, match=r"t.parquet: cannot be read: .*; fix it and run this again"):
         run(table)
 
 
@@ -270,8 +270,8 @@ def test_targets_of_one_name_are_told_apart_by_their_images(
     rows = list(run(tmp_path / "t.csv").rows())
     assert [row.duplicate_of for row in rows] == [None, None, "many/01.png"]
     assert [row.target for row in rows] == [str(target) for target in targets]
-    made = images(tmp_path / "out")
-    assert made["many/00.png"] != made["many/01.png"] == made["many/02.png"]
+    written = images(tmp_path / "out")
+    assert written["many/00.png"] != written["many/01.png"] == written["many/02.png"]
     poisoner = Poisoner(**engine)
     assert verify_archive(tmp_path / "out", poisoner=poisoner) == []
     Image.fromarray(draw(48, 48, 7)).save(targets[0])

@@ -61,7 +61,7 @@ def shards(tmp_path: Path, draw: Any) -> Path:
 
 @pytest.fixture
 def watch(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path, Callable[[int], None]], None]:
-    """`watch(path, before)`: `before` is told the place of each read of one file."""
+    """`watch(path, before)`: `before` is given the place of each read of one file."""
 
     def begin(path: Path, before: Callable[[int], None]) -> None:
         class Watched(io.FileIO):
@@ -170,8 +170,8 @@ def test_duplicates_across_shards(run: Run, tmp_path: Path, draw: Any) -> None:
     write_tar(tmp_path / "b.tar", {"2.png": data, "3.png": data})
     report = run([tmp_path / "a.tar", tmp_path / "b.tar"])
     assert report.duplicates == 2
-    made = read_tar(tmp_path / "out/b.tar")
-    assert made["2.png"] == made["3.png"] == read_tar(tmp_path / "out/a.tar")["1.png"]
+    written = read_tar(tmp_path / "out/b.tar")
+    assert written["2.png"] == written["3.png"] == read_tar(tmp_path / "out/a.tar")["1.png"]
 
 
 def test_threads_that_copy_from_one_shard_get_their_own_members(
@@ -190,11 +190,11 @@ def test_a_duplicate_of_a_member_that_is_gone_is_done_for_itself(run: Run, tmp_p
     write_tar(tmp_path / "b.tar", {"2.png": data})
     both = [tmp_path / "a.tar", tmp_path / "b.tar"]
     assert run(both, limit=1).interrupted
-    made = read_tar(tmp_path / "out/a.tar")
+    written = read_tar(tmp_path / "out/a.tar")
     (tmp_path / "out/a.tar").unlink()
     report = run(both)
     assert (report.ok, report.duplicates) == (2, 0)
-    assert read_tar(tmp_path / "out/b.tar")["2.png"] == made["1.png"]
+    assert read_tar(tmp_path / "out/b.tar")["2.png"] == written["1.png"]
 
 
 def test_names_with_more_dots_are_told_of(
@@ -203,11 +203,11 @@ def test_names_with_more_dots_are_told_of(
     names = ["0.png", "._0.v1.png", "notes.v1.txt", "IMG.v2.png", "2024.01.05.png"]
     members = {name: encoded(draw(32, 32, 0), "PNG") for name in names}
     assert run(write_tar(tmp_path / "a.tar", members)).images == 1
-    made = read_tar(tmp_path / "out/a.tar")
-    assert [name for name in names if made[name] != members[name]] == ["0.png"]
-    (told,) = (record.getMessage() for record in caplog.records if record.name == "shade_fast.archive.tars")
-    assert "a.tar: IMG.v2.png is copied unprotected" in told
-    assert "rename what is to be protected" in told
+    written = read_tar(tmp_path / "out/a.tar")
+    assert [name for name in names if written[name] != members[name]] == ["0.png"]
+    (message,) = (record.getMessage() for record in caplog.records if record.name == "shade_fast.archive.tars")
+    assert "a.tar: IMG.v2.png is copied unprotected" in message
+    assert "rename what is to be protected" in message
 
 
 def test_members_that_would_escape_or_are_no_files(run: Run, tmp_path: Path, draw: Any) -> None:
@@ -295,7 +295,7 @@ def test_a_read_error_that_passes_is_no_damage(number: int, run: Run, tmp_path: 
             raise TimeoutError(errno.ETIMEDOUT, "Connection timed out")
 
     watch(path, fail_once)
-    with pytest.raises(ArchiveStoppedError, match=r"a.tar: cannot be read: Connection timed out; mend that and run th"):
+    with pytest.raises(ArchiveStoppedError, match=r"a.tar: cannot be read: Connection timed out; fix that and run th"):
         run(path)
     begun.extend(range(3))
     report = run(path)

@@ -226,12 +226,12 @@ def test_an_error_that_nobody_expected_has_a_code_of_its_own(
 def test_an_error_in_a_thread_of_a_run_names_the_image(
     poison: Poison, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from shade_fast.archive.archive import Archive
+    from shade_fast.archive.recorder import Recorder
 
     def breaks(*_: object) -> None:
         raise RuntimeError("nobody expected this")
 
-    monkeypatch.setattr(Archive, "_make_room", breaks)
+    monkeypatch.setattr(Recorder, "_make_room", breaks)
     assert cli.main(poison()) == exits.EXIT_FAULT
     shown = capsys.readouterr().err
     assert shown.startswith(("shade-fast: a.png: 00000", "shade-fast: b.jpg: 00000"))

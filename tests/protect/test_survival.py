@@ -15,7 +15,7 @@ from torch import nn
 from shade_fast import Budget, ShadeFastError, View, poison_batch, survival
 from shade_fast.archive import Manifest, Storage, archive_status
 from shade_fast.cli import main
-from shade_fast.protect.survival import TREATMENTS, Treatment
+from shade_fast.views.treatments import TREATMENTS, Treatment
 
 
 class Mean(nn.Module):

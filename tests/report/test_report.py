@@ -20,12 +20,11 @@ import pytest
 from PIL import Image
 from torch import nn
 
-from shade_fast.archive import Manifest, Row, Storage
-from shade_fast.archive.names import to_text
+from shade_fast.archive import Manifest, Row, Storage, to_text
 from shade_fast.encoders import Encoder
 from shade_fast.report import write_report
 from shade_fast.report.report import inline_picture
-from shade_fast.report.run import Figures, ImageRecord, choose, read_run, totals
+from shade_fast.report.run import Figures, choose, read_run
 from shade_fast.terms.errors import ShadeFastError
 from shade_fast.terms.limits import Limits
 
@@ -77,14 +76,14 @@ def blocks(decodes: bool = True) -> Encoder:
 
 
 def record(source: str, status: str = "ok", **fields: Any) -> Row:
-    made = {"target": "cat", "width": 40, "height": 24, "optimize_ms": 500.0} | fields
-    return Row(key=source, shard="00000-00000", index=0, source=to_text(source), status=status, **made)
+    fields = {"target": "cat", "width": 40, "height": 24, "optimize_ms": 500.0} | fields
+    return Row(key=source, shard="00000-00000", index=0, source=to_text(source), status=status, **fields)
 
 
 def done(source: str, output: str, after: float, status: str = "ok", **fields: Any) -> Row:
-    made = {"output": output, "linf": 16 / 255, "lpips": 0.06, "distance_before": 100.0, "distance_after": after}
-    made |= {"steps": 3, "anchor": "anchor.png", "history": (100.0, 80.0, after)}
-    return record(source, status, **(made | fields))
+    measured = {"output": output, "linf": 16 / 255, "lpips": 0.06, "distance_before": 100.0, "distance_after": after}
+    measured |= {"steps": 3, "anchor": "anchor.png", "history": (100.0, 80.0, after)}
+    return record(source, status, **(measured | fields))
 
 
 def write_run(directory: Path, images: list[Row], **fields: Any) -> Path:
@@ -163,12 +162,12 @@ def test_names_errors_and_options_are_escaped(run: Path) -> None:
 
 
 def test_totals_are_those_of_the_images(run: Path) -> None:
-    summary = totals(read_run(run))
-    assert (summary.images, summary.ok, summary.below_target, summary.failed) == (5, 2, 1, 2)
-    assert summary.mean_ratio == pytest.approx((0.4 + 0.6 + 0.95) / 3)
-    assert summary.median_ratio == pytest.approx(0.6)
-    assert summary.largest_linf == 16 / 255 and summary.largest_lpips == 0.0699
-    assert summary.holds_linf and summary.holds_lpips
+    read = read_run(run)
+    assert read.totals.images == 5 and read.totals.statuses == {"ok": 2, "below_target": 1, "failed": 2}
+    assert read.totals.mean_ratio == pytest.approx((0.4 + 0.6 + 0.95) / 3)
+    assert read.figures.median_ratio == pytest.approx(0.6)
+    assert read.totals.largest_linf == 16 / 255 and read.totals.largest_lpips == 0.0699
+    assert read.holds_linf and read.holds_lpips
     text = Page(write_report(run, encoder=blocks())).text
     assert "2 of 5 images moved towards “cat”" in text
     assert "60.0%" in text and "mean 65.0%" in text and "16 /255 budget 16/255: holds" in text
@@ -177,15 +176,15 @@ def test_totals_are_those_of_the_images(run: Path) -> None:
 
 def test_an_exceeded_budget_is_said(tmp_path: Path) -> None:
     write_run(tmp_path, [done("a.png", "b.png", 50.0, linf=17 / 255, lpips=0.0701)])
-    summary = totals(read_run(tmp_path))
-    assert not summary.holds_linf and not summary.holds_lpips
+    read = read_run(tmp_path)
+    assert not read.holds_linf and not read.holds_lpips
     assert Page(write_report(tmp_path)).text.count("exceed") == 4
 
 
 def test_a_budget_between_two_levels_counts_as_the_lower(tmp_path: Path) -> None:
     images = [done("a.png", "b.png", 50.0, linf=16 / 255)]
     budget = {"linf": 0.0625, "lpips": None}
-    assert not totals(read_run(write_run(tmp_path, images, budget=budget))).holds_linf
+    assert not read_run(write_run(tmp_path, images, budget=budget)).holds_linf
 
 
 def test_every_image_has_its_row_and_failed_ones_their_reason(run: Path) -> None:
@@ -254,7 +253,7 @@ def test_choose_takes_the_short_ones_first_and_the_rest_over_the_whole_range(run
     assert len(choose(Figures(images), 1)) == 1
 
 
-def _with_after(image: ImageRecord, after: float, status: str = "ok") -> ImageRecord:
+def _with_after(image: Row, after: float, status: str = "ok") -> Row:
     return replace(image, distance_after=after, status=status)
 
 
@@ -292,7 +291,7 @@ def test_a_picture_too_small_for_the_encoder_says_so(tmp_path: Path) -> None:
     assert page.text.count("Could not be decoded: 5x5 pixels") == 3
 
 
-def test_a_missing_record_names_the_folder_and_the_mend(tmp_path: Path) -> None:
+def test_a_missing_record_names_the_folder_and_the_fix(tmp_path: Path) -> None:
     with pytest.raises(ShadeFastError, match=r"no run has been here; give the output of `shade-fast archive`"):
         write_report(tmp_path)
 
@@ -303,11 +302,23 @@ def test_a_missing_record_names_the_folder_and_the_mend(tmp_path: Path) -> None:
         ({"steps": -1}, r"run\.json: options\.steps is -1, not a whole number"),
         ({"encoder": None}, r"run\.json: options\.encoder is None, not a list"),
         ({"budget": {"linf": "x"}}, r"options\.budget\.linf is 'x', not a number"),
+        ({"budget": []}, r"options\.budget is \[\], not an object"),
+        ({"seed": 10**400}, r"options\.seed is 10+, not a number of this size"),
+        ({"steps": 1.5}, r"options\.steps is 1\.5, not a whole number from 0"),
+        ({"target": True}, r"options\.target is True, not a text; fix it there or run"),
+        ({"encoder": [{}, {"factor": "8"}]}, r"options\.encoder\[1\]\.factor is '8', not a number"),
+        ({"encoder": ["embedded"]}, r"options\.encoder\[0\] is 'embedded', not an object"),
     ],
 )
 def test_an_invalid_record_names_the_field(options: dict[str, Any], message: str, tmp_path: Path) -> None:
     with pytest.raises(ShadeFastError, match=message):
         write_report(write_run(tmp_path, [], **options))
+
+
+def test_what_a_record_lacks_is_unknown(tmp_path: Path) -> None:
+    write_run(tmp_path, [], optimizer=None, version="", encoder=[{"spec": "owner/name"}], steps=float("inf"))
+    text = Page(write_report(tmp_path)).text
+    assert "Optimizer unknown Budget" in text and "Encoder owner/name" in text and "shade_fast unknown" in text
 
 
 @pytest.mark.parametrize("content", ["{", "[]", "{}"])
@@ -377,8 +388,8 @@ def test_five_thousand_images_keep_a_light_page_and_the_whole_run_s_figures(tmp_
     history = [100 * 0.99**step for step in range(60)]
     images = [done(f"{place}.png", "b.png", 20.0 + place / 100, history=history) for place in range(5000)]
     run = read_run(write_run(tmp_path, images))
-    assert len(run.images) <= 2000 + 300 and totals(run).images == 5000
-    assert totals(run).median_ratio == pytest.approx((20 + 49.99 / 2) / 100)
+    assert len(run.images) <= 2000 + 300 and run.totals.images == 5000
+    assert run.figures.median_ratio == pytest.approx((20 + 49.99 / 2) / 100)
     path = write_report(tmp_path, limit=4)
     page = Page(path)
     assert len(_rows(page)) == 2000 and "2,000 of 5,000 images are listed" in page.text

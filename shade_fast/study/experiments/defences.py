@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from PIL import Image
 
 from shade_fast.images import UInt8Array
 from shade_fast.study.examples import examples_of
@@ -16,6 +14,7 @@ from shade_fast.study.experiments.prepare import Bench
 from shade_fast.study.experiments.world import prompt
 from shade_fast.study.generator import flow_loss
 from shade_fast.terms.errors import ShadeFastError
+from shade_fast.views.treatments import TREATMENTS
 
 #: Share of all images that a filter leaves out.
 DROPPED = 0.2
@@ -36,8 +35,8 @@ def defend(name: str, bench: Bench, images: UInt8Array, concepts: Sequence[str],
     the AUC alone. Raises ShadeFastError for an unknown name."""
     if name not in DEFENCES:
         raise ShadeFastError(f"defence {name!r}: give one of {', '.join(DEFENCES)}")
-    if name in _TREATMENTS:
-        treated = np.stack([_TREATMENTS[name](image) for image in images])
+    if name in _CHANGES:
+        treated = np.stack([_CHANGES[name](image) for image in images])
         return Defended(treated, list(range(len(images))))
     scores = FILTERS[name](bench, images, concepts)
     count = round(DROPPED * len(images))
@@ -54,18 +53,6 @@ def area_under_curve(scores: torch.Tensor, flags: torch.Tensor) -> float | None:
         return None
     above = (high[:, None] > low).double() + 0.5 * (high[:, None] == low).double()
     return float(above.mean())
-
-
-def _jpeg(image: UInt8Array) -> UInt8Array:
-    file = io.BytesIO()
-    Image.fromarray(image).save(file, "JPEG", quality=75)
-    return np.asarray(Image.open(file))
-
-
-def _resize(image: UInt8Array) -> UInt8Array:
-    height, width = image.shape[:2]
-    small = Image.fromarray(image).resize((width * 3 // 4, height * 3 // 4), Image.Resampling.BICUBIC)
-    return np.asarray(small.resize((width, height), Image.Resampling.BICUBIC))
 
 
 @torch.no_grad()
@@ -89,13 +76,15 @@ def _misalignment(bench: Bench, images: UInt8Array, concepts: Sequence[str]) -> 
     return 1 - bench.judge.probabilities(images)[torch.arange(len(images)), torch.tensor(numbers)]
 
 
-_TREATMENTS: dict[str, Callable[[UInt8Array], UInt8Array]] = {
+#: Defences that change every image.
+_CHANGES: dict[str, Callable[[UInt8Array], UInt8Array]] = {
     "none": lambda image: image,
-    "jpeg": _jpeg,
-    "resize": _resize,
+    "jpeg": TREATMENTS["JPEG 75"].apply,
+    "resize": TREATMENTS["resize 75%"].apply,
 }
+#: Defences that leave images out: a score of each, of which the highest go.
 FILTERS: dict[str, Callable[[Bench, UInt8Array, Sequence[str]], torch.Tensor]] = {
     "loss": _loss,
     "alignment": _misalignment,
 }
-DEFENCES = (*_TREATMENTS, *FILTERS)
+DEFENCES = (*_CHANGES, *FILTERS)

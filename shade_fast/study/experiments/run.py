@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from shade_fast.archive.archive import fixed_plan
+from shade_fast.archive import fixed_plan
 from shade_fast.study.experiments.arms import RELATED, Arm, Result, arm_file, run_arm, shown_images
 from shade_fast.study.experiments.figures import Figures, write_rows
 from shade_fast.study.experiments.makers import Run, make_by_processes, make_here
