@@ -116,7 +116,7 @@ every_engine = pytest.mark.parametrize("backend", ENGINES, indirect=True)
 
 @pytest.mark.parametrize(
     ("backend", "name"),
-    [(key, name) for key, one in BACKENDS.items() for name in one.networks],
+    [(key, name) for key, described in BACKENDS.items() for name in described.networks],
     indirect=["backend"],
 )
 def test_results_and_input_gradient_are_the_modules(backend: Backend, name: str) -> None:

@@ -102,9 +102,6 @@ def test_graphs_hold_onnx_operators_alone_and_the_weights_as_constants() -> None
     assert str(Path.cwd()).encode() not in data and b"site-packages" not in data
 
 
-# ---- the cache
-
-
 def files(cache: Path) -> list[Path]:
     return sorted(cache.iterdir()) if cache.is_dir() else []
 
@@ -204,9 +201,6 @@ def test_writers_at_once_leave_whole_files(cache: Path) -> None:
         thread.join()
     assert seen == [True] * 40
     assert sorted(one.suffix for one in files(cache)) == [".onnx", ".weights"]
-
-
-# ---- what is refused
 
 
 def test_a_provider_that_is_not_there_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

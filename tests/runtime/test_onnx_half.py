@@ -164,9 +164,6 @@ def test_the_sums_of_a_distance_are_float32() -> None:
     assert relative(gradient, right_gradient) < TOLERANCES["float16"]
 
 
-# ---- as a backend
-
-
 @pytest.fixture
 def on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> Callable[[nn.Module], OnnxNetwork]:
     """Networks of float16 on the CPU's provider, as no user gets them: what is around the graph is the same."""

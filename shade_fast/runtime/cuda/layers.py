@@ -159,8 +159,8 @@ class _Convolution(torch.autograd.Function):
         sides = zip(ctx.size, gradient.shape[2:], weight.shape[2:], stride, padding, dilation, strict=True)
         rest = [had - ((made - 1) * s - 2 * p + d * (side - 1) + 1) for had, made, side, s, p, d in sides]
         with products(ctx.tf32):
-            made = aten.convolution(gradient, weight, None, stride, padding, dilation, True, rest, groups)
-        return made, *[None] * 8
+            result = aten.convolution(gradient, weight, None, stride, padding, dilation, True, rest, groups)
+        return result, *[None] * 8
 
 
 class _Linear(torch.autograd.Function):
