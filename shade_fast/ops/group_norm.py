@@ -327,11 +327,11 @@ class _GroupNorm(torch.autograd.Function):
     def backward(ctx: Any, residual: Tensor | None, gradient: Tensor | None) -> tuple[Tensor | None, ...]:
         source, statistics, gamma, beta, bias = ctx.saved_tensors
         residual = None if residual is None else channels_last(residual.to(source.dtype))
-        made = residual
+        of_input = residual
         if gradient is not None:
             gradient = channels_last(gradient.to(source.dtype))
-            made = _gradient_operator(gradient, source, gamma, beta, bias, statistics, residual, *ctx.parameters)
-        return made, made if ctx.adds else None, *[None] * 7
+            of_input = _gradient_operator(gradient, source, gamma, beta, bias, statistics, residual, *ctx.parameters)
+        return of_input, of_input if ctx.adds else None, *[None] * 7
 
 
 def _sum_dtype(x: Tensor) -> torch.dtype:

@@ -147,8 +147,8 @@ def _steps(table: tuple[int, ...], quality: int) -> Tensor:
 def _cosines() -> Tensor:
     """The orthonormal transform of a flattened 8x8 block, [64, 64]."""
     place, frequency = np.arange(8)[None], np.arange(8)[:, None]
-    one = np.cos((2 * place + 1) * frequency * np.pi / 16) * np.where(frequency == 0, np.sqrt(1 / 8), 0.5)
-    return torch.tensor(np.kron(one, one), dtype=torch.float32, device="cpu")
+    cosines = np.cos((2 * place + 1) * frequency * np.pi / 16) * np.where(frequency == 0, np.sqrt(1 / 8), 0.5)
+    return torch.tensor(np.kron(cosines, cosines), dtype=torch.float32, device="cpu")
 
 
 def _enlarge(planes: Tensor) -> Tensor:

@@ -14,8 +14,8 @@ from shade_fast.terms.errors import ShadeFastError
 
 def reference(left: Tensor, right: Tensor, out: Tensor, factor: float, accumulate: bool) -> None:
     """The specification, in plain torch: out = factor · left · right, added to what is there with `accumulate`."""
-    made = factor * (left @ right)
-    out.copy_(out + made if accumulate else made)
+    product = factor * (left @ right)
+    out.copy_(out + product if accumulate else product)
 
 
 def bind(

@@ -54,10 +54,10 @@ def reference_gradient(
 ) -> Tensor:
     """The gradient in x, in plain torch: activations is y, upstream the distance's, residual what comes through y."""
     sums = torch.float64 if activations.dtype == torch.float64 else torch.float32
-    made = lpips_layer.reference_gradient(upstream, activations.to(sums), clean, head)
+    input_gradient = lpips_layer.reference_gradient(upstream, activations.to(sums), clean, head)
     if residual is not None:
-        made = made + residual
-    return channels_last(torch.where(activations <= 0, 0, made).to(activations.dtype))
+        input_gradient = input_gradient + residual
+    return channels_last(torch.where(activations <= 0, 0, input_gradient).to(activations.dtype))
 
 
 @torch.library.custom_op("shade_fast::relu_lpips_layer", mutates_args=())

@@ -1,4 +1,4 @@
-"""Why backend `cuda` may not run: each reason with its mend, on machines that are made up."""
+"""Why backend `cuda` may not run: each reason with its fix, on machines that are made up."""
 
 from __future__ import annotations
 

@@ -247,5 +247,5 @@ def test_missing_libraries_say_what_to_install(monkeypatch: pytest.MonkeyPatch) 
 
 def test_what_is_left_of_an_uninstalled_runtime_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "onnxruntime", ModuleType("onnxruntime"))
-    told = libraries.describe_onnxruntime()
-    assert told["built"] == "no" and "pip uninstall onnxruntime onnxruntime-gpu" in told["why"]
+    described = libraries.describe_onnxruntime()
+    assert described["built"] == "no" and "pip uninstall onnxruntime onnxruntime-gpu" in told["why"]

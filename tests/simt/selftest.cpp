@@ -1,5 +1,5 @@
 // The emulation itself: that its shared memory, barriers, shuffles and atomics do what kernels count on, and that what
-// is wrong with a launch is told.
+// is wrong with a launch is reported.
 #include <cstdio>
 #include <cstring>
 
@@ -69,7 +69,7 @@ int main() {
 
   expect(launch(reverse, 0, 1, nullptr, values) == Status::cuda_failure, "no blocks are an error");
   expect(std::strcmp(shade_fast::cuda::last_error(), "invalid configuration argument") == 0, "which has its text");
-  expect(cudaGetLastError() == cudaSuccess, "and is told once");
+  expect(cudaGetLastError() == cudaSuccess, "and is reported once");
   expect(launch(half_waits, 1, 1, nullptr, values) == Status::cuda_failure, "a barrier that half a block reaches");
   return failures;
 }
