@@ -248,4 +248,4 @@ def test_missing_libraries_say_what_to_install(monkeypatch: pytest.MonkeyPatch) 
 def test_what_is_left_of_an_uninstalled_runtime_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "onnxruntime", ModuleType("onnxruntime"))
     described = libraries.describe_onnxruntime()
-    assert described["built"] == "no" and "pip uninstall onnxruntime onnxruntime-gpu" in told["why"]
+    assert described["built"] == "no" and "pip uninstall onnxruntime onnxruntime-gpu" in described["why"]
